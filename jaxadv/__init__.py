@@ -1,0 +1,1 @@
+"""Adversarial examples at high throughput: attacks, detectors, defences."""

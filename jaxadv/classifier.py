@@ -1,0 +1,261 @@
+"""A classifier as attacks, detectors and defences see it.
+
+A `Classifier` is a pytree: its weights are leaves, so new weights of the same
+shapes do not retrace a jitted attack, and weights placed on a mesh stay there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+
+from jaxadv.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalise:
+  """Preprocessing `(images - mean) / std`, per channel.
+
+  Frozen and compared by value, so that it can be a static part of a jitted
+  classifier.
+
+  Attributes:
+    mean: One value a channel, in image units ([0, 1]).
+    std: One value a channel, in image units.
+  """
+
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """Maps float32[B, H, W, C] in [0, 1] to what the network expects."""
+    return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
+
+
+def identity(images: jax.Array) -> jax.Array:
+  """Preprocessing of a network that takes [0, 1] as it is."""
+  return images
+
+
+@struct.dataclass
+class Classifier:
+  """Maps images in [0, 1] to logits; preprocessing happens inside.
+
+  Build it with `from_linen`, `from_nnx` or `from_function`.
+
+  Attributes:
+    variables: The weights, a pytree of arrays.
+    apply: `(variables, images) -> logits`, after preprocessing.
+    feature_map: `(variables, images, names) -> dict`, or None if the network
+      has no named layers.
+    preprocess: From [0, 1] to what `apply` expects.
+    stochastic: Whether two calls can differ; such a classifier is called with
+      `keys`.
+  """
+
+  variables: PyTree
+  apply: Callable[..., jax.Array] = struct.field(pytree_node=False)
+  feature_map: Callable[..., dict[str, jax.Array]] | None = struct.field(
+    pytree_node=False, default=None
+  )
+  preprocess: Callable[[jax.Array], jax.Array] = struct.field(
+    pytree_node=False, default=identity
+  )
+  stochastic: bool = struct.field(pytree_node=False, default=False)
+
+  def __call__(
+    self, images: jax.Array, keys: jax.Array | None = None
+  ) -> jax.Array:
+    """Computes logits.
+
+    Args:
+      images: float32[B, H, W, C] in [0, 1].
+      keys: key[B], for a stochastic classifier only.
+
+    Returns:
+      float32[B, K].
+    """
+    extra = (keys,) if self.stochastic else ()
+    return self.apply(self.variables, self.preprocess(images), *extra)
+
+  def features(
+    self, images: jax.Array, names: Sequence[str]
+  ) -> dict[str, jax.Array]:
+    """Computes the outputs of named layers.
+
+    Args:
+      images: float32[B, H, W, C] in [0, 1].
+      names: Names of layers (Linen: submodules).
+
+    Returns:
+      One array a name.
+
+    Raises:
+      ValueError: If the network does not have one of the names.
+    """
+    if self.feature_map is None:
+      raise ValueError(
+        'this classifier was built without named layers; use from_linen, or '
+        'pass feature_map to from_function'
+      )
+    return self.feature_map(
+      self.variables, self.preprocess(images), tuple(names)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _LinenApply:
+  """Static half of a Linen classifier; equal modules compare equal."""
+
+  module: nn.Module
+
+  def __call__(self, variables: PyTree, images: jax.Array) -> jax.Array:
+    return self.module.apply(variables, images)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LinenFeatures:
+  """Reads the outputs of named submodules of a Linen module."""
+
+  module: nn.Module
+
+  def __call__(
+    self, variables: PyTree, images: jax.Array, names: tuple[str, ...]
+  ) -> dict[str, jax.Array]:
+    _, captured = self.module.apply(
+      variables,
+      images,
+      capture_intermediates=lambda layer, method: layer.name in names,
+      mutable=['intermediates'],
+    )
+    found = _outputs(captured.get('intermediates', {}))
+    missing = [name for name in names if name not in found]
+    if missing:
+      raise ValueError(
+        f'no layer called {", ".join(missing)} in '
+        f'{type(self.module).__name__}; names are those of its submodules'
+      )
+    return {name: found[name] for name in names}
+
+
+def _outputs(captured: dict[str, Any], name: str = '') -> dict[str, jax.Array]:
+  """Flattens Flax's nested captures into {layer name: its first output}."""
+  found: dict[str, jax.Array] = {}
+  for key, value in captured.items():
+    if key == '__call__':
+      found[name] = value[0]
+    else:
+      found |= _outputs(value, key)
+  return found
+
+
+def from_linen(
+  module: nn.Module,
+  variables: PyTree,
+  *,
+  preprocess: Callable[[jax.Array], jax.Array] = identity,
+) -> Classifier:
+  """Wraps a Linen module in inference mode.
+
+  Args:
+    module: Called as `module.apply(variables, images)`; its defaults must be
+      those of inference (dropout off, stored BatchNorm statistics).
+    variables: `{'params': ..., 'batch_stats': ...}`.
+    preprocess: From [0, 1] to what the module expects.
+
+  Returns:
+    A `Classifier` whose `features` go by the names of submodules.
+  """
+  return Classifier(
+    variables=variables,
+    apply=_LinenApply(module),
+    feature_map=_LinenFeatures(module),
+    preprocess=preprocess,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _NnxApply:
+  """Static half of an NNX classifier."""
+
+  graphdef: Any
+
+  def __call__(self, variables: PyTree, images: jax.Array) -> jax.Array:
+    return nnx.merge(self.graphdef, variables)(images)
+
+
+def from_nnx(
+  model: nnx.Module,
+  *,
+  preprocess: Callable[[jax.Array], jax.Array] = identity,
+) -> Classifier:
+  """Wraps an NNX model in inference mode; the model itself is not changed.
+
+  The classifier holds the weights as they are now; train on and wrap again.
+
+  Args:
+    model: Called as `model(images)`.
+    preprocess: From [0, 1] to what the model expects.
+
+  Returns:
+    A `Classifier`.
+  """
+  in_inference = nnx.view(
+    model,
+    deterministic=True,
+    use_running_average=True,
+    raise_if_not_found=False,
+  )
+  graphdef, variables = nnx.split(in_inference)
+  return Classifier(
+    variables=variables, apply=_NnxApply(graphdef), preprocess=preprocess
+  )
+
+
+def from_function(
+  function: Callable[..., jax.Array],
+  variables: PyTree = None,
+  *,
+  preprocess: Callable[[jax.Array], jax.Array] = identity,
+  feature_map: Callable[..., dict[str, jax.Array]] | None = None,
+  stochastic: bool = False,
+) -> Classifier:
+  """Wraps a plain function.
+
+  Args:
+    function: `images -> logits`, or `(variables, images) -> logits` if
+      `variables` are given; stochastic ones take `keys` last. Must be
+      traceable by JAX.
+    variables: Weights, a pytree of arrays. Arrays that `function` closes over
+      work too, but are constants of every compilation.
+    preprocess: From [0, 1] to what the function expects.
+    feature_map: `(variables, images, names) -> dict`.
+    stochastic: Whether two calls can differ.
+
+  Returns:
+    A `Classifier`.
+  """
+  apply = function if variables is not None else _WithoutVariables(function)
+  return Classifier(
+    variables=variables,
+    apply=apply,
+    feature_map=feature_map,
+    preprocess=preprocess,
+    stochastic=stochastic,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithoutVariables:
+  """Drops the empty variables before a function that takes none."""
+
+  function: Callable[..., jax.Array]
+
+  def __call__(self, variables: PyTree, *arguments: jax.Array) -> jax.Array:
+    return self.function(*arguments)

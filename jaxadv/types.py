@@ -1,0 +1,138 @@
+"""Names and shapes that every part of jaxadv shares.
+
+Images are float32[B, H, W, C] in [0, 1], labels int32[B]. A unit (an attack,
+a detector) is a factory that closes over its hyperparameters and returns one
+of the named tuples below; what it fits travels as a pytree of arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+PyTree = Any
+
+
+class Batch(NamedTuple):
+  """Pictures with what is known of them; the last batch of a set is padded.
+
+  Attributes:
+    images: float32[B, H, W, C] in [0, 1] (uint8 while a set is in storage).
+    labels: int32[B], true classes.
+    kind: int32[B], 0 for clean, else the index of the kind of attack plus one.
+    source: int32[B], the id of the original picture; a clean picture and all
+      its attacked versions share it.
+    mask: bool[B], False in rows that are padding.
+  """
+
+  images: jax.Array
+  labels: jax.Array
+  kind: jax.Array
+  source: jax.Array
+  mask: jax.Array
+
+
+class AttackResult(NamedTuple):
+  """What an attack returns.
+
+  Attributes:
+    images: float32[B, H, W, C] in [0, 1]. A row without success holds the last
+      iterate for a budget attack, the clean image for a minimal-norm attack.
+    success: bool[B], judged on `images` as returned.
+  """
+
+  images: jax.Array
+  success: jax.Array
+
+
+class ClassifierLike(Protocol):
+  """Anything that maps float32[B, H, W, C] in [0, 1] to logits [B, K]."""
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """Gives the logits, float32[B, K]."""
+
+
+class Attack(NamedTuple):
+  """An attack in the form that every driver runs; built by a factory.
+
+  Attributes:
+    init: `(keys, classifier, images, labels) -> state`. The state is a named
+      tuple whose leaves all have the leading axis B; `done`, bool[B], is
+      among them, and so is each row's own step counter if it needs one.
+    step: `(classifier, images, labels, state) -> state`. A row that is done
+      does not change.
+    finish: `(classifier, images, labels, state) -> AttackResult`.
+    max_steps: The number of calls of `step` after which the attack ends; 0
+      for a one-shot attack, whose `finish` does the work.
+  """
+
+  init: Callable[..., Any]
+  step: Callable[..., Any]
+  finish: Callable[..., AttackResult]
+  max_steps: int
+
+  def __call__(
+    self,
+    keys: jax.Array,
+    classifier: ClassifierLike,
+    images: jax.Array,
+    labels: jax.Array,
+  ) -> AttackResult:
+    """Drives the attack to its end; a pure function, made to be jitted.
+
+    Args:
+      keys: key[B], one a picture; see `picture_keys`.
+      classifier: The classifier under attack.
+      images: float32[B, H, W, C] in [0, 1].
+      labels: int32[B], the true classes, or the classes to reach if the
+        attack is targeted.
+
+    Returns:
+      The attacked images and which rows succeeded.
+    """
+    state = self.init(keys, classifier, images, labels)
+
+    def unfinished(carry):
+      step, state = carry
+      return (step < self.max_steps) & ~jnp.all(state.done)
+
+    def advance(carry):
+      step, state = carry
+      return step + 1, self.step(classifier, images, labels, state)
+
+    if self.max_steps:
+      _, state = jax.lax.while_loop(unfinished, advance, (0, state))
+    return self.finish(classifier, images, labels, state)
+
+
+def picture_keys(key: jax.Array, source: jax.Array) -> jax.Array:
+  """Gives every picture its own key, whatever batch it is in.
+
+  Args:
+    key: One key.
+    source: int32[B], ids of the pictures.
+
+  Returns:
+    key[B], `key` folded with each id.
+  """
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, source)
+
+
+class Detector(NamedTuple):
+  """Tells attacked pictures from clean ones; built by a factory.
+
+  Attributes:
+    fit: `(key, classifier, train, valid) -> state`, arrays only; `train` and
+      `valid` are re-readable iterables of `Batch`.
+    score: `(keys, classifier, state, images) -> float32[B]`, higher means
+      more likely attacked.
+    surrogate: A differentiable stand-in for `score`, needed where `score` has
+      no useful gradient.
+  """
+
+  fit: Callable[[jax.Array, Any, Iterable[Batch], Iterable[Batch]], PyTree]
+  score: Callable[[jax.Array, Any, PyTree, jax.Array], jax.Array]
+  surrogate: Callable[..., jax.Array] | None = None
