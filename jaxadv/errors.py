@@ -1,5 +1,10 @@
 """Errors that one sentence explains; `launch.py` prints them and exits."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(ValueError):
   """What was asked for cannot be: names the value given and the valid ones.
@@ -13,3 +18,33 @@ class DataError(RuntimeError):
 
   Raised in the middle of work; results finished earlier stay as they are.
   """
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(batch_size: int) -> Iterator[None]:
+  """Turns a device's out-of-memory error into one that says what to try.
+
+  JAX computes asynchronously, so the block has to read a result (or call
+  `block_until_ready`) before it ends.
+
+  Args:
+    batch_size: The batch size that the block works with.
+
+  Raises:
+    DataError: If the block runs out of memory; names a batch size half as
+      large.
+  """
+  try:
+    yield
+  except Exception as error:
+    full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    if not full:
+      raise
+    advice = (
+      f"try --batch_size={batch_size // 2}"
+      if batch_size > 1
+      else "use a smaller network or a device with more memory"
+    )
+    raise DataError(
+      f"out of memory with a batch size of {batch_size}; {advice}"
+    ) from error
