@@ -1,0 +1,1 @@
+"""Figures of merit, from arrays to numbers; no model, no device."""

@@ -1,0 +1,66 @@
+"""Accuracy, distortion and confusion on examples small enough to read."""
+
+import numpy as np
+import pytest
+
+from jaxadv.errors import UserError
+from jaxadv.metrics import accuracy, confusion, distortion, intervals
+
+
+def test_accuracy_leaves_out_padding():
+  share = accuracy.accuracy([0, 1, 2, 0], [0, 1, 1, 0], [1, 1, 1, 0])
+  assert share == (2, 3)
+  assert share.value == pytest.approx(2 / 3)
+  assert share.interval(0.9) == intervals.wilson(2, 3, 0.9)
+  assert np.isnan(accuracy.Share(0, 0).value)
+
+
+def test_success_rate_and_robust_accuracy_have_their_own_bases():
+  clean_correct = [1, 1, 1, 0, 0]
+  success = [1, 0, 0, 1, 0]
+  assert accuracy.attack_success_rate(success, clean_correct) == (1, 3)
+  assert accuracy.robust_accuracy(success, clean_correct) == (2, 5)
+
+
+def test_distortion_by_hand():
+  clean = np.zeros((2, 2, 2, 3))
+  attacked = clean.copy()
+  attacked[0, 0, 0] = [0.3, 0, -0.4]
+  attacked[0, 1, 1, 1] = 1.2
+  found = distortion.distortion(clean, attacked)
+  np.testing.assert_array_equal(found.l0, [2, 0])
+  np.testing.assert_allclose(found.l2, [1.3, 0])
+  np.testing.assert_allclose(found.linf, [1.2, 0])
+
+
+def test_distortion_of_8_bit_pictures_does_not_wrap_around():
+  clean = np.full((1, 2, 2, 1), 10, np.uint8)
+  attacked = np.full((1, 2, 2, 1), 2, np.uint8)
+  found = distortion.distortion(clean, attacked)
+  np.testing.assert_allclose(found.linf, 8 / 255)
+  np.testing.assert_allclose(
+    distortion.distortion(clean / np.float32(255), attacked).linf, 8 / 255
+  )
+
+
+def test_confusion_keeps_classes_that_do_not_occur_and_adds_up():
+  matrix = confusion.confusion_matrix([0, 1, 1], [0, 0, 1], 3)
+  np.testing.assert_array_equal(matrix, [[1, 0, 0], [1, 1, 0], [0, 0, 0]])
+  matrix += confusion.confusion_matrix([2], [1], 3)
+  assert matrix[2, 1] == 1 and matrix.sum() == 4
+
+
+def test_detection_matrix_calls_scores_above_the_threshold():
+  matrix = confusion.detection_matrix(
+    [0.1, 0.5, 0.5, 0.9], [0, 0, 1, 1], threshold=0.5
+  )
+  np.testing.assert_array_equal(matrix, [[2, 0], [1, 1]])
+
+
+def test_shapes_that_differ_are_refused():
+  with pytest.raises(UserError, match='as many'):
+    accuracy.accuracy([0, 1], [0])
+  with pytest.raises(UserError, match='one value a picture'):
+    accuracy.robust_accuracy([0, 1], [0])
+  with pytest.raises(UserError, match='height, width'):
+    distortion.distortion(np.zeros((2, 2, 3)), np.zeros((2, 2, 3)))
