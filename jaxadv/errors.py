@@ -37,14 +37,14 @@ def explain_out_of_memory(batch_size: int) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    full = isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)
     if not full:
       raise
     advice = (
-      f"try --batch_size={batch_size // 2}"
+      f'try --batch_size={batch_size // 2}'
       if batch_size > 1
-      else "use a smaller network or a device with more memory"
+      else 'use a smaller network or a device with more memory'
     )
     raise DataError(
-      f"out of memory with a batch size of {batch_size}; {advice}"
+      f'out of memory with a batch size of {batch_size}; {advice}'
     ) from error

@@ -1,0 +1,386 @@
+"""Files that survive a kill at any moment: atomic writes, cache, workdir.
+
+Whatever is written here appears whole or not at all: it is first written
+under a temporary name in the same folder and then renamed. The cache is
+addressed by content: the name of an entry is a hash of what it was made
+from, so a changed configuration is another entry and never a stale one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import errno
+import fcntl
+import hashlib
+import inspect
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from absl import logging
+
+from jaxadv.errors import DataError, UserError
+
+
+def as_plain(value: Any) -> Any:
+  """Turns a configuration into what JSON can hold, without ambiguity.
+
+  Dataclasses and named tuples become dicts that carry the name of their
+  class, arrays and bytes become a line with their hash, module-level
+  functions and classes their dotted name.
+
+  Args:
+    value: None, bool, int, float, str, bytes, path, enum, NumPy or JAX array,
+      JAX key, dataclass, named tuple, list, tuple, set or mapping of such.
+
+  Returns:
+    The same in dicts, lists, strings and numbers.
+
+  Raises:
+    TypeError: If the value holds something whose identity cannot be told from
+      one process to the next (a lambda, an object without fields).
+  """
+  match value:
+    case enum.Enum():
+      return f'{type(value).__name__}.{value.name}'
+    case None | bool() | int() | float() | str():
+      return value
+    case os.PathLike():
+      return os.fspath(value)
+    case bytes():
+      return f'bytes {hashlib.sha256(value).hexdigest()}'
+    case type():
+      return f'{value.__module__}.{value.__qualname__}'
+  if dataclasses.is_dataclass(value):
+    fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return {'class': type(value).__name__} | as_plain(fields)
+  if isinstance(value, tuple) and hasattr(value, '_asdict'):
+    return {'class': type(value).__name__} | as_plain(value._asdict())
+  match value:
+    case Mapping():
+      if all(isinstance(key, str) for key in value):
+        return {key: as_plain(item) for key, item in sorted(value.items())}
+      pairs = [[as_plain(k), as_plain(v)] for k, v in value.items()]
+      return sorted(pairs, key=json.dumps)
+    case list() | tuple():
+      return [as_plain(item) for item in value]
+    case set() | frozenset():
+      return sorted((as_plain(item) for item in value), key=json.dumps)
+    case np.generic():
+      return as_plain(value.item())
+  if hasattr(value, 'dtype'):
+    return _plain_array(value)
+  if inspect.isroutine(value) and '<' not in value.__qualname__:
+    return f'{value.__module__}.{value.__qualname__}'
+  raise TypeError(
+    f'cannot take a fingerprint of {value!r} ({type(value).__name__}): use '
+    'numbers, strings, arrays, dataclasses and containers of them'
+  )
+
+
+def _plain_array(array: Any) -> str:
+  """Gives dtype, shape and hash of the contents of an array in one line."""
+  dtype = str(array.dtype)
+  if dtype.startswith('key<'):
+    import jax  # Whoever holds a key has JAX; reports read records without.
+
+    array = jax.random.key_data(array)
+  contents = np.ascontiguousarray(np.asarray(array))
+  if contents.dtype == object:
+    raise TypeError('cannot take a fingerprint of an array of objects')
+  digest = hashlib.sha256(contents.view(np.uint8).data).hexdigest()
+  return f'{dtype}{list(contents.shape)} {digest}'
+
+
+def fingerprint(value: Any) -> str:
+  """Hashes a configuration; equal in every process and Python version.
+
+  Args:
+    value: What `as_plain` accepts.
+
+  Returns:
+    32 hexadecimal digits.
+
+  Raises:
+    TypeError: As `as_plain`.
+  """
+  text = json.dumps(as_plain(value), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def explain_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Turns a full disk into an error that names the file being written.
+
+  Args:
+    path: What the block writes.
+
+  Raises:
+    DataError: If the device is full or the quota is used up.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    raise DataError(
+      f'the disk is full: could not write {os.fspath(path)}; free some space '
+      'and run the same command again, finished work is kept'
+    ) from error
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+  """Opens a temporary file that takes the name `path` if the block succeeds."""
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  try:
+    with explain_full_disk(path):
+      path.parent.mkdir(parents=True, exist_ok=True)
+      with open(temporary, 'wb') as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+  """Writes JSON, whole or not at all.
+
+  Args:
+    path: The file; its folder is made if need be.
+    value: What `json.dumps` accepts; numbers must be finite.
+
+  Raises:
+    DataError: If a number is not finite or the disk is full; names the file.
+  """
+  path = Path(path)
+  try:
+    text = json.dumps(value, indent=2, allow_nan=False) + '\n'
+  except ValueError as error:
+    raise DataError(f'cannot write {path}: {error}') from error
+  with _replacing(path) as file:
+    file.write(text.encode())
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+  """Reads JSON.
+
+  Args:
+    path: The file.
+
+  Returns:
+    Its contents.
+
+  Raises:
+    DataError: If the file is absent or broken; names it.
+  """
+  try:
+    return json.loads(Path(path).read_text(encoding='utf-8'))
+  except (OSError, ValueError) as error:
+    raise DataError(f'cannot read {os.fspath(path)}: {error}') from error
+
+
+def write_npz(path: str | os.PathLike[str], **arrays: Any) -> None:
+  """Writes named arrays (.npz, uncompressed), whole or not at all.
+
+  Args:
+    path: The file; its folder is made if need be.
+    **arrays: Arrays by name, of any dtype but object.
+
+  Raises:
+    DataError: If the disk is full; names the file.
+  """
+  arrays = {name: np.asarray(array) for name, array in arrays.items()}
+  with _replacing(Path(path)) as file:
+    np.savez(file, allow_pickle=False, **arrays)
+
+
+def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+  """Reads all arrays of an .npz file.
+
+  Args:
+    path: The file.
+
+  Returns:
+    Arrays by name.
+
+  Raises:
+    DataError: If the file is absent or broken; names it.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      return {name: file[name] for name in file.files}
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise DataError(f'cannot read {os.fspath(path)}: {error}') from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache:
+  """Folders addressed by what they were made from; safe for many processes.
+
+  Layout: `<root>/<unit>/<hash>/` is a whole entry; `<hash>.partial/` beside
+  it holds what is being made; `<root>/.locks/` holds empty lock files, whose
+  locks end with the process that holds them.
+
+  Attributes:
+    root: The folder of the cache; made on first use.
+  """
+
+  root: Path
+
+  def __init__(self, root: str | os.PathLike[str]):
+    object.__setattr__(self, 'root', Path(root))
+
+  def entry(self, unit: str, version: int, config: Any) -> Path:
+    """Gives the folder of an entry, whether it exists or not.
+
+    Args:
+      unit: What kind of thing it is ('victim', 'adversarial_set'); a name
+        that can be a folder's.
+      version: To be raised when the code of the unit changes its results.
+      config: All that the result depends on (settings, seeds, fingerprints of
+        data); see `as_plain`.
+
+    Returns:
+      The path.
+    """
+    return self.root / unit / fingerprint([unit, version, config])
+
+  def get_or_make(
+    self,
+    unit: str,
+    version: int,
+    config: Any,
+    make: Callable[[Path, Path], None],
+  ) -> Path:
+    """Gives the folder of an entry and makes it first if it is not there.
+
+    A second process that wants the same entry waits for the first and uses
+    what it made. If the first one is killed, the second takes over.
+
+    Args:
+      unit: As in `entry`.
+      version: As in `entry`.
+      config: As in `entry`.
+      make: `(folder, work)`; writes the entry into `folder`, which is empty,
+        and keeps what it may resume from (checkpoints, finished chunks) in
+        `work`, which survives a kill and is removed on success.
+
+    Returns:
+      The path of the whole entry; `entry.json` in it says what it is.
+
+    Raises:
+      UserError: If the cache cannot be written.
+      DataError: If the disk is full.
+    """
+    path = self.entry(unit, version, config)
+    if path.is_dir():
+      return path
+    partial = path.with_name(f'{path.name}.partial')
+    with self._locked(path.name), explain_full_disk(path):
+      if path.is_dir():
+        return path
+      folder, work = partial / 'new', partial / 'work'
+      shutil.rmtree(folder, ignore_errors=True)
+      folder.mkdir(parents=True)
+      work.mkdir(exist_ok=True)
+      make(folder, work)
+      description = {'unit': unit, 'version': version, 'config': config}
+      write_json(folder / 'entry.json', as_plain(description))
+      os.rename(folder, path)
+      shutil.rmtree(partial, ignore_errors=True)
+    return path
+
+  @contextlib.contextmanager
+  def _locked(self, name: str) -> Iterator[None]:
+    """Holds the lock of an entry; the kernel frees it if the process dies."""
+    lock = self.root / '.locks' / name
+    try:
+      lock.parent.mkdir(parents=True, exist_ok=True)
+      file = open(lock, 'w')
+    except OSError as error:
+      if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with explain_full_disk(lock):
+          raise
+      raise UserError(
+        f'cannot write to the cache {self.root} ({error.strerror}); pass '
+        'another --cache_dir'
+      ) from error
+    with file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        logging.info('another process is making %s; waiting for it', name)
+        fcntl.flock(file, fcntl.LOCK_EX)
+      yield
+
+
+def open_workdir(path: str | os.PathLike[str], config: Any) -> Path:
+  """Makes a workdir, or opens one that belongs to the same configuration.
+
+  Args:
+    path: The folder.
+    config: The configuration of the run, kept as `config.json`; see
+      `as_plain`. Leave out what does not change results (a batch size), so
+      that a run can be resumed with another one.
+
+  Returns:
+    The path.
+
+  Raises:
+    UserError: If the folder cannot be written, or belongs to a run with
+      another configuration; names the fields that differ.
+    DataError: If its `config.json` is broken or the disk is full.
+  """
+  path = Path(path)
+  record = path / 'config.json'
+  # Through JSON, so that what is compared is what a file can hold.
+  wanted = json.loads(json.dumps(as_plain(config)))
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    probe = path / f'.writable.{os.getpid()}'
+    probe.touch()
+    probe.unlink()
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+      with explain_full_disk(path):
+        raise
+    raise UserError(
+      f'cannot write to the workdir {path} ({error.strerror}); pass another '
+      '--workdir'
+    ) from error
+  if not record.exists():
+    write_json(record, wanted)
+    return path
+  found = read_json(record)
+  if found != wanted:
+    there, here = dict(_leaves(found)), dict(_leaves(wanted))
+    differing = [
+      f'{name}: {there.get(name, "absent")} there, {here.get(name, "absent")} '
+      'now'
+      for name in sorted(there.keys() | here.keys())
+      if there.get(name) != here.get(name)
+    ]
+    raise UserError(
+      f'the workdir {path} belongs to another configuration '
+      f'({"; ".join(differing)}); pass another --workdir'
+    )
+  return path
+
+
+def _leaves(value: Any, name: str = '') -> Iterator[tuple[str, str]]:
+  """Flattens nested dicts into (dotted name, JSON of the value) pairs."""
+  if isinstance(value, dict):
+    for key, item in value.items():
+      yield from _leaves(item, f'{name}.{key}' if name else key)
+  else:
+    yield name or 'config', json.dumps(value)
