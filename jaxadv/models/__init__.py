@@ -1,0 +1,185 @@
+"""Backbones: chains of named stages, and a registry of them.
+
+A backbone `module` computes logits, `module.apply(variables, images)`, or a
+stretch of its stages, `module.apply(variables, x, start=..., stop=...)`; with
+`train=True` BatchNorm uses the statistics of the batch. Images must have gone
+through the backbone's `preprocess` (a `Classifier` does that itself).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxadv.classifier import Normalise
+from jaxadv.errors import UserError
+from jaxadv.models.chain import split_variables, stage_names
+from jaxadv.models.mobilenet import MobileNet
+from jaxadv.models.vgg import DEPTHS, VGG
+from jaxadv.types import PyTree
+
+__all__ = [
+  'BACKBONES',
+  'Backbone',
+  'build',
+  'init_variables',
+  'split_variables',
+  'stage_names',
+]
+
+
+class Backbone(NamedTuple):
+  """What is known of a kind of network.
+
+  Attributes:
+    name: Its name in the registry.
+    make: `(num_classes, width, image_size, **options) -> module`.
+    split: The last stage of the frozen prefix of a detector.
+    features: The last stage before pooling and dense layers.
+    min_size: The smallest side of an image that it takes.
+    preprocess: From [0, 1] to what published weights expect.
+    image_size: The side of the images of published weights.
+  """
+
+  name: str
+  make: Callable[..., nn.Module]
+  split: str
+  features: str
+  min_size: int
+  preprocess: Callable[[jax.Array], jax.Array]
+  image_size: int = 224
+
+
+def caffe_preprocess(images: jax.Array) -> jax.Array:
+  """Maps RGB in [0, 1] to BGR in [0, 255] less the ImageNet mean, as Keras.
+
+  Args:
+    images: float32[B, H, W, 3] in [0, 1], RGB.
+
+  Returns:
+    float32[B, H, W, 3].
+  """
+  mean = jnp.asarray((103.939, 116.779, 123.68), images.dtype)
+  return images[..., ::-1] * 255 - mean
+
+
+def _make_vgg(
+  depths: tuple[int, ...],
+  num_classes: int,
+  width: float,
+  image_size: int,
+  **options,
+) -> nn.Module:
+  published = image_size == 224 and width == 1.0
+  options = {'head': 'dense' if published else 'pool'} | options
+  return VGG(depths, num_classes, width, **options)
+
+
+def _make_mobilenet(
+  num_classes: int, width: float, image_size: int, **options
+) -> nn.Module:
+  options = {'small_input': image_size < 64} | options
+  return MobileNet(num_classes, width, **options)
+
+
+BACKBONES: dict[str, Backbone] = {
+  name: Backbone(
+    name=name,
+    make=partial(_make_vgg, DEPTHS[name]),
+    split='block3',
+    features='block5',
+    min_size=16,
+    preprocess=caffe_preprocess,
+  )
+  for name in ('vgg11', 'vgg16', 'vgg19')
+} | {
+  'mobilenet': Backbone(
+    name='mobilenet',
+    make=_make_mobilenet,
+    split='block5',
+    features='block13',
+    min_size=16,
+    preprocess=Normalise((0.5,) * 3, (0.5,) * 3),
+  )
+}
+"""The backbones by name."""
+
+
+def build(
+  name: str,
+  *,
+  num_classes: int,
+  width: float = 1.0,
+  image_size: int = 224,
+  **options,
+) -> nn.Module:
+  """Builds a backbone.
+
+  Args:
+    name: One of `BACKBONES`.
+    num_classes: Number of logits.
+    width: Multiplies the channels; the published networks have 1.0.
+    image_size: Side of the square images, in pixels.
+    **options: Attributes of the module: `batch_norm`, `head` ('dense' or
+      'pool') for VGG, where 'dense' is the default of the published size
+      only; `small_input` for MobileNet, by default True below 64 pixels.
+
+  Returns:
+    A Linen module, not yet initialised.
+
+  Raises:
+    UserError: If the name is unknown, or the size, width or number of classes
+      is one that the backbone cannot take.
+  """
+  backbone = get_backbone(name)
+  if image_size < backbone.min_size:
+    raise UserError(
+      f'{name} cannot take images of {image_size}x{image_size} pixels; give '
+      f'it at least {backbone.min_size}x{backbone.min_size}'
+    )
+  if width <= 0:
+    raise UserError(f'width is {width}; give a number above 0')
+  if num_classes < 1:
+    raise UserError(f'num_classes is {num_classes}; give 1 or more')
+  return backbone.make(num_classes, width, image_size, **options)
+
+
+def get_backbone(name: str) -> Backbone:
+  """Looks a backbone up.
+
+  Args:
+    name: One of `BACKBONES`.
+
+  Returns:
+    The backbone.
+
+  Raises:
+    UserError: If there is none of that name.
+  """
+  if name not in BACKBONES:
+    raise UserError(
+      f'unknown backbone {name!r}; choose one of {", ".join(BACKBONES)}'
+    )
+  return BACKBONES[name]
+
+
+def init_variables(
+  key: jax.Array, module: nn.Module, image_size: int
+) -> PyTree:
+  """Draws the initial variables of a backbone.
+
+  Args:
+    key: One key.
+    module: The backbone.
+    image_size: Side of the square images, in pixels.
+
+  Returns:
+    `{'params': ...}`, with `'batch_stats'` if the module has BatchNorm.
+  """
+  images = jnp.zeros((1, image_size, image_size, 3))
+  return jax.jit(module.init)(key, images)

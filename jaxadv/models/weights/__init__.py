@@ -1,0 +1,1 @@
+"""Published weights, one file a source, and our own files."""

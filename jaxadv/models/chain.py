@@ -1,0 +1,97 @@
+"""Backbones as chains of named stages that can be entered and left anywhere.
+
+A backbone is a Linen module with a method `stages()`, a dict from the name of
+each stage to a constructor that takes `name=`, in the order of computation;
+every stage is called as `stage(x, train)`. Its `__call__` is `run_stages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jaxadv.errors import UserError
+from jaxadv.types import PyTree
+
+Stages = Mapping[str, Callable[..., nn.Module]]
+
+
+def run_stages(
+  stages: Stages,
+  x: jax.Array,
+  train: bool,
+  start: str | None = None,
+  stop: str | None = None,
+) -> jax.Array:
+  """Runs a stretch of a chain; call it in a compact method of the backbone.
+
+  Args:
+    stages: Constructors by name, in order.
+    x: The image, or what stage `start` gave.
+    train: Whether BatchNorm uses and updates with the statistics of the batch.
+    start: The stage after which to begin; None for the image.
+    stop: The last stage to run; None for the end, the logits.
+
+  Returns:
+    What the last stage gives.
+
+  Raises:
+    UserError: If a name is not that of a stage.
+  """
+  names = tuple(stages)
+  first = 0 if start is None else _position(names, start) + 1
+  last = len(names) if stop is None else _position(names, stop) + 1
+  for name in names[first:last]:
+    x = stages[name](name=name)(x, train)
+  return x
+
+
+def stage_names(module: Any) -> tuple[str, ...]:
+  """Lists the stages of a backbone in the order of computation."""
+  return tuple(module.stages())
+
+
+def split_variables(
+  module: Any, variables: PyTree, split: str
+) -> tuple[PyTree, PyTree]:
+  """Divides variables into those of a frozen prefix and of the rest.
+
+  Args:
+    module: The backbone.
+    variables: `{'params': {stage: ...}, 'batch_stats': {stage: ...}}`.
+    split: The last stage of the prefix.
+
+  Returns:
+    `(prefix, suffix)`, each of the form of `variables`. The prefix serves
+    `module.apply(prefix, images, stop=split)`, the suffix
+    `module.apply(suffix, features, start=split)`.
+
+  Raises:
+    UserError: If `split` is not a stage.
+  """
+  names = stage_names(module)
+  frozen = names[: _position(names, split) + 1]
+
+  def keep(in_prefix: bool) -> PyTree:
+    return {
+      collection: {
+        stage: values
+        for stage, values in tree.items()
+        if (stage in frozen) == in_prefix
+      }
+      for collection, tree in variables.items()
+    }
+
+  return keep(True), keep(False)
+
+
+def _position(names: tuple[str, ...], name: str) -> int:
+  if name not in names:
+    raise UserError(
+      f'{name!r} is not a stage of this backbone; choose one of '
+      f'{", ".join(names)}'
+    )
+  return names.index(name)
