@@ -343,8 +343,6 @@ def open_workdir(path: str | os.PathLike[str], config: Any) -> Path:
   """
   path = Path(path)
   record = path / 'config.json'
-  # Through JSON, so that what is compared is what a file can hold.
-  wanted = json.loads(json.dumps(as_plain(config)))
   try:
     path.mkdir(parents=True, exist_ok=True)
     probe = path / f'.writable.{os.getpid()}'
@@ -359,22 +357,33 @@ def open_workdir(path: str | os.PathLike[str], config: Any) -> Path:
       '--workdir'
     ) from error
   if not record.exists():
-    write_json(record, wanted)
+    write_json(record, as_plain(config))
     return path
-  found = read_json(record)
-  if found != wanted:
-    there, here = dict(_leaves(found)), dict(_leaves(wanted))
-    differing = [
-      f'{name}: {there.get(name, "absent")} there, {here.get(name, "absent")} '
-      'now'
-      for name in sorted(there.keys() | here.keys())
-      if there.get(name) != here.get(name)
-    ]
+  differing = differences(read_json(record), config)
+  if differing:
     raise UserError(
-      f'the workdir {path} belongs to another configuration '
-      f'({"; ".join(differing)}); pass another --workdir'
+      f'the workdir {path} belongs to another configuration ({differing}); '
+      'pass another --workdir'
     )
   return path
+
+
+def differences(recorded: Any, config: Any) -> str:
+  """Tells in which fields a recorded configuration differs from this one.
+
+  Args:
+    recorded: What `read_json` gives of the `as_plain` form written earlier.
+    config: The configuration now; see `as_plain`.
+
+  Returns:
+    'name: value there, value now', joined by '; '; '' if there are none.
+  """
+  there, here = dict(_leaves(recorded)), dict(_leaves(as_plain(config)))
+  return '; '.join(
+    f'{name}: {there.get(name, "absent")} there, {here.get(name, "absent")} now'
+    for name in sorted(there.keys() | here.keys())
+    if there.get(name) != here.get(name)
+  )
 
 
 def _leaves(value: Any, name: str = '') -> Iterator[tuple[str, str]]:
