@@ -137,8 +137,18 @@ def explain_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-  """Opens a temporary file that takes the name `path` if the block succeeds."""
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+  """Opens a temporary file that takes the name `path` if the block succeeds.
+
+  Args:
+    path: The file; its folder is made if need be.
+
+  Yields:
+    A binary file.
+
+  Raises:
+    DataError: If the disk is full; names the file.
+  """
   temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
   try:
     with explain_full_disk(path):
@@ -167,7 +177,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     text = json.dumps(value, indent=2, allow_nan=False) + '\n'
   except ValueError as error:
     raise DataError(f'cannot write {path}: {error}') from error
-  with _replacing(path) as file:
+  with replacing(path) as file:
     file.write(text.encode())
 
 
@@ -200,7 +210,7 @@ def write_npz(path: str | os.PathLike[str], **arrays: Any) -> None:
     DataError: If the disk is full; names the file.
   """
   arrays = {name: np.asarray(array) for name, array in arrays.items()}
-  with _replacing(Path(path)) as file:
+  with replacing(Path(path)) as file:
     np.savez(file, allow_pickle=False, **arrays)
 
 
