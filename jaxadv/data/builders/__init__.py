@@ -1,0 +1,1 @@
+"""Sets of our own, as TFDS builders."""

@@ -1,0 +1,1 @@
+"""The handwritten digits that come with scikit-learn, as a TFDS set."""
