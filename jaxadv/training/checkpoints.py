@@ -36,7 +36,7 @@ def open_checkpoints(
     identity: All that the training depends on; see `storage.as_plain`.
 
   Returns:
-    The manager for `save` and `restore_latest`; `close` it at the end.
+    The manager for `save` and `restore_latest`, a context manager.
 
   Raises:
     UserError: If the folder holds checkpoints of another training; names the

@@ -8,6 +8,7 @@ Training one network is the case of one member.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -171,19 +172,21 @@ def fit_members(
   numbers = numbers.astype(np.int32)
   how = _choose(how, num_members)
 
-  manager = None
-  if checkpoint_dir is not None:
-    identity = {
-      'config': config,
-      'keys': keys,
-      'members': numbers,
-      'train_indices': train,
-      'valid_indices': valid,
-      'data': fingerprint(data),
-    }
-    manager = checkpoints.open_checkpoints(checkpoint_dir, identity)
-
-  with explain_out_of_memory(config.batch_size):
+  with contextlib.ExitStack() as stack:
+    manager = None
+    if checkpoint_dir is not None:
+      identity = {
+        'config': config,
+        'keys': keys,
+        'members': numbers,
+        'train_indices': train,
+        'valid_indices': valid,
+        'data': fingerprint(data),
+      }
+      manager = stack.enter_context(
+        checkpoints.open_checkpoints(checkpoint_dir, identity)
+      )
+    stack.enter_context(explain_out_of_memory(config.batch_size))
     keys, data, train, valid, numbers = replicate(
       (keys, data, train, valid, numbers), mesh
     )
@@ -217,8 +220,6 @@ def fit_members(
         checkpoints.save(manager, state, rows)
       if progress is not None:
         progress(done, config.num_epochs, row)
-  if manager is not None:
-    manager.close()
   history = {
     name: np.asarray([row[name] for row in rows], np.float32)
     for name in rows[0]
