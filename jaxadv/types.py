@@ -7,6 +7,7 @@ of the named tuples below; what it fits travels as a pytree of arrays.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
@@ -55,8 +56,12 @@ class ClassifierLike(Protocol):
     """Gives the logits, float32[B, K]."""
 
 
-class Attack(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Attack:
   """An attack in the form that every driver runs; built by a factory.
+
+  Not a named tuple like the other types: `jax.jit(attack)` needs a weak
+  reference to it, which tuples refuse.
 
   Attributes:
     init: `(keys, classifier, images, labels) -> state`. The state is a named

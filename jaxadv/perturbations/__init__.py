@@ -1,0 +1,1 @@
+"""Changes to pictures that know no model: `(keys, images) -> images`."""
