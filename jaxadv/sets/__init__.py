@@ -1,0 +1,1 @@
+"""Sets of adversarial pictures: made, written and read."""
