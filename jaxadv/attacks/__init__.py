@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from jaxadv.attacks.deepfool import deepfool
 from jaxadv.attacks.drive import drive
+from jaxadv.attacks.evaluate import Evaluation, evaluate
 from jaxadv.attacks.hsv import hsv
 from jaxadv.attacks.noise_inherent import ni
 from jaxadv.attacks.pgd import bim, fgsm, pgd
@@ -19,9 +20,11 @@ __all__ = [
   'ATTACKS',
   'Attack',
   'AttackResult',
+  'Evaluation',
   'bim',
   'deepfool',
   'drive',
+  'evaluate',
   'fgsm',
   'hsv',
   'make',

@@ -94,6 +94,9 @@ def deepfool(
     logits, pullback = jax.vjp(classifier, attacked(images, state))
     num_classes = logits.shape[-1]
     own = jax.nn.one_hot(labels, num_classes)
+    pick = lambda classes: jnp.take_along_axis(logits, classes[:, None], 1)[
+      :, 0
+    ]
 
     def nearer(best, rival):
       # One backward pass after the other: on CPU faster than one vmapped
@@ -101,7 +104,7 @@ def deepfool(
       towards = jax.nn.one_hot(rival, num_classes) - own
       (gradient,) = pullback(towards.astype(logits.dtype))
       slope = jnp.maximum(l2(gradient), 1e-12)
-      gap = jnp.abs(jnp.sum(logits * towards, axis=-1))
+      gap = jnp.abs(pick(rival) - pick(labels))
       distance = gap / slope
       scale = (distance + _EXTRA) / slope
       move = gradient * per_row(scale, gradient)
