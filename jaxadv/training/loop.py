@@ -292,7 +292,7 @@ def take_member(state: TrainState, member: int) -> TrainState:
 
 
 def _choose(how: How | None, num_members: int) -> How:
-  """Picks the way to run members; see ENGINEERING: grouped convolutions."""
+  """Picks the way to run members where the caller leaves it open."""
   if how is not None:
     return how
   # vmap turns convolutions into grouped ones, 5x slower on a CPU.
