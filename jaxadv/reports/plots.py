@@ -40,6 +40,7 @@ PALETTE = (
 )
 # Lines differ in more than colour.
 _DASHES = ('-', '--', '-.', ':')
+_COLOURS = matplotlib.colormaps['PuOr_r'].with_extremes(bad='0.9')
 MAX_BYTES = 300_000
 _DPI = 150
 
@@ -197,8 +198,7 @@ def transfer_matrix(
     figsize=(2.2 + 0.82 * across, 1.7 + 0.62 * down), layout='constrained'
   )
   axis = figure.subplots()
-  colours = matplotlib.colormaps['PuOr_r'].with_extremes(bad='0.9')
-  image = axis.imshow(values, cmap=colours, vmin=0, vmax=100, aspect='auto')
+  image = axis.imshow(values, cmap=_COLOURS, vmin=0, vmax=100, aspect='auto')
   for y, line in enumerate(lines):
     for x, name in enumerate(grid.columns):
       _annotate(axis, x, y, cells[line, name])
@@ -231,8 +231,9 @@ def _annotate(axis: Any, x: int, y: int, shown: Row | None) -> None:
   if shown is None:
     axis.text(x, y, '–', ha='center', va='center', color='0.4')
     return
-  # Both ends of the colour scale are dark.
-  colour = 'white' if abs(shown.value - 50) > 33 else 'black'
+  red, green, blue, _ = _COLOURS(shown.value / 100)
+  light = 0.3 * red + 0.59 * green + 0.11 * blue
+  colour = 'black' if light > 0.52 else 'white'
   at = dict(ha='center', color=colour)
   number = f'{shown.value:.1f}' + FEW * shown.few
   if shown.paper is None:
@@ -397,8 +398,12 @@ def example_pictures(
   after = in_image_units(arrays[attacked])
   examples = after.shape[1]
   figure = matplotlib.figure.Figure(
-    figsize=(1.1 + 3.25 * examples, 0.4 + 1.22 * len(kinds))
+    figsize=(1.1 + 3.25 * examples, 0.7 + 1.22 * len(kinds))
   )
+  note = 'change: 0.5 + factor × (attacked − clean)'
+  if labels:
+    note += '; over attacked pictures: true → predicted class'
+  figure.text(0.5, 0.01, note, ha='center', fontsize=8, color='0.3')
   # A narrow empty column between two examples.
   widths = ([1, 1, 1, 0.25] * examples)[:-1]
   grid = figure.add_gridspec(
@@ -409,7 +414,7 @@ def example_pictures(
     hspace=0.28,
     left=1.1 / figure.get_figwidth(),
     right=0.995,
-    bottom=0.01,
+    bottom=0.28 / figure.get_figheight(),
     top=1 - 0.42 / figure.get_figheight(),
   )
   for y, kind in enumerate(kinds):

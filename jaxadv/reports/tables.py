@@ -283,7 +283,7 @@ def print_table(
         + ', in parentheses the paper' * printed,
         title_justify='left',
         box=rich.box.SIMPLE_HEAD,
-        padding=(0, 2, 0, 0),
+        padding=(0, 1, 0, 0),
         pad_edge=False,
       )
       for index, heading in enumerate(grid.heading):

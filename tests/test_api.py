@@ -1,0 +1,89 @@
+"""Rules that every public name keeps."""
+
+import importlib
+import inspect
+import pathlib
+import pkgutil
+
+import pytest
+
+import jaxadv
+from jaxadv.attacks import ATTACKS, make
+from jaxadv.errors import UserError
+from jaxadv.types import Attack
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def _modules():
+  # Builders register with TFDS when imported; the data tests import them.
+  return [
+    info.name
+    for info in pkgutil.walk_packages(jaxadv.__path__, 'jaxadv.')
+    if '.builders.' not in info.name
+  ]
+
+
+def _public(module):
+  """Gives (name, object) of what a module defines for others."""
+  for name, value in vars(module).items():
+    if (
+      not name.startswith('_')
+      and getattr(value, '__module__', None) == module.__name__
+      and (inspect.isfunction(value) or inspect.isclass(value))
+    ):
+      yield name, value
+
+
+@pytest.mark.parametrize('name', _modules())
+def test_public_names_are_documented(name):
+  module = importlib.import_module(name)
+  assert inspect.getdoc(module), f'{name} has no docstring'
+  for public, value in _public(module):
+    text = inspect.getdoc(value) or ''
+    # Named tuples and dataclasses without a docstring get their signature.
+    assert text and not text.startswith(f'{public}('), f'{name}.{public}'
+
+
+@pytest.mark.parametrize('name', _modules())
+def test_public_functions_are_annotated_and_named_in_one_spelling(name):
+  american = {'color', 'normalize', 'defense', 'eps', 'n_steps', 'steps', 'rng'}
+  for public, value in _public(importlib.import_module(name)):
+    if inspect.isfunction(value):
+      names = set(inspect.signature(value).parameters) | {public}
+      assert not names & american, f'{name}.{public}: see the glossary'
+
+
+@pytest.mark.parametrize('name', ATTACKS)
+def test_factories_of_attacks_give_attacks(name):
+  attack = make(name)
+  assert isinstance(attack, Attack)
+  assert isinstance(attack.max_steps, int) and attack.max_steps >= 0
+  assert list(inspect.signature(attack.init).parameters) == [
+    'keys',
+    'classifier',
+    'images',
+    'labels',
+  ]
+
+
+def test_unknown_attack_names_the_known_ones():
+  with pytest.raises(UserError) as error:
+    make('fgms')
+  assert all(name in str(error.value) for name in ATTACKS)
+
+
+def test_experiments_have_unique_names_and_the_three_functions():
+  paths = [
+    path
+    for path in ROOT.glob('experiments/*/*.py')
+    if not path.stem.startswith('_') and 'def get_config(' in path.read_text()
+  ]
+  stems = [path.stem for path in paths]
+  assert len(stems) == len(set(stems))
+  for path in paths:
+    module = importlib.import_module(
+      f'experiments.{path.parent.name}.{path.stem}'
+    )
+    for name in ('get_config', 'cells', 'run'):
+      assert callable(getattr(module, name, None)), f'{path.stem}.{name}'
