@@ -189,6 +189,7 @@ def pictures_from_arrays(
   *,
   class_names: tuple[str, ...],
   name: str,
+  source: np.ndarray | None = None,
 ) -> Pictures:
   """Makes `Pictures` of arrays that are already checked.
 
@@ -197,10 +198,13 @@ def pictures_from_arrays(
     labels: int[N].
     class_names: One a class.
     name: Name of the set.
+    source: int[N], source ids; None gives 0 to N - 1.
 
   Returns:
-    `Pictures` with source ids 0 to N - 1.
+    `Pictures`.
   """
+  if source is None:
+    source = np.arange(len(labels))
   labels = np.asarray(labels, np.int32)
   digest = hashlib.sha256(np.ascontiguousarray(images).data)
   digest.update(repr((images.shape, class_names)).encode())
@@ -208,10 +212,29 @@ def pictures_from_arrays(
   return Pictures(
     images=images,
     labels=labels,
-    source=np.arange(len(labels), dtype=np.int32),
+    source=np.asarray(source, np.int32),
     class_names=class_names,
     name=name,
     fingerprint=digest.hexdigest(),
+  )
+
+
+def subset(pictures: Pictures, rows: np.ndarray) -> Pictures:
+  """Takes some of the pictures; they keep their source ids.
+
+  Args:
+    pictures: Any.
+    rows: Indices or bool[N].
+
+  Returns:
+    `Pictures` with a fingerprint of their own.
+  """
+  return pictures_from_arrays(
+    pictures.images[rows],
+    pictures.labels[rows],
+    class_names=pictures.class_names,
+    name=pictures.name,
+    source=pictures.source[rows],
   )
 
 
