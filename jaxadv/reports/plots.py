@@ -373,6 +373,7 @@ def example_pictures(
   attacked: str = 'examples/attacked',
   labels: Sequence[Sequence[Sequence[str]]] = (),
   without_clean: Sequence[str] = (),
+  num_examples: int = 3,
 ) -> matplotlib.figure.Figure:
   """Draws pictures of every kind with their perturbation made visible.
 
@@ -390,12 +391,13 @@ def example_pictures(
       leave them out.
     without_clean: Kinds that have no clean version (natural ones); their
       clean pictures are not looked at.
+    num_examples: At most so many of the N examples are drawn.
 
   Returns:
     The figure.
   """
-  before = in_image_units(arrays[clean])
-  after = in_image_units(arrays[attacked])
+  before = in_image_units(arrays[clean][:, :num_examples])
+  after = in_image_units(arrays[attacked][:, :num_examples])
   examples = after.shape[1]
   figure = matplotlib.figure.Figure(
     figsize=(1.1 + 3.25 * examples, 0.7 + 1.22 * len(kinds))

@@ -277,14 +277,16 @@ def print_table(
     console.print(f'• {sentence(claim)}', markup=False, highlight=False)
   for table in record.tables:
     for grid in lay_out(record, table):
-      printed = any(row.paper is not None for row in grid.rows)
+      # Not the table's own title, which would fold at a narrow table's width.
+      console.print(
+        f'{grid.title}, {table.metric}'
+        + ', in parentheses the paper'
+        * any(row.paper is not None for row in grid.rows),
+        markup=False,
+        highlight=False,
+      )
       shown = rich.table.Table(
-        title=f'{grid.title}, {table.metric}'
-        + ', in parentheses the paper' * printed,
-        title_justify='left',
-        box=rich.box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+        box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
       )
       for index, heading in enumerate(grid.heading):
         side: Any = 'left' if index < len(table.lines) else 'right'

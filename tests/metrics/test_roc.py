@@ -63,6 +63,10 @@ def test_fpr_at_tpr_reaches_shares_without_binary_form():
   assert roc.fpr_at_tpr(scores, positive, 0.95) == 0
 
 
+def test_fpr_at_tpr_sees_points_inside_a_straight_line():
+  assert roc.fpr_at_tpr([0, 0, 1, 1, 2, 2], [0, 1] * 3, 0.6) == 2 / 3
+
+
 @pytest.mark.parametrize('fpr', [0, 0.01, 0.29, 0.5, 1])
 def test_threshold_at_fpr_is_the_smallest_that_keeps_it(fpr):
   scores = _scores(seed=5)[0].astype(np.float32)

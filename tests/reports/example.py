@@ -63,7 +63,7 @@ def rows(arrays):
   return tuple(found)
 
 
-def pictures(side=32, examples=2, seed=1):
+def pictures(side=32, examples=4, seed=1):
   """Gives smooth clean pictures and versions with growing noise."""
   rng = np.random.default_rng(seed)
   y, x = np.mgrid[:side, :side] / side
@@ -168,11 +168,12 @@ def example(backbones=('VGG16', 'MobileNet'), side=32):
       reports.Figure(
         'examples',
         'example_pictures',
-        'Two pictures of every kind; the change is shown as 0.5 + scale x '
-        'delta.',
+        'Pictures of every kind and how they were changed.',
         {
           'kinds': KINDS,
-          'labels': [[['seven', 'three'], ['Egyptian cat', 'container ship']]]
+          'labels': [
+            [['seven', 'three'], ['Egyptian cat', 'container ship']] * 2
+          ]
           * len(KINDS),
           'without_clean': ['IN-A'],
         },

@@ -366,6 +366,15 @@ def test_kinds_without_clean_version_show_none():
   assert [len(axis.images) for axis in figure.axes] == [0, 1, 0]
 
 
+def test_only_some_examples_are_drawn():
+  pictures = np.zeros((2, 9, 4, 4, 1))
+  arrays = {'examples/clean': pictures, 'examples/attacked': pictures}
+  figure = plots.example_pictures(
+    _record(), arrays, kinds=['a', 'b'], num_examples=2
+  )
+  assert len(figure.axes) == 2 * 2 * 3
+
+
 def test_bad_figures_are_named(made, tmp_path):
   figure = reports.Figure('f', 'pie', '')
   with pytest.raises(UserError, match='roc_curves'):
