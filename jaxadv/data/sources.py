@@ -441,15 +441,16 @@ def _tfds_split(
   def fetch(rows):
     try:
       examples = source.__getitems__(list(rows))
-    except Exception as error:  # Broken chunks and broken records differ.
+      encoded = [example[image_key] for example in examples]
+      labels = [example[label_key] for example in examples]
+      if None in encoded or None in labels:  # What a cut-off file gives.
+        raise ValueError('it is empty')
+    except Exception as error:  # Each layer of a record fails in its own way.
       if len(rows) > 1:
         parts = [fetch([row]) for row in rows]
         return [p[0][0] for p in parts], [p[1][0] for p in parts]
       raise DataError(f'{where(rows[0])} is broken: {error}') from error
-    return (
-      [example[image_key] for example in examples],
-      [example[label_key] for example in examples],
-    )
+    return encoded, labels
 
   return _Split(len(source), fetch, where)
 

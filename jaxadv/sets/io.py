@@ -18,7 +18,9 @@ from jaxadv.storage import explain_full_disk
 _SPLIT = 'train'  # TFDS keeps the name 'all' for itself.
 
 
-class AdversarialPictures(tfds.core.GeneratorBasedBuilder):
+class AdversarialPictures(
+  tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
   """Writes an `AdversarialSet`; its features are those of the set."""
 
   VERSION = tfds.core.Version('1.0.0')

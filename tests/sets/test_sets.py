@@ -1,0 +1,250 @@
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxadv.attacks.pgd import fgsm
+from jaxadv.classifier import from_function
+from jaxadv.data import fake, images, pipeline
+from jaxadv.data.sources import subset
+from jaxadv.errors import DataError, UserError
+from jaxadv.sets import build as build_tools
+from jaxadv.sets import io, natural, types
+from jaxadv.sets.judge import predict
+
+SIZE = 8
+PICTURES = fake.generated_pictures(40, SIZE, num_classes=4)
+
+
+def _logits(weights, pictures):
+  return pictures.reshape(len(pictures), -1) @ weights
+
+
+def _victim(seed=0):
+  """Classifies by the means of the classes, with some noise on them."""
+  flat = PICTURES.images.reshape(40, -1) / 255 - 0.5
+  means = np.stack([flat[PICTURES.labels == k].mean(0) for k in range(4)], 1)
+  noise = np.random.default_rng(seed).normal(size=means.shape)
+  weights = (means + 0.1 * noise).astype(np.float32)
+  return from_function(_logits, jnp.asarray(weights - weights.mean(0)))
+
+
+def _example(n=20):
+  rng = np.random.default_rng(0)
+  return types.AdversarialSet(
+    images=rng.integers(0, 256, (n, 6, 5, 3), np.uint8),
+    labels=rng.integers(0, 3, n).astype(np.int32),
+    source=rng.permutation(1000)[:n].astype(np.int32),
+    success_float=rng.random(n) < 0.7,
+    success=rng.random(n) < 0.5,
+    kind='pgd',
+    class_names=('ant', 'bee', 'cat'),
+    provenance={'attack': {'epsilon': 8 / 255}, 'seed': 3, 'versions': {}},
+  )
+
+
+def _assert_equal(found, expected):
+  for name, value in expected._asdict().items():
+    other = getattr(found, name)
+    if isinstance(value, np.ndarray):
+      assert other.dtype == value.dtype, name
+      np.testing.assert_array_equal(other, value, err_msg=name)
+    else:
+      assert other == value, name
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_a_set_survives_the_disk(tmp_path, channels):
+  example = _example()
+  example = example._replace(images=example.images[..., :channels])
+  io.write(example, tmp_path / 'set')
+  assert os.listdir(tmp_path) == ['set']
+  _assert_equal(io.read(tmp_path / 'set'), example)
+
+
+def test_others_read_a_set_with_tfds_alone(tmp_path):
+  example = _example()
+  io.write(example, tmp_path / 'set')
+  code = f"""
+import sys
+import tensorflow_datasets as tfds
+builder = tfds.builder_from_directory({str(tmp_path / 'set')!r})
+source = builder.as_data_source('train')
+keys = ('label', 'source', 'success', 'success_float')
+print([[int(e[k]) for k in keys] + [int(e['image'].sum())] for e in source])
+assert builder.info.metadata['kind'] == 'pgd'
+assert 'tensorflow' not in sys.modules and 'jaxadv' not in sys.modules
+"""
+  ran = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  )
+  expected = np.stack(
+    [
+      example.labels,
+      example.source,
+      example.success,
+      example.success_float,
+      example.images.sum(axis=(1, 2, 3)),
+    ],
+    axis=1,
+  )
+  assert ran.stdout.strip() == str(expected.astype(int).tolist())
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+  calls = []
+
+  def fail(pixels):
+    calls.append(1)
+    if len(calls) == 5:
+      raise OSError(28, 'No space left on device')
+    return b''
+
+  monkeypatch.setattr(images, 'encode', fail)
+  with pytest.raises(DataError, match='disk is full'):
+    io.write(_example(), tmp_path / 'set')
+  assert os.listdir(tmp_path) == []
+
+
+def test_write_and_read_refuse(tmp_path):
+  with pytest.raises(DataError, match='holds no adversarial set'):
+    io.read(tmp_path / 'absent')
+  (tmp_path / 'notes.txt').write_text('mine')
+  with pytest.raises(UserError, match='not empty'):
+    io.write(_example(), tmp_path)
+  with pytest.raises(UserError, match='kinds are natural, natural_plus'):
+    io.write(_example()._replace(kind='fgms'), tmp_path / 'set')
+  with pytest.raises(UserError, match='set is empty'):
+    io.write(_example(0), tmp_path / 'set')
+  (tmp_path / 'empty').mkdir()
+  io.write(_example(), tmp_path / 'empty')
+  (file,) = (tmp_path / 'empty').glob('*array_record*')
+  file.write_bytes(file.read_bytes()[:-50])
+  with pytest.raises(DataError, match=file.name):
+    io.read(tmp_path / 'empty')
+
+
+def test_predictions_do_not_depend_on_the_batch():
+  victim = _victim()
+  logits = victim(jnp.asarray(images.to_float(PICTURES.images)))
+  for batch_size in (1, 16, 64):
+    np.testing.assert_array_equal(
+      predict(victim, PICTURES, batch_size), np.argmax(logits, axis=-1)
+    )
+
+
+def test_build_judges_before_and_after_rounding():
+  victim = _victim()
+  correct = build_tools.correct_pictures(victim, PICTURES)
+  assert 0 < len(correct.labels)
+  settings = {'name': 'fgsm', 'epsilon': 60 / 255}
+  found = build_tools.build(
+    fgsm(60 / 255),
+    jax.random.key(0),
+    victim,
+    correct,
+    kind='fgsm',
+    settings=settings,
+    batch_size=16,
+  )
+  assert found.images.dtype == np.uint8
+  change = found.images.astype(int) - correct.images.astype(int)
+  assert np.abs(change).max() == 60
+  np.testing.assert_array_equal(found.source, correct.source)
+  np.testing.assert_array_equal(
+    found.success, predict(victim, found) != correct.labels
+  )
+  assert found.success_float.shape == found.success.shape
+  assert found.success.any()
+  assert found.provenance['attack'] == settings
+  assert found.provenance['data'] == correct.fingerprint
+  others = {
+    types.weights_fingerprint(_victim(seed).variables) for seed in (0, 0, 1)
+  }
+  assert len(others) == 2 and found.provenance['victim'] in others
+
+
+def test_natural_pictures_are_the_errors_of_the_reference():
+  reference = from_function(
+    _logits, jnp.asarray(np.random.default_rng(5).normal(size=(192, 4)))
+  )
+  wrong = predict(reference, PICTURES) != PICTURES.labels
+  found = natural.natural(reference, PICTURES)
+  np.testing.assert_array_equal(found.source, np.flatnonzero(wrong))
+  np.testing.assert_array_equal(found.images, PICTURES.images[wrong])
+  assert found.success.all() and found.kind == 'natural'
+  some = natural.natural(reference, PICTURES, 3)
+  np.testing.assert_array_equal(some.source, np.flatnonzero(wrong)[:3])
+  with pytest.raises(UserError, match=f'misclassifies {wrong.sum()} of 40'):
+    natural.natural(reference, PICTURES, 41)
+  plus = natural.natural_plus(
+    reference,
+    lambda x: x,
+    lambda h: reference(h),
+    found,
+    batch_size=16,
+  )
+  np.testing.assert_array_equal(plus.source, found.source)
+  assert plus.kind == 'natural_plus' and plus.images.shape == found.images.shape
+  assert np.any(plus.images != found.images)
+  np.testing.assert_array_equal(
+    plus.success, predict(reference, plus) != plus.labels
+  )
+
+
+def test_crop_takes_the_largest_region_with_its_margin():
+  maps = np.zeros((1, 40, 40), np.float32)
+  maps[0, 10:20, 22:32] = 1  # The object.
+  maps[0, 30:34, 2:6] = 1  # Smaller, though as bright.
+  pictures = np.zeros((1, 40, 40, 3), np.uint8)
+  pictures[0, 10:20, 22:32] = 255
+  cropped = natural.crop_to_saliency(pictures, maps)
+  # 10 pixels and 15 % at both ends are 13, so the object fills (10 / 13)^2.
+  assert cropped.shape == (1, 40, 40, 3)
+  assert abs(cropped.mean() / 255 - (10 / 13) ** 2) < 0.02
+  np.testing.assert_array_equal(cropped[0, 20, 20], [255] * 3)
+
+
+def test_crop_stays_inside_the_picture():
+  maps = np.zeros((2, 20, 20), np.float32)
+  maps[0, 0:8, 15:20] = 1
+  maps[1] = 0.5  # Constant: nothing stands out.
+  pictures = np.random.default_rng(0).integers(0, 256, (2, 20, 20, 3), np.uint8)
+  cropped = natural.crop_to_saliency(pictures, maps)
+  np.testing.assert_array_equal(cropped[1], pictures[1])
+  corner = images.resize(pictures[:1, :10, 10:], 20)
+  np.testing.assert_array_equal(cropped[:1], corner)
+
+
+def test_kinds_are_numbered_from_one_and_grouped():
+  assert [types.kind_index(kind.name) for kind in types.KINDS] == [
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+  ]
+  categories = [kind.category for kind in types.KINDS]
+  assert [
+    categories.count(c) for c in ('natural', 'artificial', 'semantic')
+  ] == [
+    2,
+    3,
+    3,
+  ]
+  stored = pipeline.stored(_example(), types.kind_index('pgd'))
+  assert set(stored.kind) == {5}
+
+
+def test_a_subset_keeps_its_sources():
+  part = subset(PICTURES, np.array([7, 3]))
+  np.testing.assert_array_equal(part.source, [7, 3])
+  np.testing.assert_array_equal(part.images, PICTURES.images[[7, 3]])
+  assert part.fingerprint != PICTURES.fingerprint
