@@ -1,0 +1,1 @@
+"""Experiments: a folder a paper, a file an experiment."""

@@ -13,8 +13,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, struct
 
+from jaxadv.data.images import to_float
+from jaxadv.errors import DataError, explain_out_of_memory
 from jaxadv.types import PyTree
 
 
@@ -153,6 +156,45 @@ def _outputs(captured: dict[str, Any], name: str = '') -> dict[str, jax.Array]:
     else:
       found |= _outputs(value, key)
   return found
+
+
+@jax.jit
+def _logits(classifier: Classifier, images: jax.Array) -> jax.Array:
+  return classifier(to_float(images))
+
+
+def predict(
+  classifier: Classifier, images: np.ndarray, batch_size: int = 256
+) -> np.ndarray:
+  """Computes the logits of a whole set; one compilation whatever its size.
+
+  Args:
+    classifier: A deterministic classifier.
+    images: uint8[N, H, W, C].
+    batch_size: Pictures at a time.
+
+  Returns:
+    float32[N, K].
+
+  Raises:
+    DataError: If memory does not suffice (names a smaller batch size), or a
+      logit is not finite (names the picture).
+  """
+  batch_size = min(batch_size, len(images))
+  found = []
+  with explain_out_of_memory(batch_size):
+    for start in range(0, len(images), batch_size):
+      part = images[start : start + batch_size]
+      padding = [(0, batch_size - len(part))] + [(0, 0)] * 3
+      found.append(_logits(classifier, np.pad(part, padding))[: len(part)])
+    logits = np.concatenate(found)
+  broken = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
+  if broken.size:
+    raise DataError(
+      f'{broken.size} of {len(images)} pictures get logits that are not '
+      f'finite, the first is row {broken[0]}; look at the weights'
+    )
+  return logits
 
 
 def from_linen(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -43,7 +43,11 @@ class Backbone(NamedTuple):
     features: The last stage before pooling and dense layers.
     min_size: The smallest side of an image that it takes.
     preprocess: From [0, 1] to what published weights expect.
+    saliency: The stage whose maps Grad-CAM reads; the last one that leaves at
+      least 4x4 cells of a 32x32 picture.
     image_size: The side of the images of published weights.
+    from_scratch: Options of `make` for a network without published weights,
+      such as BatchNorm, without which small data do not train a VGG.
   """
 
   name: str
@@ -52,7 +56,9 @@ class Backbone(NamedTuple):
   features: str
   min_size: int
   preprocess: Callable[[jax.Array], jax.Array]
+  saliency: str
   image_size: int = 224
+  from_scratch: dict[str, Any] = {}  # noqa: RUF012 - never written to
 
 
 def caffe_preprocess(images: jax.Array) -> jax.Array:
@@ -95,8 +101,10 @@ BACKBONES: dict[str, Backbone] = {
     features='block5',
     min_size=16,
     preprocess=caffe_preprocess,
+    saliency='block3',
+    from_scratch={'batch_norm': True, 'head': 'pool'},
   )
-  for name in ('vgg11', 'vgg16', 'vgg19')
+  for name in DEPTHS
 } | {
   'mobilenet': Backbone(
     name='mobilenet',
@@ -105,6 +113,7 @@ BACKBONES: dict[str, Backbone] = {
     features='block13',
     min_size=16,
     preprocess=Normalise((0.5,) * 3, (0.5,) * 3),
+    saliency='block11',
   )
 }
 """The backbones by name."""

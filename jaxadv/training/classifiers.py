@@ -22,7 +22,7 @@ from jaxadv.training.tasks import (
 from jaxadv.types import PyTree
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _task(module, image_size: int, preprocess, flip: bool) -> Task:
   # An eighth of the side: four pixels on CIFAR-10, as is usual there.
   pad = image_size // 8

@@ -1,0 +1,180 @@
+"""The paper's claims C1 to C6 as comparisons of cells of the matrix.
+
+A claim is a list of comparisons, each a difference that ought to be positive,
+one or more a backbone. It held if every difference is positive with its whole
+interval, did not if one is negative with its whole interval, and cannot be
+told otherwise. Intervals are not corrected for the number of comparisons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from experiments.connection.protocol.matrix import Figure, Matrix
+from jaxadv.metrics.intervals import percentile_interval
+from jaxadv.reports.record import Claim
+from jaxadv.sets.types import KINDS
+
+# What "strong" transfer and "almost perfect" detection are taken to mean; the
+# paper gives no figure.
+STRONG = 80.0
+ALMOST_PERFECT = 95.0
+
+
+KIND = {kind.name: kind for kind in KINDS}
+
+
+class Comparison(NamedTuple):
+  """A difference that ought to be positive.
+
+  Attributes:
+    text: What is compared, in words.
+    figure: The difference, in points of AUC.
+  """
+
+  text: str
+  figure: Figure
+
+
+def in_category(category: str, matrix: Matrix) -> list[str]:
+  """Lists the kinds of a category that the run has."""
+  return [k for k in matrix.kinds if KIND[k].category == category]
+
+
+def evaluate(matrix: Matrix, *, unseen: bool = True) -> list[Claim]:
+  """Answers the claims that a matrix can answer.
+
+  Args:
+    matrix: AUC of every detector on every kind.
+    unseen: Whether C3 to C6, on kinds not trained on, are asked too.
+
+  Returns:
+    A claim each, in the order of the paper's specification.
+  """
+  claims = [_seen_claim(matrix), _crop_claim(matrix)]
+  if unseen:
+    claims += [
+      _category_claim(matrix),
+      _order_claim(
+        matrix,
+        'C4: detectors trained on natural kinds do better on semantic than on '
+        'artificial kinds',
+        'natural',
+        'semantic',
+        'artificial',
+      ),
+      _order_claim(
+        matrix,
+        'C5: detectors trained on semantic kinds do better on natural than on '
+        'artificial kinds',
+        'semantic',
+        'natural',
+        'artificial',
+      ),
+      _order_claim(
+        matrix,
+        'C6: detectors trained on artificial kinds do better on semantic than '
+        'on natural kinds',
+        'artificial',
+        'semantic',
+        'natural',
+      ),
+    ]
+  return claims
+
+
+def _seen_claim(matrix: Matrix) -> Claim:
+  comparisons = []
+  for backbone in matrix.backbones:
+    seen = {k: matrix.cell(backbone, k, k) for k in matrix.kinds}
+    pairs = [('fgsm', 'pgd'), ('pgd', 'deepfool')]
+    comparisons += [
+      Comparison(
+        f'{backbone}: {KIND[a].paper} above {KIND[b].paper}',
+        seen[a] - seen[b],
+      )
+      for a, b in pairs
+      if a in seen and b in seen
+    ]
+    comparisons += [
+      Comparison(
+        f'{backbone}: {KIND[k].paper} above {ALMOST_PERFECT:.0f}',
+        seen[k] - ALMOST_PERFECT,
+      )
+      for k in ('ni_plus', 'ni_minus')
+      if k in seen
+    ]
+  return _judge(
+    'C1: seen kinds are detected, FGSM easiest and DeepFool hardest of the '
+    'artificial ones, NI+ and NI- almost perfectly',
+    comparisons,
+  )
+
+
+def _crop_claim(matrix: Matrix) -> Claim:
+  comparisons = [
+    Comparison(
+      f'{backbone}: IN-A minus IN-A+',
+      matrix.cell(backbone, 'natural', 'natural')
+      - matrix.cell(backbone, 'natural_plus', 'natural_plus'),
+    )
+    for backbone in matrix.backbones
+    if {'natural', 'natural_plus'} <= set(matrix.kinds)
+  ]
+  return _judge(
+    'C2: natural adversarial pictures are easier to detect than their '
+    'foreground crops',
+    comparisons,
+  )
+
+
+def _category_claim(matrix: Matrix) -> Claim:
+  comparisons = []
+  for backbone in matrix.backbones:
+    for category in ('natural', 'artificial', 'semantic'):
+      kinds = in_category(category, matrix)
+      if len(kinds) > 1:
+        comparisons.append(
+          Comparison(
+            f'{backbone}: {category} above {STRONG:.0f}',
+            matrix.unseen_mean(backbone, kinds, kinds) - STRONG,
+          )
+        )
+  return _judge(
+    f'C3: transfer inside a category is strong (mean AUC above {STRONG:.0f})',
+    comparisons,
+  )
+
+
+def _order_claim(
+  matrix: Matrix, text: str, train: str, better: str, worse: str
+) -> Claim:
+  kinds = {c: in_category(c, matrix) for c in (train, better, worse)}
+  comparisons = [
+    Comparison(
+      f'{backbone}: {better} minus {worse}',
+      matrix.unseen_mean(backbone, kinds[train], kinds[better])
+      - matrix.unseen_mean(backbone, kinds[train], kinds[worse]),
+    )
+    for backbone in matrix.backbones
+    if all(kinds.values())
+  ]
+  return _judge(text, comparisons)
+
+
+def _judge(text: str, comparisons: Sequence[Comparison]) -> Claim:
+  intervals = [percentile_interval(c.figure.draws) for c in comparisons]
+  if not comparisons:
+    verdict = 'cannot tell'
+  elif any(interval.high < 0 for interval in intervals):
+    verdict = 'did not'
+  elif all(interval.low > 0 for interval in intervals):
+    verdict = 'held'
+  else:
+    verdict = 'cannot tell'
+  numbers = {
+    c.text: [round(number, 1) for number in (c.figure.value, *interval)]
+    for c, interval in zip(comparisons, intervals, strict=True)
+  }
+  return Claim(text, verdict, numbers)

@@ -1,0 +1,137 @@
+"""AUC of every detector on every kind, with bootstrap draws of each cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxadv.metrics.intervals import auc_draws
+from jaxadv.metrics.roc import auc
+
+NUM_DRAWS = 1000
+
+
+class Figure(NamedTuple):
+  """A number with its draws on resamples of the source pictures.
+
+  Attributes:
+    value: In per cent of AUC, or points of difference.
+    draws: float64[NUM_DRAWS], the same on the resamples; figures of one run
+      share the resamples, so a difference of figures is a paired one.
+  """
+
+  value: float
+  draws: np.ndarray
+
+  def __sub__(self, other: Figure | float) -> Figure:
+    """Subtracts another figure, draw by draw, or a constant."""
+    if isinstance(other, Figure):
+      return Figure(self.value - other.value, self.draws - other.draws)
+    return Figure(self.value - other, self.draws - other)
+
+
+def mean(figures: Sequence[Figure]) -> Figure:
+  """Averages figures draw by draw."""
+  return Figure(
+    float(np.mean([f.value for f in figures])),
+    np.mean([f.draws for f in figures], axis=0),
+  )
+
+
+class CellScores(NamedTuple):
+  """What one cell of the run leaves: scores of test pictures.
+
+  Attributes:
+    trained: Names of the detectors, E of them: kinds, then controls.
+    tested: Names of the test sets, S of them, 'clean' first.
+    scores: float32[E, S, M], higher means more likely attacked.
+    sources: int32[S, M], ids of the source pictures.
+    shuffled: bool[S, M], the random labels of the control 'shuffled'.
+  """
+
+  trained: tuple[str, ...]
+  tested: tuple[str, ...]
+  scores: np.ndarray
+  sources: np.ndarray
+  shuffled: np.ndarray
+
+  def positives(
+    self, trained: str, tested: str
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Gives scores and sources of clean, then of attacked pictures."""
+    scores = self.scores[self.trained.index(trained)]
+    column = self.tested.index(tested)
+    return scores[0], scores[column], self.sources[0], self.sources[column]
+
+  def shuffled_positives(
+    self, sets: Sequence[str]
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Gives the same for the control whose labels are random."""
+    rows = [self.tested.index(name) for name in sets]
+    scores = self.scores[self.trained.index('shuffled')][rows]
+    labels, sources = self.shuffled[rows], self.sources[rows]
+    return (
+      scores[~labels],
+      scores[labels],
+      sources[~labels],
+      sources[labels],
+    )
+
+
+class Matrix:
+  """AUC in per cent, mean over seeds, of each backbone's detectors.
+
+  Attributes:
+    backbones: Names, in the order of the run.
+    kinds: Kinds that detectors were trained on.
+    spread: {(backbone, trained, tested): standard deviation over seeds}.
+  """
+
+  def __init__(
+    self, cells: Mapping[str, Sequence[CellScores]], kinds: Sequence[str]
+  ):
+    """Computes all cells.
+
+    Args:
+      cells: The scores of each backbone, one element a seed.
+      kinds: The kinds of the run.
+    """
+    self.backbones = tuple(cells)
+    self.kinds = tuple(kinds)
+    self._cells = cells
+    self._figures: dict[tuple[str, str, str], Figure] = {}
+    self.spread: dict[tuple[str, str, str], float] = {}
+
+  def cell(self, backbone: str, trained: str, tested: str) -> Figure:
+    """Gives the AUC of the detector of one kind on another."""
+    place = (backbone, trained, tested)
+    if place not in self._figures:
+      if trained == 'shuffled':
+        groups = [
+          c.shuffled_positives(('clean', tested)) for c in self._cells[backbone]
+        ]
+      else:
+        groups = [c.positives(trained, tested) for c in self._cells[backbone]]
+      values = [auc_of(clean, attacked) for clean, attacked, *_ in groups]
+      draws = [auc_draws(*group, num=NUM_DRAWS) for group in groups]
+      self.spread[place] = 100 * float(np.std(values))
+      self._figures[place] = Figure(
+        100 * float(np.mean(values)), 100 * np.mean(draws, axis=0)
+      )
+    return self._figures[place]
+
+  def unseen_mean(
+    self, backbone: str, trained: Sequence[str], tested: Sequence[str]
+  ) -> Figure:
+    """Averages the cells whose detector has not seen the kind."""
+    return mean(
+      [self.cell(backbone, a, b) for a in trained for b in tested if a != b]
+    )
+
+
+def auc_of(clean: np.ndarray, attacked: np.ndarray) -> float:
+  """Computes the AUC of two groups of scores."""
+  scores = np.concatenate([clean, attacked])
+  return float(auc(scores, np.arange(len(scores)) >= len(clean)))

@@ -1,0 +1,374 @@
+"""What a run leaves: rows, tables, figures and the arrays behind them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.connection.protocol.matrix import CellScores, Figure, Matrix
+from experiments.connection.protocol.setting import parse_network
+from experiments.connection.protocol.study import Study
+from jaxadv.metrics.intervals import percentile_interval, wilson
+from jaxadv.reports import Figure as Drawing
+from jaxadv.reports import Row, Table
+from jaxadv.sets.types import KINDS
+
+AUC = 'AUC (%)'
+RATE = 'success rate (%)'
+ACCURACY = 'accuracy (%)'
+NUM_EXAMPLES = 6
+
+PAPER_NAME = {kind.name: kind.paper for kind in KINDS} | {
+  'reencoded': 're-encoded clean',
+  'clean_other': 'other clean',
+  'clean_other_plus': 'cropped clean',
+  'shuffled': 'shuffled labels',
+}
+BACKBONE_NAME = {'vgg16': 'VGG16', 'mobilenet': 'MobileNet'}
+CATEGORIES = ('natural', 'artificial', 'semantic')
+# The pictures that share their sources with the clean ones; natural kinds and
+# their controls come from other pictures.
+OWN_SOURCES = ('natural', 'natural_plus', 'clean_other', 'clean_other_plus')
+
+
+def title(network: str) -> str:
+  """Names a backbone as tables do: 'VGG16 x0.25'."""
+  name, width = parse_network(network)
+  shown = BACKBONE_NAME.get(name, name)
+  return shown if width == 1 else f'{shown} x{width:g}'
+
+
+def groups(kinds: Sequence[str]) -> dict[str, list[str]]:
+  """Orders kinds by category: {category: names as the paper writes them}."""
+  return {
+    category: [
+      k.paper for k in KINDS if k.category == category and k.name in kinds
+    ]
+    for category in CATEGORIES
+  }
+
+
+def printed(table: str) -> dict[tuple[str, str, str], float]:
+  """Reads the paper's Table 1: {(backbone, trained on, tested on): AUC}."""
+  path = Path(__file__).parents[1] / 'printed' / f'{table}.json'
+  return {
+    (row['backbone'], row['train'], column): value
+    for row in json.loads(path.read_text())['rows']
+    for column, value in row['test'].items()
+    if value is not None
+  }
+
+
+def auc_rows(study: Study, matrix: Matrix, *, unseen: bool) -> list[Row]:
+  """Gives the rows of the matrix of kinds: all of it, or its diagonal."""
+  paper = printed('table1')
+  rows = []
+  for network in matrix.backbones:
+    backbone = network.split(' ')[0]
+    for trained in matrix.kinds:
+      for tested in matrix.kinds if unseen else [trained]:
+        names = (PAPER_NAME[trained], PAPER_NAME[tested])
+        rows.append(
+          _row(
+            study,
+            {
+              'backbone': network,
+              'trained_on': names[0],
+              'tested_on': names[1],
+              'role': 'kind',
+            },
+            matrix.cell(network, trained, tested),
+            paper.get((backbone, *names)),
+          )
+        )
+        rows.append(
+          Row(
+            rows[-1].keys,
+            'standard deviation over seeds (points)',
+            matrix.spread[network, trained, tested],
+            n=rows[-1].n,
+          )
+        )
+  return rows
+
+
+def control_rows(study: Study, matrix: Matrix) -> list[Row]:
+  """Gives the AUCs that ought to hold 50, and those on clean look-alikes."""
+  sets = study.collection.sets
+  controls = [
+    ('shuffled', matrix.kinds[0]),
+    ('reencoded', 'reencoded'),
+    *[(c, c) for c in ('clean_other', 'clean_other_plus') if c in sets],
+    *[
+      (kind, control)
+      for kind in matrix.kinds
+      for control in ('clean_other', 'clean_other_plus')
+      if control in sets and kind in ('natural', 'natural_plus')
+    ],
+  ]
+  return [
+    _row(
+      study,
+      {
+        'backbone': network,
+        'control': f'trained on {PAPER_NAME[trained]}, '
+        f'tested on {PAPER_NAME[tested]}',
+        'role': 'control',
+        'column': 'AUC',
+      },
+      matrix.cell(network, trained, tested),
+    )
+    for network in matrix.backbones
+    for trained, tested in controls
+  ]
+
+
+def picture_rows(study: Study) -> list[Row]:
+  """Gives accuracies of the networks and success rates of the kinds."""
+  rows = []
+  networks = {'victim': study.collection.victim}
+  if study.collection.reference:
+    networks['reference'] = study.collection.reference
+  n = len(study.heldout.labels)
+  for role, network in networks.items():
+    count = round(network.accuracy * n)
+    low, high = wilson(count, n)
+    rows.append(
+      Row(
+        {
+          'network': f'{role} ({getattr(study.config, role)})',
+          'column': 'held out',
+        },
+        ACCURACY,
+        100 * network.accuracy,
+        100 * low,
+        100 * high,
+        n,
+      )
+    )
+  for kind in study.config.attacks:
+    found = study.collection.sets[kind]
+    for column, success in (
+      ('before rounding', found.success_float),
+      ('as 8-bit pictures', found.success),
+    ):
+      low, high = wilson(int(success.sum()), len(success))
+      rows.append(
+        Row(
+          {'kind': PAPER_NAME[kind], 'column': column},
+          RATE,
+          100 * float(success.mean()),
+          100 * low,
+          100 * high,
+          len(success),
+        )
+      )
+  return rows
+
+
+def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
+  """Lays the rows out, the paper's table first."""
+  columns = tuple(name for names in groups(kinds).values() for name in names)
+  if unseen:
+    main = Table(
+      title='Unseen adversaries (Table 1)',
+      metric=AUC,
+      lines=('trained_on',),
+      column='tested_on',
+      split='backbone',
+      columns=columns,
+      where={'role': 'kind'},
+      note='Cells trained and tested on one kind are the seen adversaries of '
+      'Figure 4, for which the paper prints no numbers. Intervals: bootstrap '
+      f'over source pictures; values: mean over {study.config.num_seeds} '
+      'trainings. n: test pictures of the kind, and as many clean ones.',
+    )
+  else:
+    main = Table(
+      title='Seen adversaries (Figure 4)',
+      metric=AUC,
+      lines=('backbone',),
+      column='trained_on',
+      columns=columns,
+      where={'role': 'kind'},
+      note='Trained and tested on one kind; the paper prints no numbers in '
+      'its Figure 4.',
+    )
+  return [
+    main,
+    Table(
+      title='Pictures that fool the network they were made or chosen against',
+      metric=RATE,
+      lines=('kind',),
+      column='column',
+      note='Natural kinds are errors of the reference by construction; NI '
+      'does not look at any network. HSV keeps its last trial when none '
+      'succeeds.',
+    ),
+    Table(
+      title='Networks',
+      metric=ACCURACY,
+      lines=('network',),
+      column='column',
+      note='On pictures that no network was trained on.',
+    ),
+    Table(
+      title='Negative controls',
+      metric=AUC,
+      lines=('control',),
+      column='backbone',
+      where={'role': 'control'},
+      note='Shuffled labels: every source picture has a random label that its '
+      'versions share; above 50 only if sources leak across the split. '
+      'Re-encoded clean: clean pictures after the whole path of an attacked '
+      'one. Other clean: held-out pictures the reference gets right; cropped '
+      'clean: their foreground crops, which are as cropped as IN-A+ but not '
+      'adversarial.',
+      control=True,
+    ),
+  ]
+
+
+def figures(study: Study, matrix: Matrix, *, unseen: bool) -> list[Drawing]:
+  """Says which figures to draw."""
+  drawn = []
+  if unseen:
+    drawn += [
+      Drawing(
+        name=f'transfer-{_slug(network)}',
+        kind='transfer_matrix',
+        caption=f'AUC of detectors on {network}, trained on one kind (row) and '
+        'tested on another (column); framed: the same kind. In parentheses '
+        'the printed number of the backbone of that name.',
+        options={
+          'metric': AUC,
+          'where': {'backbone': network, 'role': 'kind'},
+          'title': network,
+          'groups': groups(matrix.kinds),
+        },
+      )
+      for network in matrix.backbones
+    ]
+  drawn.append(
+    Drawing(
+      name='seen',
+      kind='interval_bars',
+      caption='AUC on the kind that the detector was trained on (Figure 4), '
+      'with 95 % intervals.',
+      options={
+        'metric': AUC,
+        'category': 'trained_on',
+        'series': 'backbone',
+        'where': {'role': 'kind', 'seen': True},
+        'title': 'Seen adversaries',
+      },
+    )
+  )
+  drawn.append(
+    Drawing(
+      name='roc',
+      kind='roc_curves',
+      caption='ROC curves on the kind that the detector was trained on, first '
+      'seed.',
+      options={
+        'panels': {
+          network: {
+            PAPER_NAME[kind]: [
+              f'roc/{network}/{kind}/{side}' for side in ('clean', 'attacked')
+            ]
+            for kind in matrix.kinds
+          }
+          for network in matrix.backbones
+        }
+      },
+    )
+  )
+  drawn.append(
+    Drawing(
+      name='examples',
+      kind='example_pictures',
+      caption='Test pictures of every kind: clean, attacked, and the change '
+      'made visible around grey. Natural kinds have no clean version. Labels: '
+      'true class, then what the victim (natural kinds: the reference) says.',
+      options={
+        'kinds': [PAPER_NAME[kind] for kind in matrix.kinds],
+        'labels': example_labels(study, matrix.kinds),
+        'without_clean': [
+          PAPER_NAME[k] for k in matrix.kinds if k in OWN_SOURCES
+        ],
+      },
+    )
+  )
+  return drawn
+
+
+def arrays(
+  study: Study,
+  matrix: Matrix,
+  cells: dict[str, list[CellScores]],
+) -> dict[str, np.ndarray]:
+  """Gives the scores and pictures behind the figures."""
+  found = {}
+  for network in matrix.backbones:
+    for seed, scores in enumerate(cells[network]):
+      place = f'scores/{network}/seed{seed}'
+      found[place] = scores.scores
+      found[f'{place}/sources'] = scores.sources
+    for kind in matrix.kinds:
+      clean, attacked, *_ = cells[network][0].positives(kind, kind)
+      found[f'roc/{network}/{kind}/clean'] = clean
+      found[f'roc/{network}/{kind}/attacked'] = attacked
+  sets = study.collection.sets
+  chosen = [sets[kind].images[:NUM_EXAMPLES] for kind in matrix.kinds]
+  found['examples/attacked'] = np.stack(chosen)
+  found['examples/clean'] = np.stack(
+    [sets['clean'].images[:NUM_EXAMPLES]] * len(chosen)
+  )
+  return found
+
+
+def example_labels(study: Study, kinds: Sequence[str]) -> list:
+  """Gives (true class, predicted class) of the example pictures."""
+  from jaxadv.classifier import predict
+
+  labels = []
+  for kind in kinds:
+    found = study.collection.sets[kind]
+    network = study.collection.victim
+    if kind in OWN_SOURCES and study.collection.reference:
+      network = study.collection.reference
+    guessed = predict(network.classifier, found.images[:NUM_EXAMPLES]).argmax(
+      -1
+    )
+    names = study.heldout.class_names
+    labels.append(
+      [
+        (names[a], names[b])
+        for a, b in zip(found.labels[:NUM_EXAMPLES], guessed, strict=True)
+      ]
+    )
+  return labels
+
+
+def _row(
+  study: Study, keys: dict, figure: Figure, paper: float | None = None
+) -> Row:
+  interval = percentile_interval(figure.draws)
+  if keys['role'] == 'kind':
+    keys = keys | {'seen': keys['trained_on'] == keys['tested_on']}
+  return Row(
+    keys,
+    AUC,
+    figure.value,
+    interval.low,
+    interval.high,
+    n=study.config.num_pictures // 2,
+    paper=paper,
+  )
+
+
+def _slug(network: str) -> str:
+  return network.lower().replace(' ', '-')

@@ -1,0 +1,130 @@
+"""A run from its config to its report, and its plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from experiments.connection.protocol import claims, record, study
+from experiments.connection.protocol.matrix import Matrix
+from experiments.connection.protocol.setting import Config
+from jaxadv import experiment, reports, storage
+from jaxadv.errors import UserError
+from jaxadv.reports import tables
+
+# What comes before the cells, in units of a cell, for the progress bar.
+PREPARING = 3
+QUESTION = (
+  'Does a detector that was trained on one kind of adversarial picture detect '
+  'the other kinds?'
+)
+
+
+def run(
+  config: Config, workdir: str, *, name: str, unseen: bool
+) -> reports.Record:
+  """Runs an experiment on the matrix of kinds and writes its report.
+
+  Args:
+    config: The config.
+    workdir: Folder of the results; a run of the same config is resumed.
+    name: Of the experiment.
+    unseen: Whether to report the whole matrix, or only its diagonal.
+
+  Returns:
+    The record, as written to results.json.
+
+  Raises:
+    UserError: If what was asked for cannot be.
+    DataError: If data are broken or the disk is full.
+  """
+  started = time.monotonic()
+  folder = storage.open_workdir(
+    workdir, {'experiment': name} | experiment.result_config(config)
+  )
+  num_cells = len(experiment.shard_of(study.cells(config), config.shard))
+  with study.progress_bar(total=PREPARING + num_cells) as bar:
+    done = 0.0
+
+    def note(text: str, share: float = 0.0) -> None:
+      bar.update(bar.task_ids[0], description=text, completed=done + share)
+
+    def note_part(text: str) -> None:
+      nonlocal done
+      note(text)
+      done = min(done + 1 / 5, PREPARING)
+
+    prepared = study.prepare(config, workdir, note_part)
+    done = float(PREPARING)
+    found, missing = study.finished_cells(prepared, workdir, note)
+    bar.update(bar.task_ids[0], completed=PREPARING + num_cells)
+  if not found:
+    raise UserError(
+      f'no backbone is complete yet: cells of other shards are missing '
+      f'({", ".join(missing)}); run them, then this command again'
+    )
+  cells = {record.title(network): scores for network, scores in found.items()}
+  matrix = Matrix(cells, config.attacks)
+  collection = prepared.collection
+  answers = claims.evaluate(matrix, unseen=unseen)
+  result = reports.Record(
+    experiment=name,
+    variant=config.variant,
+    config=experiment.result_config(config),
+    provenance=reports.provenance(
+      seeds=[config.seed, config.num_seeds],
+      seconds=time.monotonic() - started,
+      fingerprints={
+        'training pictures': prepared.train.fingerprint,
+        'held-out pictures': prepared.heldout.fingerprint,
+        'victim': collection.victim.identity,
+      },
+    ),
+    claims=tuple(answers),
+    rows=tuple(
+      record.auc_rows(prepared, matrix, unseen=unseen)
+      + record.picture_rows(prepared)
+      + record.control_rows(prepared, matrix)
+    ),
+    missing=tuple(f'cell {cell}: run its shard' for cell in missing),
+    question=QUESTION,
+    answer=answer(matrix, unseen=unseen),
+    tables=tuple(record.tables(prepared, matrix.kinds, unseen=unseen)),
+    figures=tuple(record.figures(prepared, matrix, unseen=unseen)),
+  )
+  reports.write_report(result, record.arrays(prepared, matrix, cells), folder)
+  tables.print_table(result)
+  print(f'\nreport: {folder / "report.html"}')
+  return result
+
+
+def answer(matrix: Matrix, *, unseen: bool) -> str:
+  """Answers the question in a sentence, with means over the backbones."""
+  seen = mean_auc(matrix, [(k, k) for k in matrix.kinds])
+  text = (
+    f'Detectors reach a mean AUC of {seen:.1f} % on the kind they were trained '
+    'on'
+  )
+  others = [(a, b) for a in matrix.kinds for b in matrix.kinds if a != b]
+  if not unseen or not others:
+    return text + '.'
+  best = max(others, key=lambda pair: mean_auc(matrix, [pair]))
+  worst = min(others, key=lambda pair: mean_auc(matrix, [pair]))
+  describe = lambda pair: (
+    f'{record.PAPER_NAME[pair[0]]} to {record.PAPER_NAME[pair[1]]} '
+    f'({mean_auc(matrix, [pair]):.1f} %)'
+  )
+  return (
+    f'{text} and of {mean_auc(matrix, others):.1f} % on the other kinds, from '
+    f'{describe(worst)} to {describe(best)}; 50 % is chance.'
+  )
+
+
+def mean_auc(matrix: Matrix, pairs: Sequence[tuple[str, str]]) -> float:
+  """Averages cells over backbones and (trained on, tested on) pairs."""
+  values = [
+    matrix.cell(backbone, *pair).value
+    for backbone in matrix.backbones
+    for pair in pairs
+  ]
+  return sum(values) / len(values)

@@ -1,0 +1,307 @@
+"""One run of the paper: data, networks, pictures, then a cell after the other.
+
+A cell is one backbone and one seed: all of its detectors, trained in one
+compiled program and scored on every kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+import rich.progress
+
+from experiments.connection.protocol import units
+from experiments.connection.protocol.matrix import CellScores
+from experiments.connection.protocol.setting import Config
+from jaxadv import experiment, models, storage
+from jaxadv.data import pipeline
+from jaxadv.data.images import to_float
+from jaxadv.data.sources import Pictures
+from jaxadv.detectors import backbone as detectors
+from jaxadv.errors import explain_out_of_memory
+from jaxadv.experiment import Cell
+from jaxadv.models.weights import native
+from jaxadv.storage import Cache, fingerprint
+from jaxadv.training import TrainConfig
+
+# Train, validate (a tenth of the training half) and test.
+SHARES = (0.45, 0.05, 0.5)
+
+
+class Study(NamedTuple):
+  """What a run has made before its cells.
+
+  Attributes:
+    config: The config of the run.
+    cache: Where its pieces are kept.
+    train: Pictures that victim and backbones learn from.
+    heldout: Pictures that the rest is drawn from.
+    collection: Clean, attacked and control pictures.
+    seconds: {what was made: wall-clock seconds}.
+  """
+
+  config: Config
+  cache: Cache
+  train: Pictures
+  heldout: Pictures
+  collection: units.Collection
+  seconds: dict[str, float]
+
+
+def cells(config: Config) -> list[Cell]:
+  """Lists the cells of a run: every backbone with every seed."""
+  return [
+    Cell(
+      f'{network.replace(":", "-")}-seed{seed}',
+      {'network': network, 'seed': seed},
+    )
+    for network in config.backbones
+    for seed in range(config.num_seeds)
+  ]
+
+
+@contextlib.contextmanager
+def progress_bar(total: float) -> Iterator[rich.progress.Progress]:
+  """Shows what is being done and the time left, on standard error."""
+  bar = rich.progress.Progress(
+    rich.progress.TextColumn('{task.description:<34}'),
+    rich.progress.BarColumn(),
+    rich.progress.TaskProgressColumn(),
+    rich.progress.TimeElapsedColumn(),
+    rich.progress.TextColumn('left'),
+    rich.progress.TimeRemainingColumn(),
+    console=rich.console.Console(stderr=True),
+  )
+  with bar:
+    bar.add_task('', total=total)
+    yield bar
+
+
+def prepare(config: Config, workdir: str, note) -> Study:
+  """Makes or finds everything that the cells share.
+
+  Args:
+    config: The config of the run.
+    workdir: Its folder; the cache lies beside it unless an option says
+      otherwise.
+    note: Called with a few words before each piece of work.
+
+  Returns:
+    The study.
+
+  Raises:
+    UserError: If what was asked for cannot be.
+    DataError: If data on disk are broken.
+  """
+  cache = Cache(experiment.cache_dir(config, workdir))
+  started = time.monotonic()
+  note('data')
+  train, heldout = units.load_pictures(config, cache)
+  seconds = {'data': time.monotonic() - started}
+  collection = units.collect(config, cache, train, heldout, note)
+  seconds['networks and pictures'] = time.monotonic() - started
+  return Study(config, cache, train, heldout, collection, seconds)
+
+
+def run_cell(study: Study, cell: Cell, note) -> CellScores:
+  """Trains and scores the detectors of a cell, or finds them in the cache.
+
+  Args:
+    study: The study.
+    cell: One of `cells(study.config)`.
+    note: Called with a few words and the share done.
+
+  Returns:
+    The scores of all test pictures.
+  """
+  config, sets = study.config, study.collection.sets
+  network = units.backbone(
+    config, study.cache, cell.settings['network'], study.train, study.heldout
+  )
+  known = models.BACKBONES[network.name]
+  design = detectors.Design(
+    network.module,
+    split=known.split,
+    features=known.features,
+    # Networks from files have BatchNorm folded, or statistics of their own.
+    batch_norm=not units.weight_file(config, network.name),
+  )
+  recipe = TrainConfig(num_epochs=config.detector_epochs)
+  names = tuple(sets)
+  trained = (*names[1:], 'shuffled')
+  sides = split(config, sets)
+  shuffled = shuffled_labels(config, sets)
+  made_from = {
+    'design': design,
+    'recipe': recipe,
+    'backbone': network.identity,
+    'pictures': {name: fingerprint(s.images) for name, s in sets.items()},
+    'rows': [fingerprint(side) for side in sides],
+    'seed': [config.seed, cell.settings['seed']],
+  }
+
+  def make(folder: Path, work: Path) -> None:
+    features = pool_features(study, design, network)
+    train_rows, valid_rows, test_rows = sides
+    attacked = np.repeat(
+      np.arange(len(names))[None] == np.arange(1, len(names))[:, None],
+      config.num_pictures,
+      axis=1,
+    )
+    attacked = np.concatenate([attacked, shuffled.reshape(1, -1)])
+    # The control learns random labels of clean pictures and the first kind.
+    partners = [*range(1, len(names)), 1]
+    rows_of = lambda side: np.stack(
+      [np.concatenate([side[0], side[partner]]) for partner in partners]
+    )
+    fitted = detectors.fit_detectors(
+      jax.random.split(
+        units.stream(config, f'detectors {cell.name}'), len(trained)
+      ),
+      design,
+      network.classifier,
+      features,
+      attacked,
+      rows_of(train_rows),
+      rows_of(valid_rows),
+      recipe,
+      mesh=units.mesh(),
+      checkpoint_dir=work,
+      progress=lambda done, total, _: note(
+        f'detectors {cell.name}', done / total
+      ),
+    )
+    scores = detectors.score_detectors(
+      design, fitted.state, features, batch_size=config.batch_size
+    )
+    storage.write_npz(folder / 'scores.npz', scores=scores[:, test_rows])
+    native.write_variables(folder / 'detectors.npz', fitted.state.variables)
+    storage.write_npz(folder / 'history.npz', **fitted.history)
+
+  folder = study.cache.get_or_make('detectors', 1, made_from, make)
+  test_rows = sides[2]
+  sources = np.concatenate([s.source for s in sets.values()])
+  return CellScores(
+    trained=trained,
+    tested=names,
+    scores=storage.read_npz(folder / 'scores.npz')['scores'],
+    sources=sources[test_rows],
+    shuffled=shuffled.reshape(-1)[test_rows],
+  )
+
+
+def split(config: Config, sets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Splits the pool into rows to train, validate and test on.
+
+  Args:
+    config: The config of the run.
+    sets: The sets of the run, each of `num_pictures` pictures.
+
+  Returns:
+    int32[S, n] each, rows of the pool of all sets one after the other.
+  """
+  n = config.num_pictures
+  if config.split == 'per_class':
+    masks = pipeline.split_per_class(
+      config.seed, np.repeat(np.arange(len(sets)), n), SHARES
+    )
+  else:
+    # Sets with one and the same source pictures list them in one order, so
+    # the same seed puts all versions of a picture on the same side.
+    parts = [
+      pipeline.split_by_source(config.seed, s.source, SHARES)
+      for s in sets.values()
+    ]
+    masks = [np.concatenate(side) for side in zip(*parts, strict=True)]
+  return tuple(
+    np.flatnonzero(mask).reshape(len(sets), -1).astype(np.int32)
+    for mask in masks
+  )
+
+
+def shuffled_labels(config: Config, sets) -> np.ndarray:
+  """Draws one random label a source picture, bool[S, n].
+
+  All versions of a picture share their label, so a detector can only learn
+  it if sources lie on both sides of the split.
+  """
+  sources = np.stack([s.source for s in sets.values()])
+  ids, place = np.unique(sources, return_inverse=True)
+  rng = np.random.default_rng([config.seed, 2])
+  labels = rng.permutation(np.arange(len(ids)) % 2 == 0)
+  return labels[place].reshape(sources.shape)
+
+
+def pool_features(
+  study: Study, design: detectors.Design, network: units.Network
+) -> jax.Array:
+  """Computes the frozen prefix of every picture once, float32[P, h, w, c]."""
+  compute = jax.jit(
+    lambda classifier, images: detectors.prefix_features(
+      design, classifier, to_float(images)
+    )
+  )
+  pool = np.concatenate([s.images for s in study.collection.sets.values()])
+  size = min(study.config.batch_size, len(pool))
+  with explain_out_of_memory(size):
+    parts = []
+    for start in range(0, len(pool), size):
+      part = pool[start : start + size]
+      padding = [(0, size - len(part))] + [(0, 0)] * 3
+      parts.append(compute(network.classifier, np.pad(part, padding)))
+    return jnp.concatenate(parts)[: len(pool)]
+
+
+def finished_cells(
+  study: Study, workdir: str, progress
+) -> tuple[dict[str, list[CellScores]], list[str]]:
+  """Runs the cells of this shard and gathers those of all shards.
+
+  Args:
+    study: The study.
+    workdir: Each cell leaves cells/NAME.npz there.
+    progress: Called with a few words and the share of the cell done.
+
+  Returns:
+    {network: scores of each seed}, of the networks that are complete, and the
+    names of the cells that other shards still have to do.
+  """
+  every = cells(study.config)
+  mine = {cell.name for cell in experiment.shard_of(every, study.config.shard)}
+  found: dict[str, list[CellScores]] = {}
+  missing = []
+  for cell in every:
+    path = Path(workdir) / 'cells' / f'{cell.name}.npz'
+    if cell.name in mine:
+      scores = run_cell(study, cell, functools.partial(progress))
+      storage.write_npz(path, **_as_arrays(scores))
+    elif path.exists():
+      scores = _from_arrays(storage.read_npz(path))
+    else:
+      missing.append(cell.name)
+      continue
+    found.setdefault(cell.settings['network'], []).append(scores)
+  complete = {
+    network: scores
+    for network, scores in found.items()
+    if len(scores) == study.config.num_seeds
+  }
+  return complete, missing
+
+
+def _as_arrays(scores: CellScores) -> dict[str, np.ndarray]:
+  return {name: np.asarray(value) for name, value in scores._asdict().items()}
+
+
+def _from_arrays(arrays: dict[str, np.ndarray]) -> CellScores:
+  names = {key: tuple(map(str, arrays[key])) for key in ('trained', 'tested')}
+  return CellScores(**(arrays | names))

@@ -1,0 +1,489 @@
+"""The pieces of a run that the cache keeps: networks and adversarial sets.
+
+Each function gives a finished piece, from the cache if it is there. What a
+piece was made from is its address, so experiments and reruns share pieces and
+a changed option never meets a stale one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.connection.protocol.setting import (
+  Config,
+  parse_network,
+  weight_file,
+)
+from jaxadv import models
+from jaxadv.attacks import make
+from jaxadv.classifier import Classifier, Normalise, from_linen, predict
+from jaxadv.data import sources
+from jaxadv.errors import UserError
+from jaxadv.experiment import data_dir
+from jaxadv.models.weights import native
+from jaxadv.sets.build import build
+from jaxadv.sets.io import read, write
+from jaxadv.sets.natural import natural as natural_set
+from jaxadv.sets.natural import natural_plus
+from jaxadv.sets.types import AdversarialSet
+from jaxadv.storage import Cache, fingerprint, read_json, write_json
+from jaxadv.training import TrainConfig, data_mesh
+from jaxadv.training.classifiers import fit_classifier
+
+Note = Callable[[str], None]
+
+# Of the held-out pictures, this many times `num_pictures` are the pool of
+# clean pictures (the victim must be right on them); the rest is the pool of
+# natural ones, on which the reference errs.
+CLEAN_POOL = 1.4
+# Slots that a finished picture makes room in; helps attacks that end early.
+NUM_SLOTS = 32
+# Share of a set with a single split that trains victim and backbones.
+TRAIN_SHARE = 0.25
+# Data sets whose mirrored pictures are no pictures of their class.
+UPRIGHT = ('digits', 'mnist')
+
+
+class Network(NamedTuple):
+  """A network with its weights and how the cache names it.
+
+  Attributes:
+    name: Of the backbone.
+    module: Linen module, a chain of stages.
+    classifier: The module with weights and preprocessing.
+    identity: Hash of all that made the weights.
+    accuracy: Share of the held-out pictures that it classifies correctly.
+  """
+
+  name: str
+  module: Any
+  classifier: Classifier
+  identity: str
+  accuracy: float
+
+
+def load_pictures(
+  config: Config, cache: Cache
+) -> tuple[sources.Pictures, sources.Pictures]:
+  """Loads the training pictures and the held-out ones, in random order.
+
+  The training pictures make victim, reference and backbones; clean and
+  attacked pictures come from the held-out ones alone.
+
+  Raises:
+    UserError: If the data set, a split or the wanted size cannot be had.
+  """
+
+  def load(split: str) -> sources.Pictures:
+    return sources.load(
+      config.dataset,
+      split,
+      data_dir=data_dir(config.data_dir),
+      cache_dir=cache.root,
+      image_size=config.image_size,
+    )
+
+  train_split, heldout_split = _splits(config, cache)
+  rng = np.random.default_rng([config.seed, 1])
+  if train_split != heldout_split:
+    train, heldout = load(train_split), load(heldout_split)
+    return train, sources.subset(heldout, rng.permutation(len(heldout.labels)))
+  pictures = load(train_split)
+  order = rng.permutation(len(pictures.labels))
+  border = round(TRAIN_SHARE * len(order))
+  return sources.subset(pictures, order[:border]), sources.subset(
+    pictures, order[border:]
+  )
+
+
+def _splits(config: Config, cache: Cache) -> tuple[str, str]:
+  """Names the split to learn from and the one to draw pictures from."""
+  found = sources.splits(
+    config.dataset, data_dir=data_dir(config.data_dir), cache_dir=cache.root
+  )
+  first = next(iter(found))
+  train = 'train' if 'train' in found else first
+  heldout = next((s for s in ('test', 'validation') if s in found), train)
+  return config.train_split or train, config.heldout_split or heldout
+
+
+def trained_network(
+  config: Config,
+  cache: Cache,
+  network: str,
+  train: sources.Pictures,
+  heldout: sources.Pictures,
+  epochs: int,
+) -> Network:
+  """Trains a network as a classifier of the data set.
+
+  Args:
+    config: The config of the run.
+    cache: Keeps the weights.
+    network: `name:width`.
+    train: Pictures to train on.
+    heldout: Pictures to measure the accuracy on; no choice depends on it.
+    epochs: Number of epochs.
+
+  Returns:
+    The network.
+  """
+  name, width = parse_network(network)
+  recipe = TrainConfig(
+    num_epochs=epochs,
+    # Small sets need more steps an epoch than batches of 128 would give.
+    batch_size=128 if len(train.labels) > 5000 else 32,
+    learning_rate=1e-3,
+    schedule='cosine',
+    weight_decay=1e-2,
+  )
+  flip = config.dataset not in UPRIGHT
+  module = models.build(
+    name,
+    num_classes=len(train.class_names),
+    width=width,
+    image_size=config.image_size,
+    **models.BACKBONES[name].from_scratch,
+  )
+  preprocess = standardise(train.images)
+  template = jax.eval_shape(
+    lambda: models.init_variables(jax.random.key(0), module, config.image_size)
+  )
+  settings = {
+    'module': module,
+    'recipe': recipe,
+    'flip': flip,
+    'train': train.fingerprint,
+    'heldout': heldout.fingerprint,
+    'seed': config.seed,
+  }
+
+  def make(folder, work):
+    variables = fit_classifier(
+      stream(config, f'train {network}'),
+      module,
+      train.images,
+      train.labels,
+      recipe,
+      preprocess=preprocess,
+      flip=flip,
+      mesh=mesh(),
+      checkpoint_dir=work,
+    )
+    native.write_variables(folder / 'variables.npz', variables)
+    logits = predict(
+      from_linen(module, variables, preprocess=preprocess),
+      heldout.images,
+      config.batch_size,
+    )
+    accuracy = float(np.mean(logits.argmax(-1) == heldout.labels))
+    write_json(folder / 'accuracy.json', {'heldout': accuracy})
+
+  folder = cache.get_or_make('classifier', 1, settings, make)
+  variables = native.read_variables(folder / 'variables.npz', template)
+  return Network(
+    name,
+    module,
+    from_linen(module, variables, preprocess=preprocess),
+    folder.name,
+    read_json(folder / 'accuracy.json')['heldout'],
+  )
+
+
+def loaded_network(
+  config: Config, network: str, path: str, heldout: sources.Pictures
+) -> Network:
+  """Loads a backbone from a file of Keras names, with its preprocessing.
+
+  Raises:
+    UserError: If names or shapes in the file do not fit.
+  """
+  from jaxadv.models.weights import keras
+
+  name, width = parse_network(network)
+  num_classes = keras.num_classes(path)
+  module = models.build(
+    name,
+    num_classes=num_classes,
+    width=width,
+    image_size=config.image_size,
+  )
+  template = jax.eval_shape(
+    lambda: models.init_variables(jax.random.key(0), module, config.image_size)
+  )
+  variables = keras.load_npz(path, module, template)
+  classifier = from_linen(
+    module, variables, preprocess=models.BACKBONES[name].preprocess
+  )
+  accuracy = float('nan')
+  if num_classes == len(heldout.class_names):
+    logits = predict(classifier, heldout.images, config.batch_size)
+    accuracy = float(np.mean(logits.argmax(-1) == heldout.labels))
+  return Network(name, module, classifier, fingerprint(variables), accuracy)
+
+
+def backbone(
+  config: Config,
+  cache: Cache,
+  network: str,
+  train: sources.Pictures,
+  heldout: sources.Pictures,
+) -> Network:
+  """Gives a detector's backbone: from a file if `--weights` names one."""
+  name, _ = parse_network(network)
+  path = weight_file(config, name)
+  if path:
+    return loaded_network(config, network, path, heldout)
+  return trained_network(
+    config, cache, network, train, heldout, config.backbone_epochs
+  )
+
+
+def standardise(images: np.ndarray) -> Normalise:
+  """Gives the preprocessing that makes channels zero-mean with unit spread."""
+  scaled = images.reshape(-1, images.shape[-1]) / 255
+  round4 = lambda values: tuple(round(float(v), 4) for v in values)
+  return Normalise(round4(scaled.mean(0)), round4(scaled.std(0)))
+
+
+def mesh() -> jax.sharding.Mesh | None:
+  """Gives the mesh of all devices, if there are several."""
+  return data_mesh() if jax.device_count() > 1 else None
+
+
+def stream(config: Config, name: str) -> jax.Array:
+  """Gives the random key of one part of the run, whatever the order."""
+  return jax.random.key(int(fingerprint([config.seed, name])[:8], 16))
+
+
+class Collection(NamedTuple):
+  """All pictures of a run: the clean ones, every kind, and the controls.
+
+  The controls are not adversarial. 'reencoded' holds the clean pictures after
+  the whole path of an attacked one; 'clean_other' other pictures, which the
+  reference classifies correctly; 'clean_other_plus' their foreground crops.
+
+  Attributes:
+    sets: {'clean' | kind | control: set}, each of `num_pictures` pictures;
+      sets with common sources list them in the same order.
+    victim: The network under attack.
+    reference: The network whose errors are the natural kinds, or None without
+      natural kinds.
+  """
+
+  sets: dict[str, AdversarialSet]
+  victim: Network
+  reference: Network | None
+
+
+def collect(
+  config: Config,
+  cache: Cache,
+  train: sources.Pictures,
+  heldout: sources.Pictures,
+  note: Note,
+) -> Collection:
+  """Builds the clean, attacked and control pictures of a run.
+
+  Args:
+    config: The config of the run.
+    cache: Keeps networks and sets.
+    train: Pictures that networks learn from.
+    heldout: Pictures that the sets are made of, in random order.
+    note: Called with a few words before each piece of work.
+
+  Returns:
+    The pictures.
+
+  Raises:
+    UserError: If there are too few pictures of a kind; says how many.
+  """
+  note(f'victim {config.victim}')
+  victim = trained_network(
+    config, cache, config.victim, train, heldout, config.victim_epochs
+  )
+  border = min(
+    round(CLEAN_POOL * config.num_pictures), len(heldout.labels) // 2
+  )
+  rows = np.arange(len(heldout.labels))
+  right = correct(config, victim, heldout) & (rows < border)
+  clean = _first(config, heldout, right, 'that the victim classifies correctly')
+
+  attacks = attacks_of(config)
+  found = {'clean': _as_set('clean', clean)}
+  for kind in config.attacks:
+    if kind in attacks:
+      note(f'pictures {kind}')
+      found[kind] = _attacked(config, cache, kind, attacks[kind], victim, clean)
+  # No noise at all: what is left is the path that every attack takes.
+  found['reencoded'] = _attacked(
+    config, cache, 'ni_plus', {'gain': 0.0}, victim, clean
+  )._replace(kind='reencoded')
+
+  natural = [kind for kind in config.attacks if kind not in attacks]
+  if not natural:
+    return Collection(found, victim, None)
+  note(f'reference {config.reference}')
+  reference = trained_network(
+    config,
+    cache,
+    config.reference,
+    reference_pictures(config, train),
+    heldout,
+    config.reference_epochs,
+  )
+  known = correct(config, reference, heldout)
+  later = rows >= border
+  wrong = _first(
+    config, heldout, later & ~known, 'that the reference misclassifies'
+  )
+  other = _first(
+    config, heldout, later & known, 'that the reference classifies correctly'
+  )
+  note('pictures natural')
+  errors = _natural(config, cache, reference, wrong)
+  others = _as_set('clean_other', other)
+  found |= {kind: errors[kind] for kind in natural}
+  found['clean_other'] = others
+  found['clean_other_plus'] = _crops(config, reference, others)._replace(
+    kind='clean_other_plus'
+  )
+  # Kinds in the order asked for, controls last.
+  order = ['clean', *config.attacks]
+  order += [name for name in found if name not in order]
+  return Collection({name: found[name] for name in order}, victim, reference)
+
+
+def reference_pictures(
+  config: Config, train: sources.Pictures
+) -> sources.Pictures:
+  """Gives the training pictures that the reference may learn from."""
+  count = config.reference_pictures or len(train.labels)
+  return sources.subset(train, np.arange(len(train.labels))[:count])
+
+
+def correct(
+  config: Config, network: Network, pictures: sources.Pictures
+) -> np.ndarray:
+  """Tells which pictures a network classifies correctly, bool[N]."""
+  logits = predict(network.classifier, pictures.images, config.batch_size)
+  return logits.argmax(-1) == pictures.labels
+
+
+def attacks_of(config: Config) -> dict[str, dict[str, Any]]:
+  """Gives the settings of every kind that an attack makes: {kind: settings}."""
+  budget = {'epsilon': config.epsilon}
+  return {
+    'deepfool': {'num_steps': 50, 'overshoot': 0.02, 'num_candidates': 10},
+    'fgsm': budget,
+    # A quarter of the radius, ten times: the CIFAR-10 challenge of Madry et al.
+    'pgd': budget | {'step_size': config.epsilon / 4, 'num_steps': 10},
+    'ni_plus': {'filter': config.ni_filter},
+    'ni_minus': {'filter': config.ni_filter},
+    'hsv': {'num_trials': config.num_trials},
+  }
+
+
+def _first(
+  config: Config, heldout: sources.Pictures, wanted: np.ndarray, what: str
+) -> sources.Pictures:
+  """Takes the first `num_pictures` pictures that are wanted."""
+  rows = np.flatnonzero(wanted)
+  n = config.num_pictures
+  if len(rows) < n:
+    raise UserError(
+      f'--num_pictures is {n}, but there are only {len(rows)} pictures {what}; '
+      f'ask for at most {len(rows)}, or give a larger set'
+    )
+  return sources.subset(heldout, rows[:n])
+
+
+def _as_set(kind: str, pictures: sources.Pictures) -> AdversarialSet:
+  """Gives pictures that nobody attacked the form of the others."""
+  no = np.zeros(len(pictures.labels), bool)
+  return AdversarialSet(
+    images=pictures.images,
+    labels=pictures.labels,
+    source=pictures.source,
+    success_float=no,
+    success=no,
+    kind=kind,
+    class_names=pictures.class_names,
+    provenance={'data': pictures.fingerprint},
+  )
+
+
+def _attacked(
+  config: Config,
+  cache: Cache,
+  kind: str,
+  settings: dict[str, Any],
+  victim: Network,
+  clean: sources.Pictures,
+) -> AdversarialSet:
+  made_from = {
+    'kind': kind,
+    'settings': settings,
+    'victim': victim.identity,
+    'pictures': clean.fingerprint,
+    'seed': config.seed,
+  }
+
+  def make_set(folder, work):
+    attacked = build(
+      make(kind, **settings),
+      stream(config, f'attack {kind}'),
+      victim.classifier,
+      clean,
+      kind=kind,
+      settings=settings,
+      batch_size=config.batch_size,
+      num_slots=NUM_SLOTS if settings.get('num_trials') else None,
+      mesh=mesh(),
+      resume_dir=work,
+    )
+    write(attacked, folder / 'set')
+
+  folder = cache.get_or_make('adversarial_set', 1, made_from, make_set)
+  return read(folder / 'set')
+
+
+def _natural(
+  config: Config, cache: Cache, reference: Network, wrong: sources.Pictures
+) -> dict[str, AdversarialSet]:
+  made_from = {'reference': reference.identity, 'pictures': wrong.fingerprint}
+
+  def make_sets(folder, work):
+    del work  # Seconds of work: nothing to resume.
+    found = natural_set(
+      reference.classifier, wrong, batch_size=config.batch_size
+    )
+    write(found, folder / 'natural')
+    write(_crops(config, reference, found), folder / 'natural_plus')
+
+  folder = cache.get_or_make('natural_sets', 1, made_from, make_sets)
+  return {kind: read(folder / kind) for kind in ('natural', 'natural_plus')}
+
+
+def _crops(
+  config: Config, reference: Network, found: AdversarialSet
+) -> AdversarialSet:
+  """Crops pictures to what the reference looks at."""
+  module, classifier = reference.module, reference.classifier
+  layer = models.BACKBONES[reference.name].saliency
+
+  def front(images):
+    return module.apply(
+      classifier.variables, classifier.preprocess(images), stop=layer
+    )
+
+  def back(features):
+    return module.apply(classifier.variables, features, start=layer)
+
+  return natural_plus(
+    classifier, front, back, found, batch_size=config.batch_size
+  )

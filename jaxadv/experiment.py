@@ -1,0 +1,148 @@
+"""What every experiment is made of: options, cells, and shards of the cells.
+
+An experiment is a module with three functions, `get_config(variant)`,
+`cells(config)` and `run(config, workdir)`; its config is a frozen dataclass
+whose fields are declared with `option`, so that `launch.py` can offer each as
+a flag without knowing the experiment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from jaxadv.errors import UserError
+
+VARIANTS = ('quick', 'small', 'paper')
+
+T = TypeVar('T')
+
+
+class Cell(NamedTuple):
+  """An independent piece of a run, with a result file of its own.
+
+  Attributes:
+    name: Unique in the run; also the name of its result file.
+    settings: What tells it from the other cells.
+  """
+
+  name: str
+  settings: dict[str, Any]
+
+
+def option(default: T, help: str, *, changes_result: bool = True) -> T:
+  """Declares a field of a config that is also a flag.
+
+  Args:
+    default: Its value in the quick variant; its type is the flag's type, and
+      a tuple becomes a comma-separated list.
+    help: One line for `--help`.
+    changes_result: False for what may differ between two runs of the same
+      results (folders, batch sizes of inference, shards).
+
+  Returns:
+    A dataclass field.
+  """
+  return dataclasses.field(
+    default=default,
+    metadata={'help': help, 'changes_result': changes_result},
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Options that every experiment has."""
+
+  variant: str = option('quick', 'One of quick, small, paper.')
+  seed: int = option(0, 'Seed of everything random in the run.')
+  data_dir: str = option(
+    '',
+    'Folder of prepared TFDS data sets; default $JAXADV_DATA_DIR.',
+    changes_result=False,
+  )
+  cache_dir: str = option(
+    '',
+    'Folder shared by runs for victims, sets and detectors; default: a folder '
+    'named cache beside the workdir.',
+    changes_result=False,
+  )
+  batch_size: int = option(
+    256,
+    'Pictures per step of attacks and inference; does not change results.',
+    changes_result=False,
+  )
+  shard: str = option(
+    '0/1',
+    'i/n: compute only every n-th cell, from the i-th (0 <= i < n).',
+    changes_result=False,
+  )
+
+
+def result_config(config: Any) -> dict[str, Any]:
+  """Gives the options that decide the results, as plain values."""
+  return {
+    field.name: getattr(config, field.name)
+    for field in dataclasses.fields(config)
+    if field.metadata.get('changes_result', True)
+  }
+
+
+def check_options(config: Options) -> None:
+  """Checks the options that every experiment has.
+
+  Raises:
+    UserError: If the shard, the seed or the batch size cannot be.
+  """
+  shard_of([], config.shard)
+  if config.batch_size < 1:
+    raise UserError(
+      f'--batch_size is {config.batch_size}; it must be 1 or more'
+    )
+  if config.seed < 0:
+    raise UserError(f'--seed is {config.seed}; it must be 0 or more')
+
+
+def check_choices(
+  flag: str, given: Sequence[str], allowed: Sequence[str]
+) -> None:
+  """Checks that every given name is allowed.
+
+  Raises:
+    UserError: Naming the first that is not, and all that are.
+  """
+  for name in given:
+    if name not in allowed:
+      raise UserError(
+        f'{flag} has no choice {name!r}; choose from {", ".join(allowed)}'
+      )
+
+
+def shard_of(cells: Sequence[Cell], shard: str) -> list[Cell]:
+  """Picks the cells of one shard, `i/n`: every n-th, from the i-th.
+
+  Raises:
+    UserError: If `shard` is not of the form i/n with 0 <= i < n.
+  """
+  try:
+    index, count = (int(part) for part in shard.split('/'))
+  except ValueError:
+    index, count = -1, 0
+  if not 0 <= index < count:
+    raise UserError(
+      f'--shard is {shard!r}; give i/n with 0 <= i < n, as in 0/4'
+    )
+  return list(cells)[index::count]
+
+
+def data_dir(given: str | None) -> str | None:
+  """Gives the folder of data sets: as given, else from the environment."""
+  return given or os.environ.get('JAXADV_DATA_DIR') or None
+
+
+def cache_dir(config: Options, workdir: str) -> str:
+  """Gives the cache folder: the option, or `cache` beside the workdir."""
+  return config.cache_dir or os.path.join(
+    os.path.dirname(os.path.abspath(workdir)), 'cache'
+  )

@@ -1,0 +1,220 @@
+"""Runs an experiment by name: `python launch.py --exp=unseen_transfer`.
+
+Flags only: an experiment is a file experiments/<paper>/<name>.py, and every
+field of its config is a flag here. `--list` shows what there is, `--plan` what
+a run would do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+
+from jaxadv.errors import DataError, UserError
+from jaxadv.experiment import (
+  VARIANTS,
+  Options,
+  check_choices,
+  data_dir,
+  result_config,
+)
+
+ROOT = pathlib.Path(__file__).resolve().parent
+
+
+def experiments() -> dict[str, str]:
+  """Finds the experiments: {file stem: module name}."""
+  return {
+    path.stem: f'experiments.{path.parent.name}.{path.stem}'
+    for path in sorted(ROOT.glob('experiments/*/*.py'))
+    if path.stem != '__init__'
+  }
+
+
+def define_common_flags(values: flags.FlagValues) -> None:
+  """Defines the flags that every experiment has."""
+  flags.DEFINE_string(
+    'exp', None, 'Name of the experiment.', flag_values=values
+  )
+  flags.DEFINE_enum(
+    'variant',
+    'quick',
+    VARIANTS,
+    'quick: embedded data, minutes on a laptop; small: real data on a CPU or '
+    "one GPU; paper: the paper's setting.",
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'workdir',
+    None,
+    'Folder of the results; default runs/EXPERIMENT-VARIANT-DATASET, with a '
+    'suffix if further options are given.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'plan',
+    False,
+    'Show cells, sizes and time; run nothing.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'list',
+    False,
+    'List experiments, attacks, backbones and data sets.',
+    flag_values=values,
+  )
+  define_config_flags(values, Options())
+
+
+def define_config_flags(values: flags.FlagValues, config: Any) -> None:
+  """Defines one flag a field of the config; unset flags are None."""
+  define = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+    tuple: flags.DEFINE_list,
+  }
+  for field in dataclasses.fields(config):
+    default = getattr(config, field.name)
+    if field.name not in values:
+      define[type(default)](
+        field.name, None, field.metadata['help'], flag_values=values
+      )
+
+
+def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, ModuleType | None]:
+  """Parses the command line, in the light of the experiment it names.
+
+  Raises:
+    UserError: If a flag, its value or the experiment is unknown.
+  """
+  names = experiments()
+  known = flags.FlagValues()
+  define_common_flags(known)
+  try:
+    # The experiment's own flags are unknown in this first reading.
+    known(argv, known_only=True)
+    module = None
+    if known.exp is not None:
+      check_choices('--exp', [known.exp], list(names))
+      module = importlib.import_module(names[known.exp])
+      define_config_flags(known, module.get_config(known.variant))
+      known.unparse_flags()
+    rest = known(argv)
+  except flags.Error as error:
+    raise UserError(
+      f'{" ".join(str(error).split())} (python launch.py --help lists the flags'
+      f'; with --exp=NAME also those of the experiment)'
+    ) from error
+  if len(rest) > 1:
+    raise UserError(
+      f'unexpected argument {rest[1]!r}; flags are given as --name=value'
+    )
+  return known, module
+
+
+def configure(values: flags.FlagValues, module: ModuleType) -> Any:
+  """Builds the config of the variant with the given flags put in."""
+  config = module.get_config(values.variant)
+  given = {}
+  for field in dataclasses.fields(config):
+    value = values[field.name].value
+    if value is not None:
+      given[field.name] = tuple(value) if isinstance(value, list) else value
+  return dataclasses.replace(config, **given)
+
+
+def default_workdir(experiment: str, config: Any, module: ModuleType) -> str:
+  """Names the folder of a run, so that other options get another folder."""
+  name = f'{experiment}-{config.variant}-{config.dataset}'
+  plain = dataclasses.replace(
+    module.get_config(config.variant), dataset=config.dataset
+  )
+  chosen = result_config(config)
+  if chosen != result_config(plain):
+    text = json.dumps(chosen, sort_keys=True, default=str)
+    name += '-' + hashlib.sha256(text.encode()).hexdigest()[:8]
+  return os.path.join('runs', name.replace(os.sep, '_'))
+
+
+def show_list(folder: str | None) -> None:
+  """Prints the names that the flags take."""
+  from jaxadv.attacks import ATTACKS
+  from jaxadv.data.sources import available
+  from jaxadv.models import BACKBONES
+
+  print('experiments: ' + ', '.join(experiments()))
+  print('attacks:     ' + ', '.join(ATTACKS))
+  print('backbones:   ' + ', '.join(BACKBONES))
+  print('data sets:   ' + ', '.join(available(folder)))
+  print(
+    '             or a folder of class folders, or an .npz with images and '
+    'labels'
+  )
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs between runs, under the user's cache folder."""
+  import jax
+
+  if jax.config.jax_compilation_cache_dir is None:
+    home = os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))
+    jax.config.update(
+      'jax_compilation_cache_dir', os.path.join(home, 'jaxadv', 'compiled')
+    )
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the command line; gives the exit code.
+
+  0: done. 1: the run was stopped by broken data, a full disk or a lack of
+  memory. 2: what was asked for cannot be.
+  """
+  try:
+    if {'--help', '-help', '-h'} & set(argv):
+      values = flags.FlagValues()
+      define_common_flags(values)
+      named = [a.partition('=')[2] for a in argv if a.startswith('--exp=')]
+      if named and named[0] in experiments():
+        module = importlib.import_module(experiments()[named[0]])
+        define_config_flags(values, module.get_config('quick'))
+      print(__doc__, values.get_help(), sep='\n')
+      return 0
+    values, module = parse(argv)
+    if values.list:
+      show_list(data_dir(values.data_dir))
+      return 0
+    if module is None:
+      raise UserError(
+        f'no experiment given; choose one: --exp={"|".join(experiments())}'
+      )
+    config = configure(values, module)
+    workdir = values.workdir or default_workdir(values.exp, config, module)
+    use_compilation_cache()
+    if values.plan:
+      print(module.plan(config, workdir))
+    else:
+      module.run(config, workdir)
+  except UserError as error:
+    print(f'launch.py: {error}', file=sys.stderr)
+    return 2
+  except (DataError, OSError, MemoryError) as error:
+    print(f'launch.py: stopped: {error}', file=sys.stderr)
+    return 1
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv))
