@@ -152,8 +152,7 @@ def splits(
   Raises:
     UserError: If the set cannot be had; says what can.
   """
-  infos = _open(name, data_dir, cache_dir).infos
-  return {key: info.num_examples for key, info in infos.items()}
+  return _sizes(_open(name, data_dir, cache_dir))
 
 
 def available(
@@ -166,20 +165,20 @@ def available(
 
   Returns:
     Number of pictures by split, by the name of the set; 'digits' comes first
-    and every set in `data_dir` of array_record form follows.
+    and every readable set in `data_dir` follows.
   """
   found = {'digits': {'train': 1797}}
   root = _data_dir(data_dir)
   if root is None:
     return found
   for pattern in ('*/*/dataset_info.json', '*/*/*/dataset_info.json'):
-    for info in sorted(root.glob(pattern)):
-      name = str(info.parent.parent.relative_to(root))
-      builder = tfds.builder_from_directory(_latest_version(info.parent.parent))
-      if _is_readable(builder):
-        found[name] = {
-          key: split.num_examples for key, split in builder.info.splits.items()
-        }
+    for folder in sorted({path.parents[1] for path in root.glob(pattern)}):
+      name = str(folder.relative_to(root))
+      version = _latest_version(folder)
+      # A set that cannot be read says why when it is asked for.
+      with contextlib.suppress(UserError, DataError):
+        if version:
+          found[name] = _sizes(_open_tfds(name, version))
   return found
 
 
@@ -260,6 +259,11 @@ def _open(
   if path.suffix == '.npz':
     return _open_npz(path)
   raise UserError(_how_to_prepare(name, base, root))
+
+
+def _sizes(opened: _Opened) -> dict[str, int]:
+  """Counts the pictures of each split."""
+  return {key: info.num_examples for key, info in opened.infos.items()}
 
 
 def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path | None:
@@ -356,11 +360,6 @@ def quiet_tfds() -> Iterator[None]:
     tfds.enable_progress_bar()
 
 
-def _is_readable(builder: tfds.core.DatasetBuilder) -> bool:
-  """Tells whether a prepared set can be read without TensorFlow."""
-  return builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
-
-
 def _open_tfds(name: str, folder: Path) -> _Opened:
   """Opens a prepared TFDS set."""
   try:
@@ -370,7 +369,7 @@ def _open_tfds(name: str, folder: Path) -> _Opened:
       f'cannot read the description of the data set in {folder}: {error}'
     ) from error
   info = builder.info
-  if not _is_readable(builder):
+  if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
     raise UserError(
       f'the data set {name} in {folder} is stored as {info.file_format}, '
       'which needs TensorFlow; prepare it again with '

@@ -18,7 +18,7 @@ from jaxadv.storage import explain_full_disk
 _SPLIT = 'train'  # TFDS keeps the name 'all' for itself.
 
 
-class AdversarialPictures(
+class AdversarialPictures(  # type: ignore[call-arg]  # A keyword of TFDS.
   tfds.core.GeneratorBasedBuilder, skip_registration=True
 ):
   """Writes an `AdversarialSet`; its features are those of the set."""

@@ -186,6 +186,7 @@ def test_sets_in_another_format_or_without_labels(data_dir):
   info.write_text('broken')
   with pytest.raises(DataError, match='cannot read the description'):
     load('pets', 'train', data_dir=data_dir)
+  assert list(sources.available(data_dir)) == ['digits']
 
 
 def test_broken_records_are_named(data_dir):
@@ -286,6 +287,7 @@ def test_npz(tmp_path):
       'row 2',
     ),
     (lambda a: a['images'].__setitem__((3, 0, 0, 0), 1.5), DataError, 'row 3'),
+    (lambda a: a['images'].__setitem__((1, 0, 1, 2), -1), DataError, 'row 1'),
     (lambda a: a['labels'].__setitem__(1, -1), DataError, 'row 1'),
     (lambda a: a.pop('labels'), UserError, 'must hold images and labels'),
     (lambda a: a.update(labels=a['labels'][:2]), UserError, 'one a picture'),

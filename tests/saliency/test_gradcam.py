@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxadv import models
 from jaxadv.saliency.gradcam import gradcam
 
 WEIGHTS = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
@@ -60,3 +61,29 @@ def test_rows_do_not_depend_on_each_other():
   whole = gradcam(_front, _pooled, images, labels)
   part = gradcam(_front, _pooled, images[2:4], labels[2:4])
   np.testing.assert_allclose(whole[2:4], part, atol=1e-6)
+
+
+def test_a_backbone_is_cut_at_its_saliency_stage():
+  stage = models.get_backbone('vgg11').saliency
+  net = models.build('vgg11', num_classes=4, width=0.0625, image_size=32)
+  variables = models.init_variables(jax.random.key(0), net, 32)
+  images, labels = _images(3, 32), np.array([0, 3, 1])
+  front = jax.jit(lambda x: net.apply(variables, x, stop=stage))
+  back = jax.jit(lambda h: net.apply(variables, h, start=stage))
+  logits = jax.jit(net.apply)(variables, images)
+  np.testing.assert_allclose(back(front(images)), logits, atol=1e-5)
+  maps = gradcam(front, back, images, labels)
+  # Finite differences stand in for the gradient of the logit.
+  layer = front(images)
+  slopes = np.zeros((3, layer.shape[-1]))
+  for channel in range(layer.shape[-1]):
+    moved = [
+      np.asarray(back(layer.at[..., channel].add(step)))
+      for step in (-0.01, 0.01)
+    ]
+    slopes[:, channel] = (moved[1] - moved[0])[np.arange(3), labels] / 0.02
+  expected = np.maximum(np.einsum('bhwc,bc->bhw', layer, slopes), 0)
+  expected = np.array(jax.image.resize(expected, (3, 32, 32), 'linear'))
+  largest = expected.max(axis=(1, 2), keepdims=True)
+  assert np.all(largest > 0)
+  np.testing.assert_allclose(maps, expected / largest, atol=0.05)
