@@ -32,8 +32,8 @@ def drive(
     images: float32[B, H, W, C] in [0, 1].
     labels: int32[B].
     num_slots: Number of slots (16 to 32 do well on CPU), or None for the
-      plain loop. The first and last forward pass of an attack still take the
-      whole batch at once.
+      plain loop. One slot counts as two. The first and last forward pass of
+      an attack still take the whole batch at once.
 
   Returns:
     The attacked images and which rows succeeded.
@@ -44,6 +44,9 @@ def drive(
   if num_slots is not None and num_slots < 1:
     raise UserError(f'num_slots is {num_slots} but must be at least 1 or None')
   num_rows = labels.shape[0]
+  if num_slots is not None:
+    # A lone row is multiplied as a vector, which rounds differently.
+    num_slots = max(num_slots, 2)
   if num_slots is None or attack.max_steps == 0 or num_slots >= num_rows:
     return attack(keys, classifier, images, labels)
 

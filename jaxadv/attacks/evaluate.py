@@ -106,7 +106,8 @@ def evaluate(
 
   One compilation serves all batches; the last one is padded. A picture's
   result depends on its own key, `fold_in(key, source id)`, and not on the
-  batch size, the slots or the number of devices.
+  batch size, the slots or the number of devices: on CPU to the bit, as long
+  as a device has at least two rows at a time.
 
   Args:
     attack: Any `Attack`, its hyperparameters scalars.

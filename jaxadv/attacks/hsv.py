@@ -58,7 +58,7 @@ def hsv(num_trials: int = 1000) -> Attack:
   def init(keys, classifier, images, labels):
     return HSVState(
       keys=keys,
-      trial=jnp.zeros(labels.shape, jnp.int32),
+      trial=jnp.zeros_like(labels),
       images=images,
       done=succeeded(classifier(images), labels),
     )

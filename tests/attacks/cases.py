@@ -1,0 +1,104 @@
+"""The table of all attacks, a row each; most tests run over it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from jaxadv import attacks, losses, norms
+from jaxadv.types import Attack
+
+
+class Case(NamedTuple):
+  """An attack and what holds for it.
+
+  `build` takes the radius of budget attacks, and nothing otherwise.
+  """
+
+  name: str
+  build: Callable[..., Attack]
+  norm: str | None = None
+  kind: str = 'other'  # 'budget', 'minimal' or 'other'
+  epsilon: float = 0.0  # Used on the small network.
+  targeted: bool = False
+  random: bool = False
+  optimal: bool = False  # Finds the best point of a linear classifier.
+
+
+def _pgd(ball, **options):
+  def build(epsilon):
+    return attacks.pgd(ball(epsilon), epsilon / 4, 10, **options)
+
+  return build
+
+
+CASES = [
+  Case('fgsm', attacks.fgsm, 'linf', 'budget', 0.03, optimal=True),
+  Case(
+    'fgsm_targeted',
+    lambda epsilon: attacks.fgsm(epsilon, targeted=True),
+    'linf',
+    'budget',
+    0.05,
+    targeted=True,
+  ),
+  Case(
+    'bim',
+    lambda epsilon: attacks.bim(norms.linf_ball(epsilon), epsilon / 4, 10),
+    'linf',
+    'budget',
+    0.03,
+    optimal=True,
+  ),
+  Case(
+    'pgd_linf',
+    _pgd(norms.linf_ball),
+    'linf',
+    'budget',
+    0.03,
+    random=True,
+    optimal=True,
+  ),
+  Case(
+    'pgd_l2',
+    _pgd(norms.l2_ball),
+    'l2',
+    'budget',
+    0.4,
+    random=True,
+    optimal=True,
+  ),
+  Case(
+    'pgd_early',
+    _pgd(norms.linf_ball, early_stop=True, loss=losses.margin),
+    'linf',
+    'budget',
+    0.03,
+    random=True,
+    optimal=True,
+  ),
+  Case(
+    'pgd_targeted',
+    _pgd(norms.l2_ball, targeted=True, random_start=False, early_stop=True),
+    'l2',
+    'budget',
+    0.8,
+    targeted=True,
+    optimal=True,
+  ),
+  Case('deepfool', attacks.deepfool, 'l2', 'minimal', optimal=True),
+  Case('hsv', lambda: attacks.hsv(30), random=True),
+  Case('ni_plus', lambda: attacks.ni(1)),
+  Case('ni_minus', lambda: attacks.ni(-1, filter='mixed'), random=True),
+]
+
+
+def build(case: Case, epsilon=None) -> Attack:
+  if case.kind == 'budget':
+    return case.build(case.epsilon if epsilon is None else epsilon)
+  return case.build()
+
+
+def wanted(case: Case, labels, num_classes):
+  """The labels that the attack is given: the true ones, or the next class."""
+  return jnp.where(case.targeted, (labels + 1) % num_classes, labels)
