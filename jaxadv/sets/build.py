@@ -10,10 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxadv.attacks.evaluate import Progress, evaluate
-from jaxadv.classifier import Classifier
+from jaxadv.classifier import Classifier, predict
 from jaxadv.data.sources import Pictures, subset
 from jaxadv.errors import UserError
-from jaxadv.sets.judge import predict
 from jaxadv.sets.types import (
   AdversarialSet,
   kind_index,
@@ -46,7 +45,8 @@ def correct_pictures(
     UserError: If the victim classifies fewer than `n` correctly.
   """
   rows = np.flatnonzero(
-    predict(classifier, pictures, batch_size) == pictures.labels
+    predict(classifier, pictures.images, batch_size).argmax(-1)
+    == pictures.labels
   )
   if n is not None and len(rows) < n:
     raise UserError(

@@ -8,13 +8,12 @@ import jax
 import numpy as np
 from scipy import ndimage
 
-from jaxadv.classifier import Classifier
+from jaxadv.classifier import Classifier, predict
 from jaxadv.data import images as image_tools
 from jaxadv.data.pipeline import batches
 from jaxadv.data.sources import Pictures
 from jaxadv.errors import UserError
 from jaxadv.saliency.gradcam import gradcam
-from jaxadv.sets.judge import predict
 from jaxadv.sets.types import AdversarialSet, versions, weights_fingerprint
 
 
@@ -49,7 +48,8 @@ def natural(
     https://arxiv.org/abs/1907.07174, section 3.
   """
   rows = np.flatnonzero(
-    predict(reference, pictures, batch_size) != pictures.labels
+    predict(reference, pictures.images, batch_size).argmax(-1)
+    != pictures.labels
   )
   if n is not None and len(rows) < n:
     raise UserError(
@@ -113,7 +113,8 @@ def natural_plus(
   cropped = found._replace(
     images=crop_to_saliency(found.images, maps), kind='natural_plus'
   )
-  success = predict(reference, cropped, batch_size) != found.labels
+  classes = predict(reference, cropped.images, batch_size).argmax(-1)
+  success = classes != found.labels
   return cropped._replace(success_float=success, success=success)
 
 

@@ -14,6 +14,7 @@ from jaxadv.reports import tables
 
 # What comes before the cells, in units of a cell, for the progress bar.
 PREPARING = 3
+NUM_PIECES = 12
 QUESTION = (
   'Does a detector that was trained on one kind of adversarial picture detect '
   'the other kinds?'
@@ -43,21 +44,27 @@ def run(
     workdir, {'experiment': name} | experiment.result_config(config)
   )
   num_cells = len(experiment.shard_of(study.cells(config), config.shard))
-  with study.progress_bar(total=PREPARING + num_cells) as bar:
+  with study.Progress(total=PREPARING + num_cells) as progress:
     done = 0.0
 
-    def note(text: str, share: float = 0.0) -> None:
-      bar.update(bar.task_ids[0], description=text, completed=done + share)
-
-    def note_part(text: str) -> None:
+    def note_piece(text: str) -> None:
       nonlocal done
-      note(text)
-      done = min(done + 1 / 5, PREPARING)
+      progress.note(text, done)
+      done = min(done + PREPARING / NUM_PIECES, PREPARING)
 
-    prepared = study.prepare(config, workdir, note_part)
-    done = float(PREPARING)
-    found, missing = study.finished_cells(prepared, workdir, note)
-    bar.update(bar.task_ids[0], completed=PREPARING + num_cells)
+    def note_cell(text: str, share: float) -> None:
+      progress.note(text, PREPARING + finished + share)
+
+    def finish_cell() -> None:
+      nonlocal finished
+      finished += 1
+
+    finished = 0
+    prepared = study.prepare(config, workdir, note_piece)
+    found, missing = study.finished_cells(
+      prepared, workdir, note_cell, finish_cell
+    )
+    progress.note('report', PREPARING + num_cells)
   if not found:
     raise UserError(
       f'no backbone is complete yet: cells of other shards are missing '

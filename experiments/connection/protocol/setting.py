@@ -49,7 +49,7 @@ class Config(Options):
     'vgg13:0.25', 'Network whose errors are the natural kinds, name:width.'
   )
   reference_pictures: int = option(
-    100, 'Training pictures of the reference; 0 for all there are.'
+    40, 'Training pictures of the reference; 0 for all there are.'
   )
   reference_epochs: int = option(30, "Epochs of the reference's training.")
   backbones: tuple[str, ...] = option(

@@ -6,10 +6,9 @@ compiled program and scored on every kind.
 
 from __future__ import annotations
 
-import contextlib
-import functools
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,24 +68,53 @@ def cells(config: Config) -> list[Cell]:
   ]
 
 
-@contextlib.contextmanager
-def progress_bar(total: float) -> Iterator[rich.progress.Progress]:
-  """Shows what is being done and the time left, on standard error."""
-  bar = rich.progress.Progress(
-    rich.progress.TextColumn('{task.description:<34}'),
-    rich.progress.BarColumn(),
-    rich.progress.TaskProgressColumn(),
-    rich.progress.TimeElapsedColumn(),
-    rich.progress.TextColumn('left'),
-    rich.progress.TimeRemainingColumn(),
-    console=rich.console.Console(stderr=True),
-  )
-  with bar:
-    bar.add_task('', total=total)
-    yield bar
+class Progress:
+  """Shows on standard error what is being done and the time left.
+
+  A terminal gets a bar; a log file a line for each piece of work, with the
+  seconds since the start.
+  """
+
+  def __init__(self, total: float):
+    """Starts the clock.
+
+    Args:
+      total: Number of units of work.
+    """
+    console = rich.console.Console(stderr=True)
+    self._bar = rich.progress.Progress(
+      rich.progress.TextColumn('{task.description:<34}'),
+      rich.progress.BarColumn(),
+      rich.progress.TaskProgressColumn(),
+      rich.progress.TimeElapsedColumn(),
+      rich.progress.TextColumn('left'),
+      rich.progress.TimeRemainingColumn(),
+      console=console,
+      disable=not console.is_terminal,
+    )
+    self._task = self._bar.add_task('', total=total)
+    self._text = ''
+    self._started = time.monotonic()
+
+  def __enter__(self) -> Progress:
+    """Shows the bar."""
+    self._bar.start()
+    return self
+
+  def __exit__(self, *error) -> None:
+    """Leaves the bar as it is."""
+    self._bar.stop()
+
+  def note(self, text: str, done: float) -> None:
+    """Tells what is being done and how many units are finished."""
+    self._bar.update(self._task, description=text, completed=done)
+    if self._bar.disable and text != self._text:
+      seconds = time.monotonic() - self._started
+      print(f'[{seconds:6.1f} s] {text}', file=sys.stderr, flush=True)
+    self._text = text
 
 
-def prepare(config: Config, workdir: str, note) -> Study:
+def prepare(config: Config, workdir: str, note: Callable[[str], None]) -> Study:
   """Makes or finds everything that the cells share.
 
   Args:
@@ -112,7 +140,9 @@ def prepare(config: Config, workdir: str, note) -> Study:
   return Study(config, cache, train, heldout, collection, seconds)
 
 
-def run_cell(study: Study, cell: Cell, note) -> CellScores:
+def run_cell(
+  study: Study, cell: Cell, note: Callable[[str, float], None]
+) -> CellScores:
   """Trains and scores the detectors of a cell, or finds them in the cache.
 
   Args:
@@ -124,6 +154,7 @@ def run_cell(study: Study, cell: Cell, note) -> CellScores:
     The scores of all test pictures.
   """
   config, sets = study.config, study.collection.sets
+  note(f'backbone {cell.settings["network"]}', 0.0)
   network = units.backbone(
     config, study.cache, cell.settings['network'], study.train, study.heldout
   )
@@ -150,6 +181,7 @@ def run_cell(study: Study, cell: Cell, note) -> CellScores:
   }
 
   def make(folder: Path, work: Path) -> None:
+    note(f'detectors {cell.name}', 0.0)
     features = pool_features(study, design, network)
     train_rows, valid_rows, test_rows = sides
     attacked = np.repeat(
@@ -262,14 +294,18 @@ def pool_features(
 
 
 def finished_cells(
-  study: Study, workdir: str, progress
+  study: Study,
+  workdir: str,
+  note: Callable[[str, float], None],
+  finish_cell: Callable[[], None],
 ) -> tuple[dict[str, list[CellScores]], list[str]]:
   """Runs the cells of this shard and gathers those of all shards.
 
   Args:
     study: The study.
     workdir: Each cell leaves cells/NAME.npz there.
-    progress: Called with a few words and the share of the cell done.
+    note: Called with a few words and the share of the cell done.
+    finish_cell: Called after each cell.
 
   Returns:
     {network: scores of each seed}, of the networks that are complete, and the
@@ -282,8 +318,9 @@ def finished_cells(
   for cell in every:
     path = Path(workdir) / 'cells' / f'{cell.name}.npz'
     if cell.name in mine:
-      scores = run_cell(study, cell, functools.partial(progress))
+      scores = run_cell(study, cell, note)
       storage.write_npz(path, **_as_arrays(scores))
+      finish_cell()
     elif path.exists():
       scores = _from_arrays(storage.read_npz(path))
     else:
