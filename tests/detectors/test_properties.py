@@ -1,0 +1,98 @@
+"""What holds for every detector of the table."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxadv.metrics.roc import auc
+from tests.detectors import cases
+from tests.detectors.cases import NONE, STRONG
+
+over_all = pytest.mark.parametrize('case', cases.CASES, ids=lambda c: c.name)
+
+
+def score(case, state, images):
+  keys = jax.random.split(jax.random.key(2), len(images))
+  return np.asarray(
+    jax.jit(case.detector.score)(keys, case.classifier, state, images)
+  )
+
+
+def leaves(state):
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+@over_all
+def test_finds_a_visible_attack(case, fit):
+  test = cases.pictures(3, 200, STRONG)
+  found = auc(score(case, fit(case), test.images), test.kind != 0)
+  assert found > 0.98
+
+
+@over_all
+def test_is_blind_where_there_is_nothing_to_see(case, fit):
+  test = cases.pictures(3, 200, NONE)
+  found = auc(score(case, fit(case, NONE), test.images), test.kind != 0)
+  # Three standard deviations of the AUC of 100 against 100 pictures.
+  assert abs(found - 0.5) < 0.13
+
+
+@over_all
+def test_rows_do_not_depend_on_the_batch(case, fit):
+  images = cases.pictures(4, 12, STRONG).images
+  together = score(case, fit(case), images)
+  assert np.ptp(together) > 0.1
+  backwards = score(case, fit(case), images[::-1])[::-1]
+  alone = score(case, fit(case), images[5:6])
+  np.testing.assert_allclose(backwards, together, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(alone, together[5:6], rtol=1e-5, atol=1e-5)
+
+
+@over_all
+def test_refit_gives_the_same_state_and_another_key_another(case, fit):
+  first = leaves(fit(case))
+  for a, b in zip(first, leaves(fit(case, again=1)), strict=True):
+    np.testing.assert_array_equal(a, b)
+  other = leaves(fit(case, seed=1))
+  assert any((a != b).any() for a, b in zip(first, other, strict=True))
+
+
+@over_all
+def test_saved_and_restored_scores_the_same(case, fit, tmp_path):
+  case.save(tmp_path / 'detector.npz', fit(case))
+  # A state of the same form that has learned something else.
+  restored = case.restore(tmp_path / 'detector.npz', fit(case, seed=1))
+  images = cases.pictures(5, 12, STRONG).images
+  np.testing.assert_array_equal(
+    score(case, restored, images), score(case, fit(case), images)
+  )
+
+
+@over_all
+def test_rows_of_padding_teach_nothing(case, fit):
+  train = cases.batches(cases.pictures(0, 96, STRONG), 32)
+  junk = cases.pictures(6, 32, STRONG)
+  junk = junk._replace(kind=2 - junk.kind, mask=np.zeros(32, bool))
+  state = case.detector.fit(
+    jax.random.key(0),
+    case.classifier,
+    [*train, junk],
+    [junk, *cases.batches(cases.pictures(1, 32, STRONG), 32)],
+  )
+  for a, b in zip(leaves(state), leaves(fit(case)), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@over_all
+def test_score_or_its_surrogate_has_a_gradient(case, fit):
+  function = case.detector.surrogate or case.detector.score
+  images = cases.pictures(7, 4, STRONG).images
+  gradient = jax.jit(
+    jax.grad(
+      lambda x: function(
+        jax.random.split(jax.random.key(2), 4), case.classifier, fit(case), x
+      ).sum()
+    )
+  )(images)
+  assert np.isfinite(gradient).all()
+  assert (np.abs(gradient).max(axis=(1, 2, 3)) > 0).all()
