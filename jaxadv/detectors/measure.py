@@ -1,0 +1,97 @@
+"""Fits a detector on clean and attacked pictures and measures it on others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxadv.classifier import Classifier
+from jaxadv.data import pipeline
+from jaxadv.metrics import roc
+from jaxadv.types import Detector, PyTree, picture_keys
+
+
+class Measured(NamedTuple):
+  """A fitted detector and how it did on pictures it was not fitted on.
+
+  Attributes:
+    auc: Area under the ROC curve, in [0, 1]; one half is chance.
+    scores: float[n], of the test pictures; higher means more likely attacked.
+    attacked: bool[n], which of them are attacked.
+    source: int32[n], ids of the pictures they come from.
+    state: What `detector.score` takes.
+  """
+
+  auc: float
+  scores: np.ndarray
+  attacked: np.ndarray
+  source: np.ndarray
+  state: PyTree
+
+
+def measure(
+  key: jax.Array,
+  detector: Detector,
+  classifier: Classifier,
+  clean: pipeline.Labelled,
+  attacked: pipeline.Labelled,
+  *,
+  shares: Sequence[float] = (0.45, 0.05, 0.5),
+  seed: int = 0,
+  batch_size: int = 128,
+) -> Measured:
+  """Fits a detector on some source pictures and scores the versions of others.
+
+  A clean picture and its attacked version share their source id and fall on
+  the same side, so no picture is tested whose other version was learnt.
+
+  Args:
+    key: One key.
+    detector: Any `Detector`.
+    classifier: What its `fit` and `score` are given.
+    clean: Clean pictures: `Pictures` or an `AdversarialSet`.
+    attacked: Attacked pictures, likewise; with `evaluate`, the clean ones
+      `._replace(images=found.images_uint8)`.
+    shares: Of the source pictures, to train, validate and test on.
+    seed: Seed of the split.
+    batch_size: Rows of a batch; scores do not depend on it.
+
+  Returns:
+    The fitted detector's AUC, scores and state.
+
+  Raises:
+    UserError: If a side of the split is empty or `shares` add up to more
+      than 1.
+  """
+  both = pipeline.concatenate(
+    [pipeline.stored(clean), pipeline.stored(attacked, kind=1)]
+  )
+  train, valid, test = (
+    pipeline.batches(pipeline.select(both, side), batch_size)
+    for side in pipeline.split_by_source(seed, both.source, shares)
+  )
+  key_fit, key_score = jax.random.split(key)
+  state = detector.fit(key_fit, classifier, train, valid)
+  # Not an argument of the compiled function, as it need not be a pytree.
+  score = jax.jit(
+    lambda keys, state, images: detector.score(keys, classifier, state, images)
+  )
+  scores = np.concatenate(
+    [
+      np.asarray(
+        score(picture_keys(key_score, batch.source), state, batch.images)
+      )[batch.mask]
+      for batch in test
+    ]
+  )
+  positive = np.asarray(test.batch.kind) != 0
+  return Measured(
+    auc=roc.auc(scores, positive),
+    scores=scores,
+    attacked=positive,
+    source=np.asarray(test.batch.source),
+    state=state,
+  )
