@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxadv import losses
 
@@ -14,6 +15,19 @@ def test_values():
   np.testing.assert_allclose(
     losses.cross_entropy(LOGITS, LABELS), -jnp.log(chosen), rtol=1e-6
   )
+
+
+def test_cross_entropy_and_its_gradient_equal_those_of_optax(key):
+  logits = 3 * jax.random.normal(key, (50, 7))
+  labels = jnp.arange(50) % 7
+
+  def both(loss):
+    return jax.value_and_grad(lambda z: loss(z, labels).sum())(logits)
+
+  optax_loss = optax.softmax_cross_entropy_with_integer_labels
+  ours, theirs = both(losses.cross_entropy), both(optax_loss)
+  np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+  np.testing.assert_allclose(ours[1], theirs[1], atol=1e-6)
 
 
 def test_success():

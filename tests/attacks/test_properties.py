@@ -94,10 +94,9 @@ def test_rows_do_not_depend_on_their_batch(case, trained, run):
 
 
 @over_all
-@pytest.mark.parametrize('num_slots', [2, 7])
-def test_refilled_slots_change_nothing(case, num_slots, trained, run):
-  if num_slots == 2 and case.kind == 'budget' and case.name != 'pgd_early':
-    pytest.skip('two slots are tried on attacks whose rows end early')
+def test_refilled_slots_change_nothing(case, trained, run):
+  # Few slots where rows end early and make room.
+  num_slots = 2 if case.kind != 'budget' else 7
   attack = cases.build(case)
   keys, classifier, images, labels = part(case, trained, jnp.arange(40))
   result = jax.jit(lambda *given: drive(attack, *given, num_slots=num_slots))(
@@ -109,7 +108,8 @@ def test_refilled_slots_change_nothing(case, num_slots, trained, run):
 
 @over_all
 def test_sharded_equals_unsharded(case, trained, run):
-  mesh = jax.make_mesh((8,), ('data',))
+  auto = jax.sharding.AxisType.Auto
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(auto,))
   rows = jax.NamedSharding(mesh, jax.P('data'))
   keys, classifier, images, labels = part(case, trained, jnp.arange(40))
   keys, images, labels = jax.device_put((keys, images, labels), rows)
@@ -152,10 +152,12 @@ def boundary_distance(target, norm):
   return jnp.where(slope > 0, distance, jnp.inf)
 
 
-@over_all
+@pytest.mark.parametrize(
+  'case',
+  [case for case in cases.CASES if case.optimal],
+  ids=lambda case: case.name,
+)
 def test_linear_classifier_is_attacked_at_its_exact_distance(case, linear):
-  if not case.optimal:
-    pytest.skip('not optimal on a linear classifier')
   distance = boundary_distance(linear, case.norm)
   labels = linear.labels
   if case.targeted:
