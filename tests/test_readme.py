@@ -97,7 +97,7 @@ def test_commands_parse(name, monkeypatch, tmp_path):
   for block in _blocks(name, 'bash'):
     for line in block.splitlines():
       command = line.partition('launch.py')[2].partition('#')[0]
-      if command and '--help' not in command and '--weights' not in command:
+      if command and '--help' not in command:
         values, module = launch.parse(['launch.py', *command.split()])
         if module is not None:
           assert dataclasses.is_dataclass(launch.configure(values, module))

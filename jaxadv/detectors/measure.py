@@ -71,7 +71,7 @@ def measure(
   )
   train, valid, test = (
     pipeline.batches(pipeline.select(both, side), batch_size)
-    for side in pipeline.split_by_source(seed, both.source, shares)
+    for side in pipeline.split_by_source(seed, np.asarray(both.source), shares)
   )
   key_fit, key_score = jax.random.split(key)
   state = detector.fit(key_fit, classifier, train, valid)

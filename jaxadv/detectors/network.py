@@ -94,7 +94,7 @@ def network_detector(
     return NetworkState(initial, detector.fit(key_fit, network, train, valid))
 
   def score(
-    keys: jax.Array | None,
+    keys: jax.Array,
     classifier: Any,
     state: NetworkState,
     images: jax.Array,
