@@ -108,12 +108,12 @@ class Matrix:
     """Gives the AUC of the detector of one kind on another."""
     place = (backbone, trained, tested)
     if place not in self._figures:
+      # Not every seed trains the controls.
+      cells = [c for c in self._cells[backbone] if trained in c.trained]
       if trained == 'shuffled':
-        groups = [
-          c.shuffled_positives(('clean', tested)) for c in self._cells[backbone]
-        ]
+        groups = [c.shuffled_positives(('clean', tested)) for c in cells]
       else:
-        groups = [c.positives(trained, tested) for c in self._cells[backbone]]
+        groups = [c.positives(trained, tested) for c in cells]
       values = [auc_of(clean, attacked) for clean, attacked, *_ in groups]
       draws = [auc_draws(*group, num=NUM_DRAWS) for group in groups]
       self.spread[place] = 100 * float(np.std(values))

@@ -38,7 +38,7 @@ class Config(Options):
   )
   image_size: int = option(32, 'Side of the pictures, in pixels.')
   num_pictures: int = option(
-    200, 'Pictures of every kind, clean included; half train, half test.'
+    240, 'Pictures of every kind, clean included; half train, half test.'
   )
   attacks: tuple[str, ...] = option(
     KIND_NAMES, f'Kinds of adversarial picture: {", ".join(KIND_NAMES)}.'
@@ -53,7 +53,7 @@ class Config(Options):
   )
   reference_epochs: int = option(30, "Epochs of the reference's training.")
   backbones: tuple[str, ...] = option(
-    ('vgg16:0.25', 'mobilenet:0.5'), 'Detector backbones, name:width.'
+    ('vgg16:0.125', 'mobilenet:0.25'), 'Detector backbones, name:width.'
   )
   backbone_epochs: int = option(
     20, "Epochs of a backbone's training as a classifier."
@@ -61,11 +61,11 @@ class Config(Options):
   weights: tuple[str, ...] = option(
     (), 'Start backbones from files instead, name:FILE.npz (Keras names).'
   )
-  epsilon: float = option(8 / 255, 'Linf radius of FGSM and PGD, in (0, 1].')
-  num_trials: int = option(1000, 'Trials of the HSV attack.')
+  epsilon: float = option(16 / 255, 'Linf radius of FGSM and PGD, in (0, 1].')
+  num_trials: int = option(100, 'Trials of the HSV attack.')
   ni_filter: str = option('gaussian', f'One of {", ".join(FILTERS)}.')
   detector_epochs: int = option(30, "Epochs of a detector's training.")
-  num_seeds: int = option(3, 'Trainings of every detector.')
+  num_seeds: int = option(1, 'Trainings of every detector.')
   split: str = option(
     'source',
     'source: a picture and all its versions on one side; per_class: every '
@@ -194,6 +194,10 @@ def get_config(variant: str = 'quick') -> Config:
       variant='small',
       dataset='cifar10',
       num_pictures=1000,
+      epsilon=8 / 255,
+      num_trials=1000,
+      num_seeds=3,
+      backbones=('vgg16:0.25', 'mobilenet:0.25'),
       victim='vgg11:0.5',
       victim_epochs=7,
       reference_pictures=10_000,
@@ -205,6 +209,9 @@ def get_config(variant: str = 'quick') -> Config:
     dataset='imagenet2012',
     image_size=224,
     num_pictures=3000,
+    epsilon=8 / 255,
+    num_trials=1000,
+    num_seeds=3,
     victim='vgg16:1',
     victim_epochs=90,
     reference='vgg19:1',

@@ -168,7 +168,12 @@ def run_cell(
   )
   recipe = TrainConfig(num_epochs=config.detector_epochs)
   names = tuple(sets)
-  trained = (*names[1:], 'shuffled')
+  # Controls need no average over seeds: the first one trains them.
+  trained = (
+    (*names[1:], 'shuffled')
+    if cell.settings['seed'] == 0
+    else (tuple(config.attacks))
+  )
   sides = split(config, sets)
   shuffled = shuffled_labels(config, sets)
   made_from = {
@@ -184,14 +189,18 @@ def run_cell(
     note(f'detectors {cell.name}', 0.0)
     features = pool_features(study, design, network)
     train_rows, valid_rows, test_rows = sides
-    attacked = np.repeat(
-      np.arange(len(names))[None] == np.arange(1, len(names))[:, None],
-      config.num_pictures,
-      axis=1,
+    # The shuffled labels are of clean pictures and of the first kind.
+    partners = [
+      1 if name == 'shuffled' else names.index(name) for name in trained
+    ]
+    attacked = np.stack(
+      [
+        shuffled.ravel()
+        if name == 'shuffled'
+        else np.repeat(np.arange(len(names)) == partner, config.num_pictures)
+        for name, partner in zip(trained, partners, strict=True)
+      ]
     )
-    attacked = np.concatenate([attacked, shuffled.reshape(1, -1)])
-    # The control learns random labels of clean pictures and the first kind.
-    partners = [*range(1, len(names)), 1]
     rows_of = lambda side: np.stack(
       [np.concatenate([side[0], side[partner]]) for partner in partners]
     )
