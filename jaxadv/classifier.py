@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -119,7 +119,8 @@ class _LinenApply:
   module: nn.Module
 
   def __call__(self, variables: PyTree, images: jax.Array) -> jax.Array:
-    return self.module.apply(variables, images)
+    logits = self.module.apply(variables, images)
+    return cast(jax.Array, logits)  # Nothing is mutable in inference.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,6 @@ def plan(config: Config, workdir: str) -> str:
   return planning.plan(config, workdir)
 
 
-def run(config: Config, workdir: str) -> Record:
+def run(config: Config, workdir: str) -> Record | None:
   """Runs the experiment and writes its report; see `protocol.run`."""
   return running.run(config, workdir, name='unseen_transfer', unseen=True)

@@ -265,7 +265,7 @@ def backbone_detector(
       design,
       classifier,
       features,
-      attacked[None],
+      np.asarray(attacked)[None],
       rows[:num_train],
       rows[num_train:],
       config,

@@ -133,5 +133,6 @@ def _seconds(config: Config, network: str, passes: float) -> float:
     lambda: models.init_variables(jax.random.key(0), module, config.image_size)
   )
   image = jnp.zeros((1, config.image_size, config.image_size, 3))
-  cost = jax.jit(module.apply).lower(variables, image).cost_analysis()
+  lowered = jax.jit(module.apply).lower(variables, image)
+  cost = lowered.cost_analysis() or {'flops': 0.0}
   return passes * cost['flops'] / FLOPS_PER_SECOND

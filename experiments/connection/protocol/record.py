@@ -134,6 +134,7 @@ def picture_rows(study: Study) -> list[Row]:
     networks['reference'] = study.collection.reference
   n = len(study.heldout.labels)
   for role, network in networks.items():
+    assert network.accuracy is not None  # Both learnt this data set.
     count = round(network.accuracy * n)
     low, high = wilson(count, n)
     rows.append(

@@ -9,7 +9,6 @@ from experiments.connection.protocol import claims, record, study
 from experiments.connection.protocol.matrix import Matrix
 from experiments.connection.protocol.setting import Config
 from jaxadv import experiment, reports, storage
-from jaxadv.errors import UserError
 from jaxadv.reports import tables
 
 # What comes before the cells, in units of a cell, for the progress bar.
@@ -23,7 +22,7 @@ QUESTION = (
 
 def run(
   config: Config, workdir: str, *, name: str, unseen: bool
-) -> reports.Record:
+) -> reports.Record | None:
   """Runs an experiment on the matrix of kinds and writes its report.
 
   Args:
@@ -33,7 +32,8 @@ def run(
     unseen: Whether to report the whole matrix, or only its diagonal.
 
   Returns:
-    The record, as written to results.json.
+    The record, as written to results.json; None if other shards have to
+    finish first.
 
   Raises:
     UserError: If what was asked for cannot be.
@@ -44,32 +44,18 @@ def run(
     workdir, {'experiment': name} | experiment.result_config(config)
   )
   num_cells = len(experiment.shard_of(study.cells(config), config.shard))
-  with study.Progress(total=PREPARING + num_cells) as progress:
-    done = 0.0
+  with study.Progress(PREPARING + num_cells) as progress:
 
     def note_piece(text: str) -> None:
-      nonlocal done
-      progress.note(text, done)
-      done = min(done + PREPARING / NUM_PIECES, PREPARING)
+      progress.note(text)
+      progress.advance(PREPARING / NUM_PIECES)
 
-    def note_cell(text: str, share: float) -> None:
-      progress.note(text, PREPARING + finished + share)
-
-    def finish_cell() -> None:
-      nonlocal finished
-      finished += 1
-
-    finished = 0
     prepared = study.prepare(config, workdir, note_piece)
-    found, missing = study.finished_cells(
-      prepared, workdir, note_cell, finish_cell
-    )
-    progress.note('report', PREPARING + num_cells)
+    found, missing = study.finished_cells(prepared, workdir, progress)
+    progress.note('report')
   if not found:
-    raise UserError(
-      f'no backbone is complete yet: cells of other shards are missing '
-      f'({", ".join(missing)}); run them, then this command again'
-    )
+    print(f'this shard is done; still to do: {", ".join(missing)}')
+    return None
   cells = {record.title(network): scores for network, scores in found.items()}
   matrix = Matrix(cells, config.attacks)
   collection = prepared.collection

@@ -63,7 +63,7 @@ class Config(Options):
   )
   epsilon: float = option(16 / 255, 'Linf radius of FGSM and PGD, in (0, 1].')
   num_trials: int = option(100, 'Trials of the HSV attack.')
-  ni_filter: str = option('gaussian', f'One of {", ".join(FILTERS)}.')
+  ni_filter: str = option('gaussian', f'One of {", ".join(FILTERS)}, mixed.')
   detector_epochs: int = option(30, "Epochs of a detector's training.")
   num_seeds: int = option(1, 'Trainings of every detector.')
   split: str = option(
@@ -82,7 +82,7 @@ class Config(Options):
     check_choices('--variant', [self.variant], VARIANTS)
     check_choices('--attacks', self.attacks, KIND_NAMES)
     check_choices('--split', [self.split], ('source', 'per_class'))
-    check_choices('--ni_filter', [self.ni_filter], FILTERS)
+    check_choices('--ni_filter', [self.ni_filter], (*FILTERS, 'mixed'))
     for name in ('attacks', 'backbones'):
       if not getattr(self, name):
         raise UserError(f'--{name} is empty; give at least one')

@@ -20,7 +20,11 @@ import rich.progress
 
 from experiments.connection.protocol import units
 from experiments.connection.protocol.matrix import CellScores
-from experiments.connection.protocol.setting import Config
+from experiments.connection.protocol.setting import (
+  Config,
+  parse_network,
+  weight_file,
+)
 from jaxadv import experiment, models, storage
 from jaxadv.data import pipeline
 from jaxadv.data.images import to_float
@@ -45,7 +49,6 @@ class Study(NamedTuple):
     train: Pictures that victim and backbones learn from.
     heldout: Pictures that the rest is drawn from.
     collection: Clean, attacked and control pictures.
-    seconds: {what was made: wall-clock seconds}.
   """
 
   config: Config
@@ -53,7 +56,6 @@ class Study(NamedTuple):
   train: Pictures
   heldout: Pictures
   collection: units.Collection
-  seconds: dict[str, float]
 
 
 def cells(config: Config) -> list[Cell]:
@@ -94,6 +96,7 @@ class Progress:
     )
     self._task = self._bar.add_task('', total=total)
     self._text = ''
+    self._done = 0.0
     self._started = time.monotonic()
 
   def __enter__(self) -> Progress:
@@ -105,13 +108,22 @@ class Progress:
     """Leaves the bar as it is."""
     self._bar.stop()
 
-  def note(self, text: str, done: float) -> None:
-    """Tells what is being done and how many units are finished."""
-    self._bar.update(self._task, description=text, completed=done)
+  def note(self, text: str, share: float = 0.0) -> None:
+    """Tells what is being done.
+
+    Args:
+      text: A few words.
+      share: How much of the unit under way is done, in [0, 1].
+    """
+    self._bar.update(self._task, description=text, completed=self._done + share)
     if self._bar.disable and text != self._text:
       seconds = time.monotonic() - self._started
       print(f'[{seconds:6.1f} s] {text}', file=sys.stderr, flush=True)
     self._text = text
+
+  def advance(self, units: float = 1.0) -> None:
+    """Counts units as finished."""
+    self._done += units
 
 
 def prepare(config: Config, workdir: str, note: Callable[[str], None]) -> Study:
@@ -131,13 +143,15 @@ def prepare(config: Config, workdir: str, note: Callable[[str], None]) -> Study:
     DataError: If data on disk are broken.
   """
   cache = Cache(experiment.cache_dir(config, workdir))
-  started = time.monotonic()
   note('data')
+  # A file that does not fit is to be known before hours of work.
+  for network in config.backbones:
+    path = weight_file(config, parse_network(network)[0])
+    if path:
+      units.load_weights(config, network, path)
   train, heldout = units.load_pictures(config, cache)
-  seconds = {'data': time.monotonic() - started}
   collection = units.collect(config, cache, train, heldout, note)
-  seconds['networks and pictures'] = time.monotonic() - started
-  return Study(config, cache, train, heldout, collection, seconds)
+  return Study(config, cache, train, heldout, collection)
 
 
 def run_cell(
@@ -164,7 +178,7 @@ def run_cell(
     split=known.split,
     features=known.features,
     # Networks from files have BatchNorm folded, or statistics of their own.
-    batch_norm=not units.weight_file(config, network.name),
+    batch_norm=not weight_file(config, network.name),
   )
   recipe = TrainConfig(num_epochs=config.detector_epochs)
   names = tuple(sets)
@@ -262,11 +276,12 @@ def split(config: Config, sets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
       pipeline.split_by_source(config.seed, s.source, SHARES)
       for s in sets.values()
     ]
-    masks = [np.concatenate(side) for side in zip(*parts, strict=True)]
-  return tuple(
+    masks = tuple(np.concatenate(side) for side in zip(*parts, strict=True))
+  train, valid, test = (
     np.flatnonzero(mask).reshape(len(sets), -1).astype(np.int32)
     for mask in masks
   )
+  return train, valid, test
 
 
 def shuffled_labels(config: Config, sets) -> np.ndarray:
@@ -305,16 +320,14 @@ def pool_features(
 def finished_cells(
   study: Study,
   workdir: str,
-  note: Callable[[str, float], None],
-  finish_cell: Callable[[], None],
+  progress: Progress,
 ) -> tuple[dict[str, list[CellScores]], list[str]]:
   """Runs the cells of this shard and gathers those of all shards.
 
   Args:
     study: The study.
     workdir: Each cell leaves cells/NAME.npz there.
-    note: Called with a few words and the share of the cell done.
-    finish_cell: Called after each cell.
+    progress: Shows which cell is under way.
 
   Returns:
     {network: scores of each seed}, of the networks that are complete, and the
@@ -327,9 +340,9 @@ def finished_cells(
   for cell in every:
     path = Path(workdir) / 'cells' / f'{cell.name}.npz'
     if cell.name in mine:
-      scores = run_cell(study, cell, note)
+      scores = run_cell(study, cell, progress.note)
       storage.write_npz(path, **_as_arrays(scores))
-      finish_cell()
+      progress.advance()
     elif path.exists():
       scores = _from_arrays(storage.read_npz(path))
     else:
@@ -349,5 +362,10 @@ def _as_arrays(scores: CellScores) -> dict[str, np.ndarray]:
 
 
 def _from_arrays(arrays: dict[str, np.ndarray]) -> CellScores:
-  names = {key: tuple(map(str, arrays[key])) for key in ('trained', 'tested')}
-  return CellScores(**(arrays | names))
+  return CellScores(
+    trained=tuple(map(str, arrays['trained'])),
+    tested=tuple(map(str, arrays['tested'])),
+    scores=arrays['scores'],
+    sources=arrays['sources'],
+    shuffled=arrays['shuffled'],
+  )

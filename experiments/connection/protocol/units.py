@@ -24,7 +24,7 @@ from jaxadv.classifier import Classifier, Normalise, from_linen, predict
 from jaxadv.data import sources
 from jaxadv.errors import UserError
 from jaxadv.experiment import data_dir
-from jaxadv.models.weights import native
+from jaxadv.models.weights import keras, native
 from jaxadv.sets.build import build
 from jaxadv.sets.io import read, write
 from jaxadv.sets.natural import natural as natural_set
@@ -56,14 +56,15 @@ class Network(NamedTuple):
     module: Linen module, a chain of stages.
     classifier: The module with weights and preprocessing.
     identity: Hash of all that made the weights.
-    accuracy: Share of the held-out pictures that it classifies correctly.
+    accuracy: Share of the held-out pictures that it classifies correctly; None
+      if it was not trained on this data set.
   """
 
   name: str
   module: Any
   classifier: Classifier
   identity: str
-  accuracy: float
+  accuracy: float | None
 
 
 def load_pictures(
@@ -194,21 +195,19 @@ def trained_network(
   )
 
 
-def loaded_network(
-  config: Config, network: str, path: str, heldout: sources.Pictures
-) -> Network:
+def load_weights(
+  config: Config, network: str, path: str
+) -> tuple[Any, Classifier]:
   """Loads a backbone from a file of Keras names, with its preprocessing.
 
   Raises:
+    DataError: If the file is broken.
     UserError: If names or shapes in the file do not fit.
   """
-  from jaxadv.models.weights import keras
-
   name, width = parse_network(network)
-  num_classes = keras.num_classes(path)
   module = models.build(
     name,
-    num_classes=num_classes,
+    num_classes=keras.num_classes(path),
     width=width,
     image_size=config.image_size,
   )
@@ -216,14 +215,8 @@ def loaded_network(
     lambda: models.init_variables(jax.random.key(0), module, config.image_size)
   )
   variables = keras.load_npz(path, module, template)
-  classifier = from_linen(
-    module, variables, preprocess=models.BACKBONES[name].preprocess
-  )
-  accuracy = float('nan')
-  if num_classes == len(heldout.class_names):
-    logits = predict(classifier, heldout.images, config.batch_size)
-    accuracy = float(np.mean(logits.argmax(-1) == heldout.labels))
-  return Network(name, module, classifier, fingerprint(variables), accuracy)
+  preprocess = models.BACKBONES[name].preprocess
+  return module, from_linen(module, variables, preprocess=preprocess)
 
 
 def backbone(
@@ -236,10 +229,14 @@ def backbone(
   """Gives a detector's backbone: from a file if `--weights` names one."""
   name, _ = parse_network(network)
   path = weight_file(config, name)
-  if path:
-    return loaded_network(config, network, path, heldout)
-  return trained_network(
-    config, cache, network, train, heldout, config.backbone_epochs
+  if not path:
+    return trained_network(
+      config, cache, network, train, heldout, config.backbone_epochs
+    )
+  module, classifier = load_weights(config, network, path)
+  # Its classes may be others than those of the data set.
+  return Network(
+    name, module, classifier, fingerprint(classifier.variables), accuracy=None
   )
 
 

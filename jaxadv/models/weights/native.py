@@ -63,7 +63,10 @@ def check_names(path, found, wanted) -> None:
   Raises:
     UserError: Listing both sides.
   """
-  left, missing = sorted(set(found) - set(wanted)), sorted(set(wanted) - set(found))
+  left, missing = (
+    sorted(set(found) - set(wanted)),
+    sorted(set(wanted) - set(found)),
+  )
   if left or missing:
     raise UserError(
       f'{path} does not fit the network: left over in the file: '

@@ -1,0 +1,179 @@
+"""Weights by the names that Keras gives them: .npz, .h5 or a `keras.Model`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import h5py
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from jaxadv.errors import DataError, UserError
+from jaxadv.models.weights.native import check_names
+from jaxadv.storage import read_npz
+from jaxadv.types import PyTree
+
+_NORMALISATION = {
+  'scale': 'gamma',
+  'bias': 'beta',
+  'mean': 'moving_mean',
+  'var': 'moving_variance',
+}
+# Older spellings in files of Keras 1 and 2.
+_OLD = {'W_1': 'kernel', 'b_1': 'bias', 'depthwise_kernel': 'kernel'}
+
+
+def load_npz(
+  path: str | os.PathLike[str], module: nn.Module, template: PyTree
+) -> PyTree:
+  """Reads weights from an .npz keyed by Keras names, such as `conv1/kernel`.
+
+  Args:
+    path: The file.
+    module: The network, for errors.
+    template: Its variables, or their `jax.eval_shape`.
+
+  Returns:
+    Variables in the structure of the template.
+
+  Raises:
+    DataError: If the file is absent or broken.
+    UserError: If names or shapes differ from the template's.
+  """
+  return from_arrays(read_npz(path), module, template, source=os.fspath(path))
+
+
+def load_h5(
+  path: str | os.PathLike[str], module: nn.Module, template: PyTree
+) -> PyTree:
+  """Reads weights from an .h5 file, as `keras.applications` downloads them.
+
+  Args:
+    path: A file of `Model.save_weights` of Keras 2 or of `Model.save`; the
+      `.weights.h5` of Keras 3 do not hold the names of layers.
+    module: The network, for errors.
+    template: Its variables, or their `jax.eval_shape`.
+
+  Returns:
+    Variables in the structure of the template.
+
+  Raises:
+    DataError: If the file is absent or broken, or of another kind.
+    UserError: If names or shapes differ from the template's.
+  """
+  source = os.fspath(path)
+  return from_arrays(_read_h5(source), module, template, source=source)
+
+
+def num_classes(path: str | os.PathLike[str]) -> int:
+  """Gives the number of classes of the network in an .npz file.
+
+  Args:
+    path: The file, keyed by Keras names.
+
+  Raises:
+    DataError: If the file is absent or broken.
+    UserError: If it does not hold a classifier.
+  """
+  arrays = read_npz(path)
+  for name in ('predictions/bias', 'conv_preds/bias'):
+    if name in arrays:
+      return len(arrays[name])
+  raise UserError(
+    f'{os.fspath(path)} holds neither predictions/bias nor conv_preds/bias; '
+    'give weights that include the classifier on top'
+  )
+
+
+def from_model(model: Any, module: nn.Module, template: PyTree) -> PyTree:
+  """Takes the weights of a `keras.Model` of the same network.
+
+  Args:
+    model: Its layers must be called as ours; those of `keras.applications`
+      are.
+    module: The network, for errors.
+    template: Its variables, or their `jax.eval_shape`.
+
+  Returns:
+    Variables in the structure of the template.
+
+  Raises:
+    UserError: If names or shapes differ from the template's.
+  """
+  arrays = {weight.path: np.asarray(weight) for weight in model.weights}
+  source = f'the Keras model {model.name}'
+  return from_arrays(arrays, module, template, source=source)
+
+
+def from_arrays(
+  arrays: Mapping[str, np.ndarray],
+  module: nn.Module,
+  template: PyTree,
+  *,
+  source: str,
+) -> PyTree:
+  """Puts arrays with Keras names into the structure of our variables.
+
+  Args:
+    arrays: By names like `block1_conv1/kernel` and `conv1_bn/moving_mean`.
+    module: The network, for errors.
+    template: Its variables, or their `jax.eval_shape`.
+    source: What the arrays come from, for errors.
+
+  Returns:
+    Variables in the structure of the template.
+
+  Raises:
+    UserError: If a name is left over or missing, listing both sides, or if a
+      shape differs.
+  """
+  wanted = traverse_util.flatten_dict(template)
+  layers_of_norm = {path[-2] for path in wanted if path[0] == 'batch_stats'}
+  names = {path: _keras_name(path, layers_of_norm) for path in wanted}
+  check_names(source, arrays, names.values())
+  variables = {}
+  for path, leaf in wanted.items():
+    array = np.asarray(arrays[names[path]])
+    if array.ndim == 4 and array.shape[-2:] == leaf.shape[:1:-1]:
+      array = array.swapaxes(2, 3)  # depthwise: (h, w, C, 1) in Keras
+    if array.shape != leaf.shape:
+      raise UserError(
+        f'{names[path]} of {source} has the shape {array.shape}, but this '
+        f'{type(module).__name__} needs {leaf.shape}; look at '
+        'its width and number of classes'
+      )
+    variables[path] = jnp.asarray(array, leaf.dtype)
+  return traverse_util.unflatten_dict(variables)
+
+
+def _keras_name(path: tuple[str, ...], layers_of_norm: set[str]) -> str:
+  *_, layer, leaf = path
+  if layer in layers_of_norm:
+    leaf = _NORMALISATION[leaf]
+  return f'{layer}/{leaf}'
+
+
+def _read_h5(path: str) -> dict[str, np.ndarray]:
+  """Reads all weights of a file that names them layer by layer."""
+  arrays = {}
+  try:
+    with h5py.File(path) as file:
+      root = file.get('model_weights', file)
+      for layer in root.attrs['layer_names']:
+        group = root[_text(layer)]
+        for weight in group.attrs['weight_names']:
+          leaf = _text(weight).split('/')[-1].removesuffix(':0')
+          leaf = leaf.removeprefix(f'{_text(layer)}_')
+          name = f'{_text(layer)}/{_OLD.get(leaf, leaf)}'
+          arrays[name] = np.asarray(group[_text(weight)])
+  except (OSError, KeyError) as error:
+    raise DataError(f'cannot read {path} as Keras weights: {error}') from error
+  return arrays
+
+
+def _text(name: str | bytes) -> str:
+  return name.decode() if isinstance(name, bytes) else name
