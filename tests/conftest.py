@@ -91,9 +91,10 @@ def blobs(key, num):
 @pytest.fixture(scope='session')
 def trained():
   """`SmallNet` trained for a moment on `blobs`; 40 fresh pictures."""
-  images, labels = blobs(jax.random.key(20), 1024)
+  make = jax.jit(blobs, static_argnums=1)
+  images, labels = make(jax.random.key(20), 1024)
   net = SmallNet()
-  params = net.init(jax.random.key(21), images[:1])
+  params = jax.jit(net.init)(jax.random.key(21), images[:1])
   optimizer = optax.adam(1e-2)
 
   @jax.jit
@@ -104,12 +105,14 @@ def trained():
     updates, state = optimizer.update(jax.grad(loss)(params), state)
     return optax.apply_updates(params, updates), state
 
-  state = optimizer.init(params)
+  state = jax.jit(optimizer.init)(params)
   for start in range(0, 1024 * 3, 64):
     batch = slice(start % 1024, start % 1024 + 64)
     params, state = step(params, state, images[batch], labels[batch])
   classifier = from_linen(net, params)
-  images, labels = blobs(jax.random.key(22), 40)
-  right = jnp.mean(jnp.argmax(classifier(images), axis=-1) == labels)
+  images, labels = make(jax.random.key(22), 40)
+  right = jnp.mean(
+    jnp.argmax(jax.jit(net.apply)(params, images), axis=-1) == labels
+  )
   assert 0.6 < right < 0.9, right
   return Target(classifier, images, labels)
