@@ -58,7 +58,7 @@ class Backbone(NamedTuple):
   preprocess: Callable[[jax.Array], jax.Array]
   saliency: str
   image_size: int = 224
-  from_scratch: dict[str, Any] = {}  # noqa: RUF012 - never written to
+  from_scratch: dict[str, Any] = {}
 
 
 def caffe_preprocess(images: jax.Array) -> jax.Array:

@@ -218,7 +218,7 @@ class _How(NamedTuple):
   """What is static in a convolution."""
 
   strides: Pair
-  pads: tuple[Pair, Pair]
+  pads: tuple[Pair, ...]
   dilation: Pair
   input_dilation: Pair = (1, 1)
 

@@ -138,7 +138,7 @@ def from_arrays(
   variables = {}
   for path, leaf in wanted.items():
     array = np.asarray(arrays[names[path]])
-    if array.ndim == 4 and array.shape[-2:] == leaf.shape[:1:-1]:
+    if array.shape[2:] == (*leaf.shape[3:], 1) and leaf.shape[2:3] == (1,):
       array = array.swapaxes(2, 3)  # depthwise: (h, w, C, 1) in Keras
     if array.shape != leaf.shape:
       raise UserError(

@@ -1,0 +1,203 @@
+"""Weights of Keras and our own files load by name and give the same logits."""
+
+import os
+import pathlib
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from PIL import Image
+
+from jaxadv import models
+from jaxadv.classifier import from_linen
+from jaxadv.errors import DataError, UserError
+from jaxadv.models.weights import keras, native
+
+
+@pytest.fixture(scope='module')
+def small():
+  module = models.build('mobilenet', num_classes=3, width=0.1, image_size=32)
+  shapes = jax.eval_shape(
+    lambda: models.init_variables(jax.random.key(0), module, 32)
+  )
+  leaves, structure = jax.tree.flatten(shapes)
+  random = np.random.default_rng(0)
+  arrays = [random.random(leaf.shape, np.float32) for leaf in leaves]
+  return module, jax.tree.unflatten(structure, arrays)
+
+
+def _keras_arrays(variables):
+  """Our variables as Keras would name and shape them, written out by hand."""
+  arrays = {}
+  for (kind, *_, layer, leaf), value in traverse_util.flatten_dict(
+    variables
+  ).items():
+    if layer.endswith('_bn'):
+      leaf = {
+        ('params', 'scale'): 'gamma',
+        ('params', 'bias'): 'beta',
+        ('batch_stats', 'mean'): 'moving_mean',
+        ('batch_stats', 'var'): 'moving_variance',
+      }[kind, leaf]
+    if layer.startswith('conv_dw') and leaf == 'kernel':
+      value = value.transpose(0, 1, 3, 2)
+    arrays[f'{layer}/{leaf}'] = value
+  return arrays
+
+
+def _equal(left, right):
+  jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_npz_with_keras_names(small, tmp_path):
+  module, variables = small
+  np.savez(tmp_path / 'w.npz', **_keras_arrays(variables))
+  _equal(keras.load_npz(tmp_path / 'w.npz', module, variables), variables)
+  assert keras.num_classes(tmp_path / 'w.npz') == 3
+
+
+def test_h5_of_keras_2(small, tmp_path):
+  module, variables = small
+  arrays = _keras_arrays(variables)
+  with h5py.File(tmp_path / 'w.h5', 'w') as file:
+    file.attrs['layer_names'] = sorted({name.split('/')[0] for name in arrays})
+    for layer in file.attrs['layer_names']:
+      group = file.create_group(layer)
+      names = []
+      for name, value in arrays.items():
+        if name.startswith(f'{layer}/'):
+          names.append(f'{name}:0')
+          if 'conv_dw' in name:  # as Keras 2 spells it
+            names[-1] = names[-1].replace('/kernel', '/depthwise_kernel')
+          group[names[-1]] = value
+      group.attrs['weight_names'] = [name.encode() for name in names]
+  _equal(keras.load_h5(tmp_path / 'w.h5', module, variables), variables)
+  (tmp_path / 'broken.h5').write_bytes(b'not h5')
+  with pytest.raises(DataError, match='broken.h5'):
+    keras.load_h5(tmp_path / 'broken.h5', module, variables)
+
+
+def test_names_and_shapes_that_do_not_fit(small):
+  module, variables = small
+  arrays = _keras_arrays(variables)
+  arrays['conv_more/kernel'] = arrays.pop('conv1/kernel')
+  with pytest.raises(UserError, match=r'conv_more/kernel.*missing: conv1/ker'):
+    keras.from_arrays(arrays, module, variables, source='here')
+  arrays['conv1/kernel'] = np.zeros((5, 5, 3, 3))
+  del arrays['conv_more/kernel']
+  with pytest.raises(UserError, match=r'conv1/kernel.*\(5, 5, 3, 3\)'):
+    keras.from_arrays(arrays, module, variables, source='here')
+
+
+def test_own_files(small, tmp_path):
+  _, variables = small
+  path = tmp_path / 'own.npz'
+  native.write_variables(path, variables)
+  _equal(native.read_variables(path, variables), variables)
+  less = {'params': variables['params']}
+  with pytest.raises(UserError, match='left over'):
+    native.read_variables(path, less)
+  other = jax.tree.map(lambda leaf: np.zeros((2, *leaf.shape)), variables)
+  with pytest.raises(UserError, match='shape'):
+    native.read_variables(path, other)
+
+
+def _weights_dir():
+  folder = os.environ.get('JAXADV_WEIGHTS_DIR')
+  if folder is None:
+    data = os.environ.get('JAXADV_DATA_DIR', '')
+    folder = pathlib.Path(data).absolute().parent / 'weights'
+  return pathlib.Path(folder)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+  'file, size, width, top1, top5',
+  [
+    ('mobilenet_v1_0.25_128.npz', 128, 0.25, 46.8, 72.2),
+    ('mobilenet_v1_0.50_160.npz', 160, 0.5, 67.9, 88.0),
+    ('mobilenet_v1_1.0_224.npz', 224, 1.0, 87.6, 97.7),
+  ],
+)
+def test_published_accuracy(file, size, width, top1, top5):
+  path = _weights_dir() / file
+  if not path.is_file() or 'JAXADV_DATA_DIR' not in os.environ:
+    pytest.skip(f'{file} or JAXADV_DATA_DIR is not here')
+  import tensorflow_datasets as tfds
+
+  module = models.build(
+    'mobilenet', num_classes=1000, width=width, image_size=size
+  )
+  template = jax.eval_shape(
+    lambda: models.init_variables(jax.random.key(0), module, size)
+  )
+  classifier = from_linen(
+    module,
+    keras.load_npz(path, module, template),
+    preprocess=models.BACKBONES['mobilenet'].preprocess,
+  )
+  source = tfds.data_source(
+    'imagenet_sample',
+    split='all',
+    data_dir=os.environ['JAXADV_DATA_DIR'],
+    download=False,
+  )
+  forward = jax.jit(lambda images: classifier(images / jnp.float32(255)))
+  right = np.zeros(2)
+  for start in range(0, len(source), 50):
+    rows = [source[i] for i in range(start, min(start + 50, len(source)))]
+    images = [
+      np.asarray(
+        Image.fromarray(row['image']).resize((size, size), Image.BICUBIC)
+      )
+      for row in rows
+    ]
+    best = np.argsort(-np.asarray(forward(np.stack(images))), axis=1)[:, :5]
+    hits = best == np.array([row['label'] for row in rows])[:, None]
+    right += hits[:, 0].sum(), hits.any(axis=1).sum()
+  measured = 100 * right / len(source)
+  np.testing.assert_allclose(measured, (top1, top5), atol=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'name, width',
+  [('vgg16', 1), ('vgg19', 1), ('mobilenet', 1), ('mobilenet', 0.5)],
+)
+def test_logits_equal_those_of_keras(name, width, monkeypatch):
+  monkeypatch.setenv('KERAS_BACKEND', 'jax')
+  applications = pytest.importorskip('keras.applications')
+  how = dict(weights=None, classifier_activation=None)
+  if name == 'mobilenet':
+    theirs = applications.MobileNet(
+      input_shape=(224, 224, 3), alpha=width, dropout=0.0, **how
+    )
+  else:
+    theirs = {'vgg16': applications.VGG16, 'vgg19': applications.VGG19}[name](
+      **how
+    )
+  random = np.random.default_rng(0)
+  for weight in theirs.weights:
+    if 'kernel' in weight.path:  # keeps activations near one
+      fan = np.prod(weight.shape[:-1])
+      if 'conv_dw' in weight.path:
+        fan = np.prod(weight.shape[:2])
+      value = random.normal(0, (2 / fan) ** 0.5, weight.shape)
+    elif 'gamma' in weight.path or 'variance' in weight.path:
+      value = random.uniform(0.5, 1.5, weight.shape)
+    else:
+      value = random.normal(0, 0.1, weight.shape)
+    weight.assign(value.astype(np.float32))
+  module = models.build(name, num_classes=1000, width=width)
+  template = jax.eval_shape(
+    lambda: models.init_variables(jax.random.key(0), module, 224)
+  )
+  variables = keras.from_model(theirs, module, template)
+  images = random.uniform(-1, 1, (2, 224, 224, 3)).astype(np.float32)
+  expected = np.asarray(theirs(images, training=False))
+  logits = jax.jit(module.apply)(variables, images)
+  assert expected.std() > 1e-2
+  assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
