@@ -9,6 +9,7 @@ from experiments.connection.protocol import claims, record, study
 from experiments.connection.protocol.matrix import Matrix
 from experiments.connection.protocol.setting import Config
 from jaxadv import experiment, reports, storage
+from jaxadv.errors import UserError
 from jaxadv.reports import tables
 
 # What comes before the cells, in units of a cell, for the progress bar.
@@ -50,7 +51,13 @@ def run(
       progress.note(text)
       progress.advance(PREPARING / NUM_PIECES)
 
-    prepared = study.prepare(config, workdir, note_piece)
+    try:
+      prepared = study.prepare(config, workdir, note_piece)
+    except UserError:
+      if not (folder / 'cells').exists():
+        # Nothing is in it yet: free for the corrected command.
+        (folder / 'config.json').unlink(missing_ok=True)
+      raise
     found, missing = study.finished_cells(prepared, workdir, progress)
     progress.note('report')
   if not found:

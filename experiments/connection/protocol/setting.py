@@ -84,8 +84,11 @@ class Config(Options):
     check_choices('--split', [self.split], ('source', 'per_class'))
     check_choices('--ni_filter', [self.ni_filter], (*FILTERS, 'mixed'))
     for name in ('attacks', 'backbones'):
-      if not getattr(self, name):
+      given = getattr(self, name)
+      if not given:
         raise UserError(f'--{name} is empty; give at least one')
+      if len(set(given)) < len(given):
+        raise UserError(f'--{name} names one twice: {", ".join(given)}')
     for name in (
       'image_size',
       'victim_epochs',
@@ -104,9 +107,10 @@ class Config(Options):
         f'--reference_pictures is {self.reference_pictures}; it must be 0 '
         '(all) or more'
       )
-    if self.num_pictures < 8:
+    if self.num_pictures < 20:
+      # A twentieth of them validates.
       raise UserError(
-        f'--num_pictures is {self.num_pictures}; it must be 8 or more'
+        f'--num_pictures is {self.num_pictures}; it must be 20 or more'
       )
     if not 0 < self.epsilon <= 1:
       raise UserError(
@@ -118,10 +122,6 @@ class Config(Options):
     ]
     for name, width in networks:
       build(name, num_classes=2, width=width, image_size=self.image_size)
-    if len(set(self.backbones)) < len(self.backbones):
-      raise UserError(
-        f'--backbones names one twice: {", ".join(self.backbones)}'
-      )
     names = [name for name, _ in networks]
     if names[1] in (names[0], *names[2:]):
       raise UserError(

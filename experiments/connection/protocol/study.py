@@ -194,6 +194,9 @@ def run_cell(
     'design': design,
     'recipe': recipe,
     'backbone': network.identity,
+    # In the order in which detectors and scores are kept.
+    'trained': trained,
+    'tested': names,
     'pictures': {name: fingerprint(s.images) for name, s in sets.items()},
     'rows': [fingerprint(side) for side in sides],
     'seed': [config.seed, cell.settings['seed']],

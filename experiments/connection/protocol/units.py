@@ -76,7 +76,8 @@ def load_pictures(
   attacked pictures come from the held-out ones alone.
 
   Raises:
-    UserError: If the data set, a split or the wanted size cannot be had.
+    UserError: If the data set, a split, the wanted size or the wanted number
+      of pictures cannot be had.
   """
 
   def load(split: str) -> sources.Pictures:
@@ -92,13 +93,21 @@ def load_pictures(
   rng = np.random.default_rng([config.seed, 1])
   if train_split != heldout_split:
     train, heldout = load(train_split), load(heldout_split)
-    return train, sources.subset(heldout, rng.permutation(len(heldout.labels)))
-  pictures = load(train_split)
-  order = rng.permutation(len(pictures.labels))
-  border = round(TRAIN_SHARE * len(order))
-  return sources.subset(pictures, order[:border]), sources.subset(
-    pictures, order[border:]
-  )
+    heldout = sources.subset(heldout, rng.permutation(len(heldout.labels)))
+  else:
+    pictures = load(train_split)
+    order = rng.permutation(len(pictures.labels))
+    border = round(TRAIN_SHARE * len(order))
+    train = sources.subset(pictures, order[:border])
+    heldout = sources.subset(pictures, order[border:])
+  most = len(heldout.labels) // 2
+  if config.num_pictures > most:
+    raise UserError(
+      f'--num_pictures is {config.num_pictures}, but {config.dataset} has '
+      f'{len(heldout.labels)} held-out pictures, half of them to attack; ask '
+      f'for at most {most}, or give a larger set'
+    )
+  return train, heldout
 
 
 def _splits(config: Config, cache: Cache) -> tuple[str, str]:
