@@ -264,7 +264,7 @@ def comma_separated(record: Record) -> str:
 def print_table(
   record: Record, console: rich.console.Console | None = None
 ) -> None:
-  """Prints claims and short tables; eight columns fit into 100 characters.
+  """Prints claims and short tables; eight columns fit into 80 characters.
 
   Cells are 'ours (paper)' with one digit less than in the files.
 
@@ -277,25 +277,27 @@ def print_table(
     console.print(f'• {sentence(claim)}', markup=False, highlight=False)
   for table in record.tables:
     for grid in lay_out(record, table):
+      # One number of pictures for all lines is told once, to save its column.
+      counts = {sizes(cells) for _, cells in grid.lines}
+      alike = len(counts) == 1
       # Not the table's own title, which would fold at a narrow table's width.
       console.print(
         f'{grid.title}, {table.metric}'
+        + f', n = {min(counts)}' * alike
         + ', in parentheses the paper'
         * any(row.paper is not None for row in grid.rows),
         markup=False,
         highlight=False,
       )
-      shown = rich.table.Table(
-        box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
-      )
-      for index, heading in enumerate(grid.heading):
-        side: Any = 'left' if index < len(table.lines) else 'right'
-        shown.add_column(heading, justify=side, no_wrap=True)
+      shown = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=0)
+      for index, heading in enumerate(grid.heading[: -1 if alike else None]):
+        name = index < len(table.lines)
+        side: Any = 'left' if name else 'right'
+        shown.add_column(heading, justify=side, no_wrap=not name)
       decimals = max(table.decimals - 1, 0)
       for line, cells in grid.lines:
-        shown.add_row(
-          *line, *(_short(r, decimals) for r in cells), sizes(cells)
-        )
+        texts = [*line, *(_short(r, decimals) for r in cells), sizes(cells)]
+        shown.add_row(*texts[: -1 if alike else None])
       console.print(shown)
       if any(row.few for row in grid.rows):
         console.print(FOOTNOTE + '\n')

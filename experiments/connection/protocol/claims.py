@@ -91,7 +91,7 @@ def _seen_claim(matrix: Matrix) -> Claim:
     pairs = [('fgsm', 'pgd'), ('pgd', 'deepfool')]
     comparisons += [
       Comparison(
-        f'{backbone}: {KIND[a].paper} above {KIND[b].paper}',
+        f'{backbone}: {KIND[a].paper} minus {KIND[b].paper}',
         seen[a] - seen[b],
       )
       for a, b in pairs
@@ -99,7 +99,7 @@ def _seen_claim(matrix: Matrix) -> Claim:
     ]
     comparisons += [
       Comparison(
-        f'{backbone}: {KIND[k].paper} above {ALMOST_PERFECT:.0f}',
+        f'{backbone}: {KIND[k].paper} minus {ALMOST_PERFECT:.0f}',
         seen[k] - ALMOST_PERFECT,
       )
       for k in ('ni_plus', 'ni_minus')
@@ -137,7 +137,7 @@ def _category_claim(matrix: Matrix) -> Claim:
       if len(kinds) > 1:
         comparisons.append(
           Comparison(
-            f'{backbone}: {category} above {STRONG:.0f}',
+            f'{backbone}: {category} minus {STRONG:.0f}',
             matrix.unseen_mean(backbone, kinds, kinds) - STRONG,
           )
         )
