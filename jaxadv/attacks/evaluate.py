@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from jaxadv.attacks.drive import drive
 from jaxadv.classifier import from_function
+from jaxadv.data.images import to_float, to_uint8
 from jaxadv.errors import DataError, UserError, explain_out_of_memory
 from jaxadv.losses import succeeded
 from jaxadv.metrics.distortion import distortion
@@ -138,6 +140,7 @@ def evaluate(
       batch is broken, or memory or disk are full.
   """
   images, labels, source = _checked(images, labels, source)
+  as_float = to_float if images.dtype == np.uint8 else np.asarray
   if getattr(classifier, 'stochastic', False):
     raise UserError(
       'the classifier is stochastic, which no attack here supports; pass one '
@@ -162,20 +165,7 @@ def evaluate(
 
   def attack_batch(classifier, key, images, labels, source):
     keys = picture_keys(key, source)
-    result = drive(
-      attack, keys, classifier, images, labels, num_slots=num_slots
-    )
-    rounded = jnp.round(result.images * 255).astype(jnp.uint8)
-    judge = lambda logits: succeeded(logits, labels, targeted=targeted)
-    clean = classifier(images)
-    return _Outcome(
-      images=result.images,
-      images_uint8=rounded,
-      correct=~judge(clean),
-      success=result.success,
-      success_uint8=judge(classifier(rounded.astype(jnp.float32) / 255)),
-      broken=jnp.any(jnp.isnan(clean), axis=-1),
-    )
+    return drive(attack, keys, classifier, images, labels, num_slots=num_slots)
 
   program = attack_batch
   if mesh is not None:
@@ -215,11 +205,27 @@ def evaluate(
     for start in range(0, len(waiting), batch_size):
       rows_now = waiting[start : start + batch_size]
       padded = np.resize(rows_now, batch_size)
-      batch = (_as_float(images[padded]), labels[padded], source[padded])
+      batch = (as_float(images[padded]), labels[padded], source[padded])
       with explain_out_of_memory(batch_size):
-        batch = jax.device_put(batch, place)
-        result = jax.device_get(program(classifier, key, *batch))
-      chunk = _Outcome(*(leaf[: len(rows_now)] for leaf in result))
+        pictures, truth, ids = jax.device_put(batch, place)
+        result = program(classifier, key, pictures, truth, ids)
+        rounded = to_uint8(result.images)
+        judge = functools.partial(
+          _judge, classifier, labels=truth, targeted=targeted
+        )
+        wrong, broken = judge(pictures)
+        fooled, _ = judge(to_float(rounded))
+        outcomes = jax.device_get(
+          _Outcome(
+            images=result.images,
+            images_uint8=rounded,
+            correct=~wrong,
+            success=result.success,
+            success_uint8=fooled,
+            broken=broken,
+          )
+        )
+      chunk = _Outcome(*(leaf[: len(rows_now)] for leaf in outcomes))
       if chunk.broken.any():
         raise DataError(
           'the classifier gives NaN for the picture in row '
@@ -237,12 +243,24 @@ def evaluate(
     distortion(images[start : start + 128], outcome.images[start : start + 128])
     for start in range(0, len(images), 128)
   ]
-  kept = {name: getattr(outcome, name) for name in _Outcome._fields[:-1]}
+  kept = outcome._asdict()
+  del kept['broken']
   return Evaluation(
     l2=np.concatenate([size.l2 for size in sizes]),
     linf=np.concatenate([size.linf for size in sizes]),
     **kept,
   )
+
+
+@functools.partial(jax.jit, static_argnames='targeted')
+def _judge(classifier, images, labels, *, targeted):
+  """Tells which rows are successes, and which get a NaN.
+
+  Apart from the attack, so that one compilation serves all attacks.
+  """
+  logits = classifier(images)
+  broken = jnp.any(jnp.isnan(logits), axis=-1)
+  return succeeded(logits, labels, targeted=targeted), broken
 
 
 def _checked(
@@ -283,12 +301,6 @@ def _checked(
   return images, labels.astype(np.int32), source.astype(np.int32)
 
 
-def _as_float(images: np.ndarray) -> np.ndarray:
-  if images.dtype == np.uint8:
-    return images.astype(np.float32) / np.float32(255)
-  return images
-
-
 def _identity(
   attack, key, classifier, images, labels, source, targeted
 ) -> dict[str, str]:
@@ -297,9 +309,8 @@ def _identity(
   An attack is a closure; what it computes is told by its lowered program.
   """
   keys = picture_keys(key, source[:1])
-  program = jax.jit(attack.__call__).lower(
-    keys, classifier, _as_float(images[:1]), labels[:1]
-  )
+  picture = jnp.zeros_like(images[:1], jnp.float32)
+  program = jax.jit(attack).lower(keys, classifier, picture, labels[:1])
   parts = {
     'attack': (program.as_text(), targeted),
     'weights': jax.tree.leaves(classifier),

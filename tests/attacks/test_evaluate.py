@@ -8,6 +8,7 @@ import pytest
 from jaxadv import attacks
 from jaxadv.attacks import evaluate
 from jaxadv.classifier import from_function
+from jaxadv.data.images import to_float
 from jaxadv.errors import DataError, UserError
 from jaxadv.types import picture_keys
 
@@ -75,7 +76,7 @@ def test_uint8_pictures_are_taken_as_they_are(trained):
   labels = np.asarray(trained.labels)
   given = jax.random.key(0), trained.classifier
   one = evaluate(PGD, *given, images, labels)
-  other = evaluate(PGD, *given, images / np.float32(255), labels)
+  other = evaluate(PGD, *given, to_float(images), labels)
   np.testing.assert_array_equal(one.images, other.images)
   assert one.linf.max() <= 0.03 + 1e-6
 
