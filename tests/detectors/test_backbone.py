@@ -23,7 +23,7 @@ VALID = np.arange(48, NUM)
 def pool():
   """Three tasks on one pool: the grid, its opposite, and coin flips."""
   module, classifier = cases.network()
-  design = cases.design(module)
+  design = cases.design(module, hidden=(32, 16))
   batch = cases.pictures(0, NUM, 0.5)
   features = jax.jit(lambda c, x: prefix_features(design, c, x))(
     classifier, batch.images
@@ -152,8 +152,8 @@ def test_batch_norm_moves_only_if_it_is_to(case, fit):
       assert moved == (case.name == 'backbone')
 
 
-def test_head_is_that_of_the_paper(fitted):
-  head = take_member(fitted, 0).params['head']
+def test_head_is_that_of_the_paper(fit):
+  head = fit(cases.CASES[0]).params['head']
   shapes = [head[f'Dense_{i}']['kernel'].shape for i in range(4)]
   assert len(head) == 4
   # A sixteenth of the 512 channels of block5 go in.

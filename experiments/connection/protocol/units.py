@@ -37,8 +37,9 @@ from jaxadv.training.classifiers import fit_classifier
 Note = Callable[[str], None]
 
 # Of the held-out pictures, this many times `num_pictures` are the pool of
-# clean pictures (the victim must be right on them); the rest is the pool of
-# natural ones, on which the reference errs.
+# clean pictures (the victim must be right on them), more if the victim errs
+# often, half at most; the rest is the pool of natural ones, on which the
+# reference errs.
 CLEAN_POOL = 1.4
 # Slots that a finished picture makes room in; helps attacks that end early.
 NUM_SLOTS = 32
@@ -312,12 +313,12 @@ def collect(
   victim = trained_network(
     config, cache, config.victim, train, heldout, config.victim_epochs
   )
-  border = min(
-    round(CLEAN_POOL * config.num_pictures), len(heldout.labels) // 2
-  )
   rows = np.arange(len(heldout.labels))
-  right = correct(config, victim, heldout) & (rows < border)
+  half = len(rows) // 2
+  right = correct(config, victim, heldout) & (rows < half)
   clean = _first(config, heldout, right, 'that the victim classifies correctly')
+  last = np.flatnonzero(right)[config.num_pictures - 1]
+  border = min(max(round(CLEAN_POOL * config.num_pictures), last + 1), half)
 
   attacks = attacks_of(config)
   found = {'clean': _as_set('clean', clean)}
