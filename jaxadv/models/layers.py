@@ -474,12 +474,23 @@ def _dense(x, kernel, how):
   window = kernel.shape[:2]
   padded = any(pad != (0, 0) for pad in how.pads)
   if window == (1, 1) and not padded:
-    return x[:, :: how.strides[0], :: how.strides[1]] @ kernel[0, 0]
+    return _product(x[:, :: how.strides[0], :: how.strides[1]], kernel)
   if max(how.sides(x, kernel)) <= _SMALL_SIDE and max(window) <= _SMALL_KERNEL:
     # One matrix product over all kernel positions.
     patches = [part for *_, part in _taps(x, window, how)]
-    return jnp.concatenate(patches, -1) @ kernel.reshape(-1, kernel.shape[-1])
+    return _product(jnp.concatenate(patches, -1), kernel)
   return _bilinear(x, kernel, how)
+
+
+def _product(x, kernel):
+  """Multiplies channels by the kernel as one matrix.
+
+  Flat, for the kernel gradient of a product over three axes is up to ten
+  times slower.
+  """
+  matrix = kernel.reshape(-1, kernel.shape[-1])
+  flat = x.reshape(-1, x.shape[-1]) @ matrix
+  return flat.reshape(*x.shape[:-1], matrix.shape[-1])
 
 
 def _depthwise(x, kernel, how):
