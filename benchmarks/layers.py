@@ -12,6 +12,7 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,19 +40,19 @@ def medians(
 
 
 def gradients(
-  name: str, width: float, batch: int, *, plain: bool = False
-) -> dict[str, Callable[[], object]]:
+  name: str, width: float, batch: int
+) -> dict[tuple[str, str], Callable[[], object]]:
   """One gradient a call ('bare') and `TURNS` of them in a loop.
 
   Args:
     name: A backbone.
     width: Its width.
     batch: Number of images.
-    plain: Whether the layers are those of lax.
 
   Returns:
-    Compiled functions: 'input bare', 'input loop', 'weights bare' and
-    'weights loop'.
+    Compiled functions by `(what, kind)`: 'input' or 'weights', 'bare' or
+    'loop', and `('input', 'lax')`, the loop on the layers of lax (whose
+    kernel gradients in loops would take minutes).
   """
   module = models.build(name, num_classes=CLASSES, width=width, image_size=SIZE)
   variables = models.init_variables(jax.random.key(0), module, SIZE)
@@ -59,7 +60,7 @@ def gradients(
   params = variables.pop('params')
 
   def loss(images, params):
-    logits = module.apply({'params': params, **variables}, images)
+    logits: Any = module.apply({'params': params, **variables}, images)
     return jnp.sum(jax.nn.logsumexp(logits, axis=-1))
 
   def bare(which):
@@ -75,14 +76,18 @@ def gradients(
 
     return lambda *carry: lax.fori_loop(0, TURNS, turn, carry)
 
-  on_cpu, compiled = layers._on_cpu, {}
-  layers._on_cpu = (lambda: False) if plain else on_cpu
-  for which, what in enumerate(('input', 'weights')):
-    for form, kind in ((bare, 'bare'), (loop, 'loop')):
-      run = jax.jit(form(which)).lower(images, params).compile()
-      compiled[f'{what} {kind}'] = lambda run=run: jax.block_until_ready(
-        run(images, params)
-      )
+  def compile_(function):
+    run = jax.jit(function).lower(images, params).compile()
+    return lambda: jax.block_until_ready(run(images, params))
+
+  compiled = {
+    (what, kind): compile_(form(which))
+    for which, what in enumerate(('input', 'weights'))
+    for form, kind in ((bare, 'bare'), (loop, 'loop'))
+  }
+  on_cpu = layers._on_cpu
+  layers._on_cpu = lambda: False
+  compiled['input', 'lax'] = compile_(loop(0))
   layers._on_cpu = on_cpu
   return compiled
 
@@ -120,35 +125,30 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--width', type=float, default=0.5)
   parser.add_argument('--batch', type=int, default=32)
-  parser.add_argument('--repeats', type=int, default=7)
+  parser.add_argument('--repeats', type=int, default=5)
   parser.add_argument(
     '--threads', type=int, default=2, help='of PyTorch; give JAX as many cores'
   )
   flags = parser.parse_args()
   rows = []
   for name in ('vgg11', 'mobilenet'):
-    ours = gradients(name, flags.width, flags.batch)
-    plain = gradients(name, flags.width, flags.batch, plain=True)
+    runs = gradients(name, flags.width, flags.batch)
+    if name == 'vgg11' and importlib.util.find_spec('torch'):
+      runs['input', 'torch'] = torch_input_gradient(
+        flags.width, flags.batch, flags.threads
+      )
     for what in ('input', 'weights'):
-      runs = {
-        'bare': ours[f'{what} bare'],
-        'loop': ours[f'{what} loop'],
-        'lax': plain[f'{what} loop'],
-      }
-      if (name, what) == ('vgg11', 'input') and importlib.util.find_spec(
-        'torch'
-      ):
-        runs['torch'] = torch_input_gradient(
-          flags.width, flags.batch, flags.threads
-        )
-      seconds = medians(runs, flags.repeats)
+      seconds = medians(
+        {kind: run for (of, kind), run in runs.items() if of == what},
+        flags.repeats,
+      )
       bare, turn = seconds['bare'], seconds['loop'] / TURNS
+      rows.append((name, what, 'in a loop', 'bare', turn, bare))
       if 'torch' in seconds:
         rows.append((name, what, 'bare', 'PyTorch', bare, seconds['torch']))
-      rows.append((name, what, 'in a loop', 'bare', turn, bare))
-      rows.append(
-        (name, what, 'in a loop', 'lax in a loop', turn, seconds['lax'] / TURNS)
-      )
+      if 'lax' in seconds:
+        other = seconds['lax'] / TURNS
+        rows.append((name, what, 'in a loop', 'lax in a loop', turn, other))
   print(
     f'gradients at {SIZE}x{SIZE}, width {flags.width}, batch {flags.batch}, '
     f'{jax.default_backend()}, jax {jax.__version__}'
