@@ -21,7 +21,9 @@ class DataError(RuntimeError):
 
 
 @contextlib.contextmanager
-def explain_out_of_memory(batch_size: int) -> Iterator[None]:
+def explain_out_of_memory(
+  batch_size: int, advice: str | None = None
+) -> Iterator[None]:
   """Turns a device's out-of-memory error into one that says what to try.
 
   JAX computes asynchronously, so the block has to read a result (or call
@@ -29,10 +31,11 @@ def explain_out_of_memory(batch_size: int) -> Iterator[None]:
 
   Args:
     batch_size: The batch size that the block works with.
+    advice: What to try where `--batch_size` changes nothing; default: a batch
+      size half as large.
 
   Raises:
-    DataError: If the block runs out of memory; names a batch size half as
-      large.
+    DataError: If the block runs out of memory; says what to try.
   """
   try:
     yield
@@ -40,11 +43,9 @@ def explain_out_of_memory(batch_size: int) -> Iterator[None]:
     full = isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error)
     if not full:
       raise
-    advice = (
-      f'try --batch_size={batch_size // 2}'
-      if batch_size > 1
-      else 'use a smaller network or a device with more memory'
-    )
+    if advice is None and batch_size > 1:
+      advice = f'try --batch_size={batch_size // 2}'
+    advice = advice or 'use a smaller network or a device with more memory'
     raise DataError(
       f'out of memory with a batch size of {batch_size}; {advice}'
     ) from error

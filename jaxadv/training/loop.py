@@ -41,6 +41,12 @@ from jaxadv.types import PyTree
 
 How = Literal['map', 'vmap']
 History = dict[str, np.ndarray]
+# The batch size of a training is part of its recipe: no flag changes it.
+_ADVICE = (
+  'train a narrower network (name:width, as in vgg16:0.5), or split batches '
+  'over more devices'
+)
+
 Progress = Callable[[int, int, dict[str, np.ndarray]], None]
 
 
@@ -154,7 +160,7 @@ def fit_members(
     UserError: If there are no rows, the batch does not fit the mesh, 'plateau'
       has nothing to watch, or the checkpoints are of another training.
     DataError: If a loss is not finite (names epoch and member), or memory does
-      not suffice (names a smaller batch size).
+      not suffice (says what to try).
   """
   num_members = keys.shape[0]
   train = _rows('train_indices', train_indices, num_members)
@@ -186,7 +192,7 @@ def fit_members(
       manager = stack.enter_context(
         checkpoints.open_checkpoints(checkpoint_dir, identity)
       )
-    stack.enter_context(explain_out_of_memory(config.batch_size))
+    stack.enter_context(explain_out_of_memory(config.batch_size, _ADVICE))
     keys, data, train, valid, numbers = replicate(
       (keys, data, train, valid, numbers), mesh
     )
