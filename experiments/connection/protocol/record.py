@@ -11,6 +11,7 @@ import numpy as np
 from experiments.connection.protocol.matrix import CellScores, Figure, Matrix
 from experiments.connection.protocol.setting import parse_network
 from experiments.connection.protocol.study import Study
+from jaxadv.classifier import predict
 from jaxadv.metrics.intervals import percentile_interval, wilson
 from jaxadv.reports import Figure as Drawing
 from jaxadv.reports import Row, Table
@@ -333,8 +334,6 @@ def arrays(
 
 def example_labels(study: Study, kinds: Sequence[str]) -> list:
   """Gives (true class, predicted class) of the example pictures."""
-  from jaxadv.classifier import predict
-
   labels = []
   for kind in kinds:
     found = study.collection.sets[kind]
