@@ -11,6 +11,9 @@ from jaxadv.metrics.intervals import auc_draws
 from jaxadv.metrics.roc import auc
 
 NUM_DRAWS = 1000
+# The control 'shuffled' learns random labels of clean pictures and of this
+# set, which shows each of them a second time: a leak has nowhere to hide.
+SHUFFLED_WITH = 'reencoded'
 
 
 class Figure(NamedTuple):

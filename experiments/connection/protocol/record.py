@@ -8,7 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.connection.protocol.matrix import CellScores, Figure, Matrix
+from experiments.connection.protocol.matrix import (
+  SHUFFLED_WITH,
+  CellScores,
+  Figure,
+  Matrix,
+)
 from experiments.connection.protocol.setting import parse_network
 from experiments.connection.protocol.study import Study
 from jaxadv.classifier import predict
@@ -100,7 +105,7 @@ def control_rows(study: Study, matrix: Matrix) -> list[Row]:
   """Gives the AUCs that ought to hold 50, and those on clean look-alikes."""
   sets = study.collection.sets
   controls = [
-    ('shuffled', matrix.kinds[0]),
+    ('shuffled', SHUFFLED_WITH),
     ('reencoded', 'reencoded'),
     *[(c, c) for c in ('clean_other', 'clean_other_plus') if c in sets],
     *[
@@ -224,7 +229,8 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
       column='backbone',
       where={'role': 'control'},
       note='Shuffled labels: every source picture has a random label that its '
-      'versions share; above 50 only if sources leak across the split. '
+      'clean and its re-encoded version share; above 50 only if sources leak '
+      'across the split. '
       'Re-encoded clean: clean pictures after the whole path of an attacked '
       'one. Other clean: held-out pictures the reference gets right; cropped '
       'clean: their foreground crops, which are as cropped as IN-A+ but not '

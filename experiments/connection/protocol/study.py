@@ -19,7 +19,7 @@ import rich.console
 import rich.progress
 
 from experiments.connection.protocol import units
-from experiments.connection.protocol.matrix import CellScores
+from experiments.connection.protocol.matrix import SHUFFLED_WITH, CellScores
 from experiments.connection.protocol.setting import (
   Config,
   parse_network,
@@ -202,13 +202,16 @@ def run_cell(
     'seed': [config.seed, cell.settings['seed']],
   }
 
+  if 'shuffled' in trained:
+    made_from['shuffled_with'] = SHUFFLED_WITH
+
   def make(folder: Path, work: Path) -> None:
     note(f'detectors {cell.name}', 0.0)
     features = pool_features(study, design, network)
     train_rows, valid_rows, test_rows = sides
-    # The shuffled labels are of clean pictures and of the first kind.
     partners = [
-      1 if name == 'shuffled' else names.index(name) for name in trained
+      names.index(SHUFFLED_WITH if name == 'shuffled' else name)
+      for name in trained
     ]
     attacked = np.stack(
       [
