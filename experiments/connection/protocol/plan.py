@@ -14,7 +14,9 @@ from jaxadv import experiment, models
 from jaxadv.storage import Cache
 
 # Sustained on a 2-core CPU in training these networks; a rough guide.
-FLOPS_PER_SECOND = 4e10
+FLOPS_PER_SECOND = 1e11
+# To compile a network's training, a backbone's detectors, or two attacks.
+COMPILING_SECONDS = 20
 # A training step costs about three forward passes, an attack's step as much.
 PASSES = 3
 # Steps of a picture on average: DeepFool takes some three of ten gradients,
@@ -98,8 +100,13 @@ def plan(config: Config, workdir: str) -> str:
   if not present:
     steps = 1 + 10 + DEEPFOOL_STEPS
     forward = steps * PASSES + config.num_trials / 3
-    seconds += _seconds(config, config.victim, config.num_pictures * forward)
+    seconds += 3 * COMPILING_SECONDS + _seconds(
+      config, config.victim, config.num_pictures * forward
+    )
   rows = round(2 * config.num_pictures * (study.SHARES[0]))
+  seconds += COMPILING_SECONDS * len(
+    {cell.settings['network'] for cell in mine if cell not in done}
+  )
   for cell in mine:
     if cell not in done:
       network = cell.settings['network']
