@@ -6,6 +6,7 @@ compiled program and scored on every kind.
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -303,15 +304,16 @@ def shuffled_labels(config: Config, sets) -> np.ndarray:
   return labels[place].reshape(sources.shape)
 
 
+@functools.partial(jax.jit, static_argnames='design')
+def _prefix(design, classifier, images):
+  # At the top, so that all seeds of a backbone share one compilation.
+  return detectors.prefix_features(design, classifier, to_float(images))
+
+
 def pool_features(
   study: Study, design: detectors.Design, network: units.Network
 ) -> jax.Array:
   """Computes the frozen prefix of every picture once, float32[P, h, w, c]."""
-  compute = jax.jit(
-    lambda classifier, images: detectors.prefix_features(
-      design, classifier, to_float(images)
-    )
-  )
   pool = np.concatenate([s.images for s in study.collection.sets.values()])
   size = min(study.config.batch_size, len(pool))
   with explain_out_of_memory(size):
@@ -319,7 +321,7 @@ def pool_features(
     for start in range(0, len(pool), size):
       part = pool[start : start + size]
       padding = [(0, size - len(part))] + [(0, 0)] * 3
-      parts.append(compute(network.classifier, np.pad(part, padding)))
+      parts.append(_prefix(design, network.classifier, np.pad(part, padding)))
     return jnp.concatenate(parts)[: len(pool)]
 
 
