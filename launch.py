@@ -28,6 +28,7 @@ from jaxadv.experiment import (
   data_dir,
   result_config,
 )
+from jaxadv.utils import keep_freed_memory
 
 ROOT = pathlib.Path(__file__).resolve().parent
 
@@ -203,6 +204,7 @@ def main(argv: Sequence[str]) -> int:
     config = configure(values, module)
     workdir = values.workdir or default_workdir(values.exp, config, module)
     use_compilation_cache()
+    keep_freed_memory()
     if values.plan:
       print(module.plan(config, workdir))
     else:

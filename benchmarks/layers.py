@@ -1,8 +1,9 @@
 """Speed of the layers: against PyTorch, against plain lax, inside loops.
 
 `python -m benchmarks.layers` prints one table. All candidates of a row run in
-turn, over and over, and their medians are compared. PyTorch comes with the
-extra `peers`; without it its row is left out.
+turn, over and over, and their medians are compared, with freed memory kept in
+the process as `launch.py` does. PyTorch comes with the extra `peers`; without
+it its row is left out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from jax import lax
 
 from jaxadv import models
 from jaxadv.models import layers
+from jaxadv.utils import keep_freed_memory
 
 SIZE, CLASSES, TURNS = 32, 10, 8
 
@@ -42,7 +44,7 @@ def medians(
 def gradients(
   name: str, width: float, batch: int
 ) -> dict[tuple[str, str], Callable[[], object]]:
-  """One gradient a call ('bare') and `TURNS` of them in a loop.
+  """One gradient step a call ('bare') and `TURNS` of them in a loop.
 
   Args:
     name: A backbone.
@@ -63,10 +65,7 @@ def gradients(
     logits: Any = module.apply({'params': params, **variables}, images)
     return jnp.sum(jax.nn.logsumexp(logits, axis=-1))
 
-  def bare(which):
-    return jax.grad(loss, which)
-
-  def loop(which):
+  def step(which):
     def turn(_, carry):
       change = jax.grad(loss, which)(*carry)
       moved = jax.tree.map(
@@ -74,7 +73,13 @@ def gradients(
       )
       return (moved, carry[1]) if which == 0 else (carry[0], moved)
 
-    return lambda *carry: lax.fori_loop(0, TURNS, turn, carry)
+    return turn
+
+  def bare(which):
+    return lambda *carry: step(which)(0, carry)[which]
+
+  def loop(which):
+    return lambda *carry: lax.fori_loop(0, TURNS, step(which), carry)[which]
 
   def compile_(function):
     run = jax.jit(function).lower(images, params).compile()
@@ -130,6 +135,7 @@ def main() -> None:
     '--threads', type=int, default=2, help='of PyTorch; give JAX as many cores'
   )
   flags = parser.parse_args()
+  keep_freed_memory()
   rows = []
   for name in ('vgg11', 'mobilenet'):
     runs = gradients(name, flags.width, flags.batch)

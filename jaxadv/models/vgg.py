@@ -109,8 +109,10 @@ class _Block(nn.Module):
         x = nn.BatchNorm(
           use_running_average=not train, momentum=0.9, name=f'{name}_bn'
         )(x)
+      if self.pool and number == self.depth:
+        x = max_pool(x)  # before its ReLU, which commutes, on a quarter of it
       x = nn.relu(x)
-    return max_pool(x) if self.pool else x
+    return x
 
 
 class _DenseHead(nn.Module):

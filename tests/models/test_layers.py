@@ -26,6 +26,7 @@ SHAPES = {
   'depthwise': (9, 4, 4, (3, 3), (1, 1), 'SAME', (1, 1), 4),
   'depthwise stride 2': (8, 4, 4, (3, 2), (2, 2), ((0, 1), (1, 0)), (1, 1), 4),
   'depthwise dilated': (9, 3, 3, (3, 3), (1, 1), 'SAME', (2, 1), 3),
+  'a spare row': (32, 64, 128, (3, 3), (1, 1), 'SAME', (1, 1), 1),
   'depthwise times 2': (6, 3, 6, (3, 3), (2, 2), 'SAME', (1, 1), 3),
 }
 
@@ -44,7 +45,7 @@ def _case(name, batch=2):
   x = jax.random.normal(keys[0], (batch, side, side + 1, inputs), float)
   kernel = jax.random.normal(
     keys[1], (*window, inputs // groups, outputs), float
-  )
+  ) / np.sqrt(inputs // groups)
   how = dict(
     rhs_dilation=dilation,
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
