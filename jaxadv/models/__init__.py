@@ -19,7 +19,9 @@ import jax.numpy as jnp
 from jaxadv.classifier import Normalise
 from jaxadv.errors import UserError
 from jaxadv.models.chain import split_variables, stage_names
+from jaxadv.models.densenet import DenseNet
 from jaxadv.models.mobilenet import MobileNet
+from jaxadv.models.resnet import resnet18, resnet50, resnet152, resnext50
 from jaxadv.models.vgg import DEPTHS, VGG
 from jaxadv.types import PyTree
 
@@ -86,36 +88,79 @@ def _make_vgg(
   return VGG(depths, num_classes, width, **options)
 
 
-def _make_mobilenet(
-  num_classes: int, width: float, image_size: int, **options
+def _make_strided(
+  network: Callable[..., nn.Module],
+  num_classes: int,
+  width: float,
+  image_size: int,
+  **options,
 ) -> nn.Module:
+  """Makes a network with a stem that has less stride on small pictures."""
   options = {'small_input': image_size < 64} | options
-  return MobileNet(num_classes, width, **options)
+  return network(num_classes=num_classes, width=width, **options)
 
 
-BACKBONES: dict[str, Backbone] = {
-  name: Backbone(
-    name=name,
-    make=partial(_make_vgg, DEPTHS[name]),
-    split='block3',
-    features='block5',
-    min_size=16,
-    preprocess=caffe_preprocess,
-    saliency='block3',
-    from_scratch={'batch_norm': True, 'head': 'pool'},
-  )
-  for name in DEPTHS
-} | {
-  'mobilenet': Backbone(
-    name='mobilenet',
-    make=_make_mobilenet,
-    split='block5',
-    features='block13',
-    min_size=16,
-    preprocess=Normalise((0.5,) * 3, (0.5,) * 3),
-    saliency='block11',
-  )
-}
+_imagenet_normalise = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+BACKBONES: dict[str, Backbone] = (
+  {
+    name: Backbone(
+      name=name,
+      make=partial(_make_vgg, DEPTHS[name]),
+      split='block3',
+      features='block5',
+      min_size=16,
+      preprocess=caffe_preprocess,
+      saliency='block3',
+      from_scratch={'batch_norm': True, 'head': 'pool'},
+    )
+    for name in DEPTHS
+  }
+  | {
+    'mobilenet': Backbone(
+      name='mobilenet',
+      make=partial(_make_strided, MobileNet),
+      split='block5',
+      features='block13',
+      min_size=16,
+      preprocess=Normalise((0.5,) * 3, (0.5,) * 3),
+      saliency='block11',
+    ),
+    'densenet121': Backbone(
+      name='densenet121',
+      make=partial(_make_strided, DenseNet),
+      split='conv3_block8',
+      features='bn',
+      min_size=16,
+      preprocess=_imagenet_normalise,
+      saliency='bn',
+    ),
+  }
+  | {
+    name: Backbone(
+      name=name,
+      make=partial(_make_strided, network),
+      split=split,
+      features=last,
+      min_size=16,
+      preprocess=preprocess,
+      saliency=last,
+    )
+    for name, network, split, last, preprocess in (
+      ('resnet18', resnet18, 'layer2_1', 'layer4_1', _imagenet_normalise),
+      ('resnet50', resnet50, 'conv3_block4', 'conv5_block3', caffe_preprocess),
+      (
+        'resnet152',
+        resnet152,
+        'conv3_block8',
+        'conv5_block3',
+        caffe_preprocess,
+      ),
+      ('resnext50', resnext50, 'layer2_3', 'layer4_2', _imagenet_normalise),
+    )
+  }
+)
 """The backbones by name."""
 
 
@@ -136,7 +181,8 @@ def build(
     image_size: Side of the square images, in pixels.
     **options: Attributes of the module: `batch_norm`, `head` ('dense' or
       'pool') for VGG, where 'dense' is the default of the published size
-      only; `small_input` for MobileNet, by default True below 64 pixels.
+      only; `small_input` for MobileNet, DenseNet and ResNet, by default True
+      below 64 pixels.
 
   Returns:
     A Linen module, not yet initialised.

@@ -12,6 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxadv.errors import UserError
 from jaxadv.types import PyTree
@@ -47,6 +48,24 @@ def run_stages(
   for name in names[first:last]:
     x = stages[name](name=name)(x, train)
   return x
+
+
+class PoolHead(nn.Module):
+  """The last stage of most backbones: global average pooling, dense layer.
+
+  Attributes:
+    num_classes: Number of logits.
+    layer: Name of the dense layer.
+  """
+
+  num_classes: int
+  layer: str = 'predictions'
+
+  @nn.compact
+  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    """Maps the last maps, float[B, H, W, C], to logits."""
+    pooled = jnp.mean(x, axis=(1, 2))
+    return nn.Dense(self.num_classes, name=self.layer)(pooled)
 
 
 def stage_names(module: Any) -> tuple[str, ...]:

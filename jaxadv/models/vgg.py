@@ -8,7 +8,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxadv.models import chain
 from jaxadv.models.layers import Conv, max_pool
@@ -61,7 +60,7 @@ class VGG(nn.Module):
         zip(_WIDTHS, self.depths, strict=True), start=1
       )
     }
-    head = _DenseHead if self.head == 'dense' else _PoolHead
+    head = _DenseHead if self.head == 'dense' else chain.PoolHead
     return blocks | {'head': partial(head, num_classes=self.num_classes)}
 
   @nn.compact
@@ -124,12 +123,3 @@ class _DenseHead(nn.Module):
     x = nn.relu(nn.Dense(4096, name='fc1')(x))
     x = nn.relu(nn.Dense(4096, name='fc2')(x))
     return nn.Dense(self.num_classes, name='predictions')(x)
-
-
-class _PoolHead(nn.Module):
-  num_classes: int
-
-  @nn.compact
-  def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    pooled = jnp.mean(x, axis=(1, 2))
-    return nn.Dense(self.num_classes, name='predictions')(pooled)
