@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from experiments.connection.protocol import claims, record, study
 from experiments.connection.protocol.matrix import Matrix
@@ -21,6 +24,26 @@ QUESTION = (
 )
 
 
+class Findings(NamedTuple):
+  """What the results of the cells say, for the record and its report.
+
+  Attributes:
+    claims: The paper's claims with verdicts.
+    rows: The measured figures.
+    answer: The answer to the question, in a sentence.
+    tables: Layout of the tables.
+    figures: Layout of the figures.
+    arrays: Scores and pictures behind the figures.
+  """
+
+  claims: Sequence[reports.Claim]
+  rows: Sequence[reports.Row]
+  answer: str
+  tables: Sequence[reports.Table]
+  figures: Sequence[reports.Figure]
+  arrays: Mapping[str, np.ndarray]
+
+
 def run(
   config: Config, workdir: str, *, name: str, unseen: bool
 ) -> reports.Record | None:
@@ -28,9 +51,60 @@ def run(
 
   Args:
     config: The config.
-    workdir: Folder of the results; a run of the same config is resumed.
+    workdir: As of `conduct`.
     name: Of the experiment.
     unseen: Whether to report the whole matrix, or only its diagonal.
+
+  Returns:
+    As `conduct`.
+
+  Raises:
+    UserError: If what was asked for cannot be.
+    DataError: If data are broken or the disk is full.
+  """
+
+  def describe(prepared, found):
+    cells = {record.title(network): scores for network, scores in found.items()}
+    matrix = Matrix(cells, config.attacks)
+    return Findings(
+      claims=claims.evaluate(matrix, unseen=unseen),
+      rows=record.auc_rows(prepared, matrix, unseen=unseen)
+      + record.picture_rows(prepared)
+      + record.control_rows(prepared, matrix),
+      answer=answer(matrix, unseen=unseen),
+      tables=record.tables(prepared, matrix.kinds, unseen=unseen),
+      figures=record.figures(prepared, matrix, unseen=unseen),
+      arrays=record.arrays(prepared, matrix, cells),
+    )
+
+  return conduct(
+    config,
+    workdir,
+    name=name,
+    question=QUESTION,
+    work=study.DETECTORS,
+    describe=describe,
+  )
+
+
+def conduct(
+  config: Config,
+  workdir: str,
+  *,
+  name: str,
+  question: str,
+  work: study.CellWork,
+  describe: Callable[[study.Study, dict[str, list[Any]]], Findings],
+) -> reports.Record | None:
+  """Runs the cells of an experiment and writes its report.
+
+  Args:
+    config: The config.
+    workdir: Folder of the results; a run of the same config is resumed.
+    name: Of the experiment.
+    question: That it asks.
+    work: What is done in a cell.
+    describe: `(study, {network: result of each seed}) -> findings`.
 
   Returns:
     The record, as written to results.json; None if other shards have to
@@ -58,15 +132,12 @@ def run(
         # Nothing is in it yet: free for the corrected command.
         (folder / 'config.json').unlink(missing_ok=True)
       raise
-    found, missing = study.finished_cells(prepared, workdir, progress)
+    found, missing = study.finished_cells(prepared, workdir, progress, work)
     progress.note('report')
   if not found:
     print(f'this shard is done; still to do: {", ".join(missing)}')
     return None
-  cells = {record.title(network): scores for network, scores in found.items()}
-  matrix = Matrix(cells, config.attacks)
-  collection = prepared.collection
-  answers = claims.evaluate(matrix, unseen=unseen)
+  findings = describe(prepared, found)
   result = reports.Record(
     experiment=name,
     variant=config.variant,
@@ -77,22 +148,18 @@ def run(
       fingerprints={
         'training pictures': prepared.train.fingerprint,
         'held-out pictures': prepared.heldout.fingerprint,
-        'victim': collection.victim.identity,
+        'victim': prepared.collection.victim.identity,
       },
     ),
-    claims=tuple(answers),
-    rows=tuple(
-      record.auc_rows(prepared, matrix, unseen=unseen)
-      + record.picture_rows(prepared)
-      + record.control_rows(prepared, matrix)
-    ),
+    claims=tuple(findings.claims),
+    rows=tuple(findings.rows),
     missing=tuple(f'cell {cell}: run its shard' for cell in missing),
-    question=QUESTION,
-    answer=answer(matrix, unseen=unseen),
-    tables=tuple(record.tables(prepared, matrix.kinds, unseen=unseen)),
-    figures=tuple(record.figures(prepared, matrix, unseen=unseen)),
+    question=question,
+    answer=findings.answer,
+    tables=tuple(findings.tables),
+    figures=tuple(findings.figures),
   )
-  reports.write_report(result, record.arrays(prepared, matrix, cells), folder)
+  reports.write_report(result, findings.arrays, folder)
   tables.print_table(result)
   print(f'\nreport: {folder / "report.html"}')
   return result

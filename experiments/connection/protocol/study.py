@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +155,27 @@ def prepare(config: Config, workdir: str, note: Callable[[str], None]) -> Study:
   return Study(config, cache, train, heldout, collection)
 
 
+def backbone_design(
+  study: Study, cell: Cell
+) -> tuple[units.Network, detectors.Design]:
+  """Makes or finds a cell's backbone, and says how detectors stand on it."""
+  network = units.backbone(
+    study.config,
+    study.cache,
+    cell.settings['network'],
+    study.train,
+    study.heldout,
+  )
+  known = models.BACKBONES[network.name]
+  return network, detectors.Design(
+    network.module,
+    split=known.split,
+    features=known.features,
+    # Networks from files have BatchNorm folded, or statistics of their own.
+    batch_norm=not weight_file(study.config, network.name),
+  )
+
+
 def run_cell(
   study: Study, cell: Cell, note: Callable[[str, float], None]
 ) -> CellScores:
@@ -170,17 +191,7 @@ def run_cell(
   """
   config, sets = study.config, study.collection.sets
   note(f'backbone {cell.settings["network"]}', 0.0)
-  network = units.backbone(
-    config, study.cache, cell.settings['network'], study.train, study.heldout
-  )
-  known = models.BACKBONES[network.name]
-  design = detectors.Design(
-    network.module,
-    split=known.split,
-    features=known.features,
-    # Networks from files have BatchNorm folded, or statistics of their own.
-    batch_norm=not weight_file(config, network.name),
-  )
+  network, design = backbone_design(study, cell)
   recipe = TrainConfig(num_epochs=config.detector_epochs)
   names = tuple(sets)
   # Controls need no average over seeds: the first one trains them.
@@ -325,51 +336,69 @@ def pool_features(
     return jnp.concatenate(parts)[: len(pool)]
 
 
+class CellWork(NamedTuple):
+  """What is done in a cell, and how its result lies in a file.
+
+  Attributes:
+    run: `(study, cell, note) -> result`; see `run_cell`.
+    pack: `result -> {name: array}`.
+    unpack: The way back.
+  """
+
+  run: Callable[..., Any]
+  pack: Callable[..., dict[str, np.ndarray]]
+  unpack: Callable[..., Any]
+
+
 def finished_cells(
   study: Study,
   workdir: str,
   progress: Progress,
-) -> tuple[dict[str, list[CellScores]], list[str]]:
+  work: CellWork,
+) -> tuple[dict[str, list[Any]], list[str]]:
   """Runs the cells of this shard and gathers those of all shards.
 
   Args:
     study: The study.
     workdir: Each cell leaves cells/NAME.npz there.
     progress: Shows which cell is under way.
+    work: What is done in a cell.
 
   Returns:
-    {network: scores of each seed}, of the networks that are complete, and the
+    {network: result of each seed}, of the networks that are complete, and the
     names of the cells that other shards still have to do.
   """
   every = cells(study.config)
   mine = {cell.name for cell in experiment.shard_of(every, study.config.shard)}
-  found: dict[str, list[CellScores]] = {}
+  found: dict[str, list[Any]] = {}
   missing = []
   for cell in every:
     path = Path(workdir) / 'cells' / f'{cell.name}.npz'
     if cell.name in mine:
-      scores = run_cell(study, cell, progress.note)
-      storage.write_npz(path, **_as_arrays(scores))
+      result = work.run(study, cell, progress.note)
+      storage.write_npz(path, **work.pack(result))
       progress.advance()
     elif path.exists():
-      scores = _from_arrays(storage.read_npz(path))
+      result = work.unpack(storage.read_npz(path))
     else:
       missing.append(cell.name)
       continue
-    found.setdefault(cell.settings['network'], []).append(scores)
+    found.setdefault(cell.settings['network'], []).append(result)
   complete = {
-    network: scores
-    for network, scores in found.items()
-    if len(scores) == study.config.num_seeds
+    network: results
+    for network, results in found.items()
+    if len(results) == study.config.num_seeds
   }
   return complete, missing
 
 
-def _as_arrays(scores: CellScores) -> dict[str, np.ndarray]:
+def pack_scores(scores: CellScores) -> dict[str, np.ndarray]:
+  """Gives scores as a cell's file holds them."""
   return {name: np.asarray(value) for name, value in scores._asdict().items()}
 
 
-def _from_arrays(arrays: dict[str, np.ndarray]) -> CellScores:
+def unpack_scores(arrays: dict[str, np.ndarray]) -> CellScores:
+  """Gives scores back from the arrays of a cell's file, whatever else it has."""
   return CellScores(
     trained=tuple(map(str, arrays['trained'])),
     tested=tuple(map(str, arrays['tested'])),
@@ -377,3 +406,6 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> CellScores:
     sources=arrays['sources'],
     shuffled=arrays['shuffled'],
   )
+
+
+DETECTORS = CellWork(run_cell, pack_scores, unpack_scores)
