@@ -25,6 +25,9 @@ _NORMALISATION = {
 }
 # Older spellings in files of Keras 1 and 2.
 _OLD = {'W_1': 'kernel', 'b_1': 'bias', 'depthwise_kernel': 'kernel'}
+# The layer of logits in the published files of ResNet and DenseNet, which
+# Keras loads by position.
+_OLD_LAYERS = {'probs': 'predictions', 'fc1000': 'predictions'}
 
 
 def load_npz(
@@ -66,7 +69,7 @@ def load_h5(
     UserError: If names or shapes differ from the template's.
   """
   source = os.fspath(path)
-  return from_arrays(_read_h5(source), module, template, source=source)
+  return from_arrays(read_h5(source), module, template, source=source)
 
 
 def num_classes(path: str | os.PathLike[str]) -> int:
@@ -157,21 +160,35 @@ def _keras_name(path: tuple[str, ...], layers_of_norm: set[str]) -> str:
   return f'{layer}/{leaf}'
 
 
-def _read_h5(path: str) -> dict[str, np.ndarray]:
-  """Reads all weights of a file that names them layer by layer."""
+def read_h5(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+  """Reads all weights of an .h5 file that names them layer by layer.
+
+  Args:
+    path: As for `load_h5`.
+
+  Returns:
+    Arrays by names like `conv1/kernel`, in the order of the file. Spellings of
+    older files are brought up to date: a layer `conv1/conv` is `conv1_conv`.
+
+  Raises:
+    DataError: If the file is absent or broken, or of another kind.
+  """
   arrays = {}
   try:
     with h5py.File(path) as file:
       root = file.get('model_weights', file)
-      for layer in root.attrs['layer_names']:
-        group = root[_text(layer)]
-        for weight in group.attrs['weight_names']:
-          leaf = _text(weight).split('/')[-1].removesuffix(':0')
-          leaf = leaf.removeprefix(f'{_text(layer)}_')
-          name = f'{_text(layer)}/{_OLD.get(leaf, leaf)}'
-          arrays[name] = np.asarray(group[_text(weight)])
+      for layer in map(_text, root.attrs['layer_names']):
+        group = root[layer]
+        name = layer.replace('/', '_')
+        name = _OLD_LAYERS.get(name, name)
+        for weight in map(_text, group.attrs['weight_names']):
+          leaf = weight.split('/')[-1].removesuffix(':0')
+          leaf = leaf.removeprefix(f'{layer}_')
+          arrays[f'{name}/{_OLD.get(leaf, leaf)}'] = np.asarray(group[weight])
   except (OSError, KeyError) as error:
-    raise DataError(f'cannot read {path} as Keras weights: {error}') from error
+    raise DataError(
+      f'cannot read {os.fspath(path)} as Keras weights: {error}'
+    ) from error
   return arrays
 
 

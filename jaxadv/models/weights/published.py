@@ -1,0 +1,312 @@
+"""Finds published weights, on disk or on the network, and loads them.
+
+Two sources are known. `keras.applications` publishes .h5 files, which are
+downloaded on demand. Torchvision publishes pickles, which are never opened
+here, since a pickle can run code: its networks are read from .safetensors
+files that the user makes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.linen as nn
+import pooch
+
+from jaxadv.errors import DataError, UserError
+from jaxadv.models.weights import keras, native, torchvision
+from jaxadv.storage import explain_full_disk, read_npz, replacing
+from jaxadv.types import PyTree
+
+WEIGHTS_DIR = 'JAXADV_WEIGHTS_DIR'
+"""The environment variable with the folder where 'imagenet' looks first."""
+
+_BASE = 'https://storage.googleapis.com/tensorflow/keras-applications'
+
+
+class _File(NamedTuple):
+  """A file of keras.applications: where it lies, and its MD5 if published."""
+
+  folder: str
+  name: str
+  md5: str | None
+
+
+# Folder, stem and MD5 as keras/src/applications of Keras 3.15 has them.
+_KERAS = {
+  'vgg16': ('vgg16', 'vgg16', '64373286793e3c8b2b4e3219cbf3544b'),
+  'vgg19': ('vgg19', 'vgg19', 'cbe5617147190e668d6c5d5026f83318'),
+  'densenet121': (
+    'densenet',
+    'densenet121',
+    '9d60b8095a5708f2dcce2bca79d332c7',
+  ),
+  'inceptionv3': (
+    'inception_v3',
+    'inception_v3',
+    '9a0d58056eeedaa3f26cb7ebd46da564',
+  ),
+  'xception': ('xception', 'xception', '0a58e3b7378bc2990ea3b43d5981f1f6'),
+  'resnet50': ('resnet', 'resnet50', '2cb95161c43110f7111970584f804107'),
+  'resnet152': ('resnet', 'resnet152', '100835be76be38e30d865e96f2aaae62'),
+}
+# MobileNet has a file for each width and image size, and no published hash.
+_MOBILENET_WIDTHS = {0.25: '2_5', 0.5: '5_0', 0.75: '7_5', 1.0: '1_0'}
+_MOBILENET_SIZES = (128, 160, 192, 224)
+# How torchvision's files begin.
+_TORCHVISION = {'resnet18': 'resnet18', 'resnext50': 'resnext50_32x4d'}
+_SUFFIXES = ('.h5', '.npz', '.safetensors')
+_CLASSIFIERS = ('predictions', 'conv_preds', 'fc')
+_CONVERT = (
+  'torchvision publishes pickles, which are not opened here; convert one with '
+  'PyTorch: `import torch, safetensors.torch`, `state = torch.load("{0}.pth", '
+  'weights_only=True)`, `safetensors.torch.save_file(state, '
+  '"{0}.safetensors")`, and give that file or its folder'
+)
+
+
+def load(
+  name: str,
+  width: float,
+  image_size: int,
+  where: str | os.PathLike[str],
+  module: nn.Module,
+  template: PyTree,
+) -> PyTree:
+  """Loads the weights of a backbone.
+
+  Args:
+    name: The backbone's name in the registry.
+    width: Its width multiplier.
+    image_size: Side of its images, in pixels.
+    where: As for `find`.
+    module: The backbone.
+    template: Its variables, or their `jax.eval_shape`.
+
+  Returns:
+    Variables in the structure of the template. They expect the backbone's own
+    preprocessing.
+
+  Raises:
+    DataError: If the file is broken.
+    UserError: If there is no such file, or if its names or shapes do not fit.
+  """
+  path = find(name, width, image_size, where)
+  if path.suffix == '.h5':
+    return keras.load_h5(path, module, template)
+  if path.suffix == '.safetensors':
+    if name not in _TORCHVISION:
+      raise UserError(
+        f'{path} was given for {name}, but .safetensors files are read for '
+        f'{", ".join(_TORCHVISION)} only, in the layout of torchvision; give '
+        'an .h5 or .npz file'
+      )
+    return torchvision.load(path, module, template)
+  arrays = read_npz(path)
+  if any(key.startswith('params/') for key in arrays):
+    return native.read_variables(path, template)
+  return keras.from_arrays(arrays, module, template, source=str(path))
+
+
+def find(
+  name: str, width: float, image_size: int, where: str | os.PathLike[str]
+) -> Path:
+  """Finds the file with the weights of a backbone.
+
+  A folder is searched for, in this order: the name under which Keras publishes
+  the file; for MobileNet `mobilenet_v1_0.25_128.npz` and the like;
+  `{name}_{width}_{image_size}.npz`, such as `vgg11_0.5_32.npz`; for the
+  networks of torchvision `resnet18*.safetensors` or
+  `resnext50_32x4d*.safetensors`.
+
+  Downloads go to `jaxadv/weights` in the user's cache folder, once. They are
+  checked against the MD5 that Keras lists. It lists none for MobileNet: there
+  the SHA-256 of the first download is kept beside the file, and a file that
+  differs from it later is refused (trust on first use).
+
+  Args:
+    name: The backbone's name in the registry.
+    width: Its width multiplier.
+    image_size: Side of its images, in pixels.
+    where: A file (.h5, .npz or .safetensors), a folder, or 'imagenet': then
+      the folder that the environment variable `JAXADV_WEIGHTS_DIR` names, if
+      it does and the file is there, else a download.
+
+  Returns:
+    The path of the file.
+
+  Raises:
+    DataError: If a downloaded file has changed, or the disk is full.
+    UserError: If there is no such file, no such weights are published, or the
+      download fails.
+  """
+  if os.fspath(where) != 'imagenet':
+    path = Path(where)
+    if path.is_dir():
+      found = _search(name, width, image_size, path)
+      if found is None:
+        raise UserError(
+          f'no weights of {name} (width {width}, {image_size} pixels) in the '
+          f'folder {path}: looked for '
+          f'{" or ".join(_patterns(name, width, image_size))}, it holds '
+          f'{_listing(path)}; give the file itself or give it such a name'
+        )
+      return found
+    return _checked_file(path)
+  folder = os.environ.get(WEIGHTS_DIR)
+  if folder:
+    if not Path(folder).is_dir():
+      raise UserError(
+        f'{WEIGHTS_DIR} is {folder!r}, which is no folder; set it to the '
+        'folder of the weights, or unset it'
+      )
+    found = _search(name, width, image_size, Path(folder))
+    if found is not None:
+      return found
+  file = _official(name, width, image_size)
+  if file is None:
+    raise UserError(_unpublished(name, width, image_size))
+  return _download(file)
+
+
+def num_classes(path: str | os.PathLike[str]) -> int:
+  """Gives the number of classes of the network in a file of weights.
+
+  Args:
+    path: A file (.h5, .npz or .safetensors); see `find`.
+
+  Raises:
+    DataError: If the file is absent or broken.
+    UserError: If it is of another kind or does not hold a classifier.
+  """
+  path = _checked_file(Path(path))
+  read = {
+    '.h5': keras.read_h5,
+    '.npz': read_npz,
+    '.safetensors': torchvision.read,
+  }[path.suffix]
+  for name, array in read(path).items():
+    layer, leaf = re.split('[/.]', name)[-2:]
+    if layer in _CLASSIFIERS and leaf == 'bias':
+      return len(array)
+  raise UserError(
+    f'{path} does not hold the classifier on top ('
+    f'{", ".join(_CLASSIFIERS)}); give weights that include it'
+  )
+
+
+def _checked_file(path: Path) -> Path:
+  if path.suffix in ('.pth', '.pt'):
+    raise UserError(f'{path} is a pickle: {_CONVERT.format(path.stem)}')
+  if path.suffix not in _SUFFIXES or not path.is_file():
+    raise UserError(
+      f"{path} is no file of weights; give 'imagenet', a folder, or a file "
+      f'that ends in {", ".join(_SUFFIXES)}'
+    )
+  return path
+
+
+def _official(name: str, width: float, image_size: int) -> _File | None:
+  """Gives the file that Keras publishes; None if it publishes none."""
+  if name == 'mobilenet':
+    if width in _MOBILENET_WIDTHS and image_size in _MOBILENET_SIZES:
+      alpha = _MOBILENET_WIDTHS[width]
+      return _File(name, f'mobilenet_{alpha}_{image_size}_tf.h5', None)
+    return None
+  if name not in _KERAS or width != 1:
+    return None
+  if name.startswith('vgg') and image_size != 224:
+    return None  # its dense layers fit one size
+  folder, stem, md5 = _KERAS[name]
+  return _File(folder, f'{stem}_weights_tf_dim_ordering_tf_kernels.h5', md5)
+
+
+def _unpublished(name: str, width: float, image_size: int) -> str:
+  """Says why there is nothing to download."""
+  if name in _TORCHVISION and width == 1:
+    return f'weights of {name}: {_CONVERT.format(_TORCHVISION[name])}'
+  if name == 'mobilenet':
+    advice = (
+      f'there are widths {", ".join(map(str, _MOBILENET_WIDTHS))} and '
+      f'{", ".join(map(str, _MOBILENET_SIZES))} pixels'
+    )
+  elif name in _KERAS or name in _TORCHVISION:
+    advice = 'there is width 1'
+    advice += ' and 224 pixels' if name.startswith('vgg') else ''
+  else:
+    advice = f'there are some of mobilenet, {", ".join(_KERAS)}'
+  return (
+    f'no weights of {name} with width {width} and {image_size} pixels are '
+    f'published; {advice}; ask for those or give a file of your own'
+  )
+
+
+def _patterns(name: str, width: float, image_size: int) -> list[str]:
+  """Lists the names that a file may have in a folder, the best first."""
+  file = _official(name, width, image_size)
+  patterns = [file.name] if file else []
+  if name == 'mobilenet':
+    alpha = '1.0' if width == 1 else f'{width:.2f}'
+    patterns.append(f'mobilenet_v1_{alpha}_{image_size}.npz')
+  patterns.append(f'{name}_{float(width)}_{image_size}.npz')
+  if name in _TORCHVISION and width == 1:
+    patterns.append(f'{_TORCHVISION[name]}*.safetensors')
+  return patterns
+
+
+def _search(
+  name: str, width: float, image_size: int, folder: Path
+) -> Path | None:
+  for pattern in _patterns(name, width, image_size):
+    found = sorted(folder.glob(pattern))
+    if len(found) > 1:
+      raise UserError(
+        f'{folder} holds several files {pattern}: '
+        f'{", ".join(path.name for path in found)}; give one of them'
+      )
+    if found:
+      return found[0]
+  return None
+
+
+def _listing(folder: Path, most: int = 20) -> str:
+  names = sorted(path.name for path in folder.iterdir())
+  more = f' and {len(names) - most} more' if len(names) > most else ''
+  return (', '.join(names[:most]) or 'nothing') + more
+
+
+def _download(file: _File) -> Path:
+  url = f'{_BASE}/{file.folder}/{file.name}'
+  folder = Path(pooch.os_cache('jaxadv')) / 'weights'
+  known = f'md5:{file.md5}' if file.md5 else None
+  try:
+    with explain_full_disk(folder / file.name):
+      path = Path(pooch.retrieve(url, known, fname=file.name, path=folder))
+  except (OSError, ValueError) as error:  # requests' errors are OSErrors
+    raise UserError(
+      f'could not download {url} to {folder} ({error}); without network put '
+      f'the file into a folder and give that one, or set {WEIGHTS_DIR} to it'
+    ) from error
+  if not file.md5:
+    _check_against_first(path)
+  return path
+
+
+def _check_against_first(path: Path) -> None:
+  """Refuses a file that differs from the one that was downloaded first."""
+  record = path.with_name(f'{path.name}.sha256')
+  with open(path, 'rb') as file:
+    digest = hashlib.file_digest(file, 'sha256').hexdigest()
+  line = f'{digest}  {path.name}\n'  # what `sha256sum --check` reads
+  if not record.exists():
+    with replacing(record) as file:
+      file.write(line.encode())
+  elif record.read_text(encoding='utf-8') != line:
+    raise DataError(
+      f'{path} is not the file that was downloaded first: its SHA-256 is '
+      f'{digest}, {record} has another; remove both to download it again'
+    )
