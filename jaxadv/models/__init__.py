@@ -20,9 +20,11 @@ from jaxadv.classifier import Normalise
 from jaxadv.errors import UserError
 from jaxadv.models.chain import split_variables, stage_names
 from jaxadv.models.densenet import DenseNet
+from jaxadv.models.inception import InceptionV3
 from jaxadv.models.mobilenet import MobileNet
 from jaxadv.models.resnet import resnet18, resnet50, resnet152, resnext50
 from jaxadv.models.vgg import DEPTHS, VGG
+from jaxadv.models.xception import Xception
 from jaxadv.types import PyTree
 
 __all__ = [
@@ -46,7 +48,7 @@ class Backbone(NamedTuple):
     min_size: The smallest side of an image that it takes.
     preprocess: From [0, 1] to what published weights expect.
     saliency: The stage whose maps Grad-CAM reads; the last one that leaves at
-      least 4x4 cells of a 32x32 picture.
+      least 4x4 cells of a 32x32 picture, or of the smallest that it takes.
     image_size: The side of the images of published weights.
     from_scratch: Options of `make` for a network without published weights,
       such as BatchNorm, without which small data do not train a VGG.
@@ -86,6 +88,17 @@ def _make_vgg(
   published = image_size == 224 and width == 1.0
   options = {'head': 'dense' if published else 'pool'} | options
   return VGG(depths, num_classes, width, **options)
+
+
+def _make_large(
+  network: Callable[..., nn.Module],
+  num_classes: int,
+  width: float,
+  image_size: int,
+  **options,
+) -> nn.Module:
+  del image_size  # one form for all
+  return network(num_classes, width, **options)
 
 
 def _make_strided(
@@ -159,6 +172,28 @@ BACKBONES: dict[str, Backbone] = (
       ),
       ('resnext50', resnext50, 'layer2_3', 'layer4_2', _imagenet_normalise),
     )
+  }
+  | {
+    'inceptionv3': Backbone(
+      name='inceptionv3',
+      make=partial(_make_large, InceptionV3),
+      split='mixed2',
+      features='mixed10',
+      min_size=75,
+      preprocess=Normalise((0.5,) * 3, (0.5,) * 3),
+      saliency='mixed2',
+      image_size=299,
+    ),
+    'xception': Backbone(
+      name='xception',
+      make=partial(_make_large, Xception),
+      split='block3',
+      features='block14',
+      min_size=71,
+      preprocess=Normalise((0.5,) * 3, (0.5,) * 3),
+      saliency='block12',
+      image_size=299,
+    ),
   }
 )
 """The backbones by name."""
