@@ -141,3 +141,16 @@ class Detector(NamedTuple):
   fit: Callable[[jax.Array, Any, Iterable[Batch], Iterable[Batch]], PyTree]
   score: Callable[[jax.Array, Any, PyTree, jax.Array], jax.Array]
   surrogate: Callable[..., jax.Array] | None = None
+
+
+class Identifier(NamedTuple):
+  """Tells clean pictures and kinds of attack apart; built by a factory.
+
+  Attributes:
+    fit: As of `Detector`.
+    identify: `(keys, classifier, state, images) -> float32[B, 1 + N]`, logits
+      of clean and of each of the N kinds.
+  """
+
+  fit: Callable[[jax.Array, Any, Iterable[Batch], Iterable[Batch]], PyTree]
+  identify: Callable[[jax.Array, Any, PyTree, jax.Array], jax.Array]

@@ -1,0 +1,1 @@
+"""Networks that name the kind of an adversarial picture."""
