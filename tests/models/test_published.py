@@ -1,0 +1,407 @@
+"""Published weights are found by name, checked, and loaded from any format."""
+
+import hashlib
+
+import flax.linen as nn
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pooch
+import pytest
+import requests
+import safetensors.numpy
+from flax import traverse_util
+
+from jaxadv import models
+from jaxadv.errors import DataError, UserError
+from jaxadv.models.weights import native, published, torchvision
+
+VGG16 = 'vgg16_weights_tf_dim_ordering_tf_kernels.h5'
+
+
+class Tiny(nn.Module):
+  """One layer of each kind; called as `layers` says."""
+
+  layers: tuple[str, str, str]
+
+  @nn.compact
+  def __call__(self, x):
+    conv, norm, dense = self.layers
+    x = nn.Conv(4, (3, 2), feature_group_count=2, name=conv)(x)
+    x = nn.BatchNorm(use_running_average=True, name=norm)(x)
+    return nn.Dense(3, name=dense)(x.mean((1, 2)))
+
+
+def _tiny(*layers):
+  module = Tiny(layers)
+  template = jax.eval_shape(
+    lambda: module.init(jax.random.key(0), jnp.zeros((1, 5, 5, 6)))
+  )
+  return module, template
+
+
+def _random(template):
+  random = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda leaf: random.normal(size=leaf.shape).astype(np.float32), template
+  )
+
+
+def _variables(name, width, image_size, num_classes=3, **options):
+  module = models.build(
+    name,
+    num_classes=num_classes,
+    width=width,
+    image_size=image_size,
+    **options,
+  )
+  template = jax.eval_shape(
+    lambda: models.init_variables(jax.random.key(0), module, image_size)
+  )
+  return module, _random(template)
+
+
+def _equal(left, right):
+  jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def _write_h5(path, weights):
+  """Writes `{layer: {name of the weight: array}}` as Keras 2 does."""
+  with h5py.File(path, 'w') as file:
+    file.attrs['layer_names'] = [layer.encode() for layer in weights]
+    for layer, arrays in weights.items():
+      group = file.create_group(layer)
+      group.attrs['weight_names'] = [name.encode() for name in arrays]
+      for name, array in arrays.items():
+        group[name] = array
+
+
+def _as_keras(variables):
+  """`{layer: {leaf: array}}` with Keras' words for the leaves."""
+  layers = {}
+  for (*_, layer, leaf), array in traverse_util.flatten_dict(variables).items():
+    if layer.endswith(('bn', 'norm')):
+      leaf = {
+        'scale': 'gamma',
+        'bias': 'beta',
+        'mean': 'moving_mean',
+        'var': 'moving_variance',
+      }[leaf]
+    elif 'conv_dw' in layer:
+      array, leaf = array.transpose(0, 1, 3, 2), 'depthwise_kernel'
+    layers.setdefault(layer, {})[leaf] = array
+  return layers
+
+
+def test_vgg_as_published(tmp_path):
+  module, variables = _variables('vgg16', 0.02, 32)
+  spelling = {'kernel': 'W', 'bias': 'b'}
+  _write_h5(
+    tmp_path / VGG16,
+    {
+      layer: {f'{layer}_{spelling[k]}_1:0': v for k, v in arrays.items()}
+      for layer, arrays in _as_keras(variables).items()
+    },
+  )
+  path = published.find('vgg16', 1, 224, tmp_path)
+  assert path == tmp_path / VGG16
+  assert published.num_classes(path) == 3
+  _equal(published.load('vgg16', 1, 224, path, module, variables), variables)
+
+
+def test_mobilenet_as_published(tmp_path):
+  module, variables = _variables('mobilenet', 0.25, 128)
+  weights = {
+    layer: {f'{layer}/{leaf}:0': array for leaf, array in arrays.items()}
+    for layer, arrays in _as_keras(variables).items()
+  }
+  _write_h5(tmp_path / 'mobilenet_2_5_128_tf.h5', weights)
+  args = 'mobilenet', 0.25, 128, tmp_path
+  assert published.num_classes(published.find(*args)) == 3
+  _equal(published.load(*args, module, variables), variables)
+
+
+@pytest.mark.parametrize(
+  'name, classifier', [('densenet121', 'fc1000'), ('resnet50', 'probs')]
+)
+def test_nested_names_and_old_classifiers(name, classifier, tmp_path):
+  module, template = _tiny('conv1_conv', 'conv1_bn', 'predictions')
+  variables = _random(template)
+  new = _as_keras(variables)
+  old = {
+    'conv1/conv': new['conv1_conv'],
+    'conv1/bn': new['conv1_bn'],
+    classifier: new['predictions'],
+  }
+  path = tmp_path / f'{name}_weights_tf_dim_ordering_tf_kernels.h5'
+  _write_h5(
+    path,
+    {
+      layer: {f'{layer}/{leaf}:0': array for leaf, array in arrays.items()}
+      for layer, arrays in old.items()
+    },
+  )
+  assert published.num_classes(path) == 3
+  _equal(published.load(name, 1.0, 224, tmp_path, module, template), variables)
+
+
+def test_torchvision_layout(tmp_path):
+  module, template = _tiny('layer1_0_conv2', 'layer1_0_downsample_1', 'fc')
+  random = np.random.default_rng(1)
+  state = {
+    name: random.normal(size=shape).astype(np.float32)
+    for name, shape in {
+      'layer1.0.conv2.weight': (4, 3, 3, 2),
+      'layer1.0.conv2.bias': (4,),
+      'layer1.0.downsample.1.weight': (4,),
+      'layer1.0.downsample.1.bias': (4,),
+      'layer1.0.downsample.1.running_mean': (4,),
+      'layer1.0.downsample.1.running_var': (4,),
+      'layer1.0.downsample.1.num_batches_tracked': (),
+      'fc.weight': (3, 4),
+      'fc.bias': (3,),
+    }.items()
+  }
+  path = tmp_path / 'resnet18-f37072fd.safetensors'
+  safetensors.numpy.save_file(state, path)
+  args = 'resnet18', 1.0, 224, tmp_path
+  assert published.num_classes(published.find(*args)) == 3
+  loaded = published.load(*args, module, template)
+  params, statistics = loaded['params'], loaded['batch_stats']
+  kernel, theirs = params['layer1_0_conv2']['kernel'], state['fc.weight']
+  for at in np.ndindex(3, 2, 3, 4):
+    height, width, ins, out = at
+    expected = state['layer1.0.conv2.weight'][out, ins, height, width]
+    assert kernel[at] == expected
+  _equal(params['fc'], {'kernel': theirs.T, 'bias': state['fc.bias']})
+  for collection, ours, leaf in [
+    (params, 'scale', 'weight'),
+    (params, 'bias', 'bias'),
+    (statistics, 'mean', 'running_mean'),
+    (statistics, 'var', 'running_var'),
+  ]:
+    _equal(
+      collection['layer1_0_downsample_1'][ours],
+      state[f'layer1.0.downsample.1.{leaf}'],
+    )
+
+  state['layer1.0.conv3.weight'] = state.pop('layer1.0.conv2.weight')
+  with pytest.raises(
+    UserError,
+    match=r'layer1\.0\.conv3\.weight; missing: layer1\.0\.conv2\.weight',
+  ):
+    torchvision.from_arrays(state, module, template, source='here')
+  state['layer1.0.conv2.weight'] = np.zeros((4, 3, 5, 5), np.float32)
+  del state['layer1.0.conv3.weight']
+  with pytest.raises(UserError, match=r'conv2\.weight.*\(5, 5, 3, 4\)'):
+    torchvision.from_arrays(state, module, template, source='here')
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnext50'])
+def test_all_names_of_torchvision(name, tmp_path):
+  module, variables = _variables(name, 0.0625, 32)
+  found = published.load(
+    name,
+    1,
+    32,
+    _torch_file(tmp_path / 'w.safetensors', variables),
+    module,
+    variables,
+  )
+  _equal(found, variables)
+
+
+def _torch_file(path, variables):
+  """Writes variables with torchvision's names, put together block by block."""
+  state = {}
+  for (*_, layer, leaf), array in traverse_util.flatten_dict(variables).items():
+    parts = layer.split('_')
+    leaf = {
+      'kernel': 'weight',
+      'scale': 'weight',
+      'mean': 'running_mean',
+      'var': 'running_var',
+    }.get(leaf, leaf)
+    if array.ndim == 4:
+      array = np.moveaxis(array, (2, 3), (1, 0))
+    elif array.ndim == 2:
+      array = array.T
+    state['.'.join([*parts, leaf])] = np.ascontiguousarray(array)
+  safetensors.numpy.save_file(state, path)
+  return path
+
+
+def test_own_files(tmp_path):
+  module, variables = _variables('vgg11', 0.05, 32, num_classes=7)
+  native.write_variables(tmp_path / 'vgg11_0.05_32.npz', variables)
+  args = 'vgg11', 0.05, 32, tmp_path
+  assert published.num_classes(published.find(*args)) == 7
+  _equal(published.load(*args, module, variables), variables)
+
+
+@pytest.mark.parametrize(
+  'name, width, image_size, files',
+  [
+    (
+      'mobilenet',
+      0.5,
+      160,
+      [
+        'mobilenet_0.5_160.npz',
+        'mobilenet_v1_0.50_160.npz',
+        'mobilenet_5_0_160_tf.h5',
+      ],
+    ),
+    ('mobilenet', 1, 224, ['mobilenet_v1_1.0_224.npz']),
+    ('mobilenet', 0.3, 32, ['mobilenet_0.3_32.npz']),
+    (
+      'inceptionv3',
+      1,
+      299,
+      ['inception_v3_weights_tf_dim_ordering_tf_kernels.h5'],
+    ),
+    ('resnext50', 1, 224, ['resnext50_32x4d-1a0047aa.safetensors']),
+  ],
+)
+def test_the_best_name_in_a_folder(name, width, image_size, files, tmp_path):
+  (tmp_path / 'mobilenet_v1_0.25_128.npz').touch()  # of another width
+  for file in files:
+    (tmp_path / file).touch()
+    assert published.find(name, width, image_size, tmp_path).name == file
+
+
+def test_what_is_not_found_is_listed(tmp_path):
+  (tmp_path / 'notes.txt').touch()
+  with pytest.raises(UserError, match=f'{VGG16}.*vgg16_1.0_224.npz.*notes.txt'):
+    published.find('vgg16', 1, 224, tmp_path)
+  (tmp_path / 'resnet18-a.safetensors').touch()
+  (tmp_path / 'resnet18-b.safetensors').touch()
+  with pytest.raises(UserError, match='several.*resnet18-a.*resnet18-b'):
+    published.find('resnet18', 1, 224, tmp_path)
+
+
+@pytest.mark.parametrize(
+  'where, message',
+  [
+    ('absent', "'imagenet', a folder, or a file"),
+    ('notes.txt', r'\.h5, \.npz, \.safetensors'),
+    ('resnet18.pth', 'weights_only=True'),
+  ],
+)
+def test_what_is_no_file_of_weights(where, message, tmp_path):
+  (tmp_path / 'notes.txt').touch()
+  with pytest.raises(UserError, match=message):
+    published.find('resnet18', 1, 224, tmp_path / where)
+
+
+def test_broken_and_headless_files(tmp_path):
+  for name in ('bad.h5', 'bad.npz', 'bad.safetensors'):
+    (tmp_path / name).write_bytes(b'this is no such file')
+    with pytest.raises(DataError, match=name):
+      published.num_classes(tmp_path / name)
+  np.savez(tmp_path / 'notop.npz', **{'fc1/bias': np.zeros(3)})
+  with pytest.raises(UserError, match='predictions'):
+    published.num_classes(tmp_path / 'notop.npz')
+  safetensors.numpy.save_file({}, tmp_path / 'vgg.safetensors')
+  with pytest.raises(UserError, match='resnet18, resnext50'):
+    published.load('vgg16', 1, 224, tmp_path / 'vgg.safetensors', None, {})
+
+
+@pytest.fixture
+def shop(monkeypatch, tmp_path):
+  """A stand-in for the network: pooch.retrieve with `contents`, by call."""
+  monkeypatch.delenv(published.WEIGHTS_DIR, raising=False)
+  monkeypatch.setattr(pooch, 'os_cache', lambda project: tmp_path / project)
+  calls = []
+
+  def retrieve(url, known_hash, fname, path):
+    path.mkdir(parents=True, exist_ok=True)
+    (path / fname).write_bytes(retrieve.contents)
+    calls.append((url, known_hash))
+    return str(path / fname)
+
+  retrieve.contents = b'weights'
+  retrieve.calls = calls
+  monkeypatch.setattr(pooch, 'retrieve', retrieve)
+  return retrieve
+
+
+def test_downloads_are_checked_against_the_listed_hash(shop, tmp_path):
+  path = published.find('resnet50', 1.0, 224, 'imagenet')
+  assert path.parent == tmp_path / 'jaxadv' / 'weights'
+  assert shop.calls == [
+    (
+      'https://storage.googleapis.com/tensorflow/keras-applications/resnet/'
+      'resnet50_weights_tf_dim_ordering_tf_kernels.h5',
+      'md5:2cb95161c43110f7111970584f804107',
+    )
+  ]
+  assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_download_without_listed_hash_may_not_change(shop):
+  def find():
+    return published.find('mobilenet', 0.25, 128, 'imagenet')
+
+  path = find()
+  assert shop.calls[0][0].endswith('mobilenet/mobilenet_2_5_128_tf.h5')
+  assert shop.calls[0][1] is None
+  record = path.with_name(f'{path.name}.sha256')
+  digest = hashlib.sha256(b'weights').hexdigest()
+  assert record.read_text() == f'{digest}  {path.name}\n'
+  assert find() == path
+  shop.contents = b'others'
+  with pytest.raises(DataError, match='first'):
+    find()
+  record.unlink()
+  assert find() == path
+
+
+@pytest.mark.parametrize(
+  'error', [requests.ConnectionError('no route'), ValueError('bad hash')]
+)
+def test_a_failed_download_says_how_to_do_without(error, shop, monkeypatch):
+  def retrieve(*args, **kwargs):
+    raise error
+
+  monkeypatch.setattr(pooch, 'retrieve', retrieve)
+  with pytest.raises(UserError) as caught:
+    published.find('vgg19', 1, 224, 'imagenet')
+  message = str(caught.value)
+  for part in (
+    'https://storage.googleapis.com/',
+    'vgg19/vgg19_weights',
+    'jaxadv/weights',
+    str(error),
+    published.WEIGHTS_DIR,
+  ):
+    assert part in message
+
+
+def test_the_folder_in_the_environment_comes_first(shop, monkeypatch, tmp_path):
+  monkeypatch.setenv(published.WEIGHTS_DIR, str(tmp_path))
+  assert published.find('vgg16', 1, 224, 'imagenet').parent != tmp_path
+  (tmp_path / VGG16).touch()
+  assert published.find('vgg16', 1, 224, 'imagenet') == tmp_path / VGG16
+  assert len(shop.calls) == 1
+  monkeypatch.setenv(published.WEIGHTS_DIR, str(tmp_path / 'absent'))
+  with pytest.raises(UserError, match='no folder'):
+    published.find('vgg16', 1, 224, 'imagenet')
+
+
+@pytest.mark.parametrize(
+  'name, width, image_size, message',
+  [
+    ('mobilenet', 0.3, 128, '0.25, 0.5, 0.75, 1.0'),
+    ('mobilenet', 0.5, 100, '128, 160, 192, 224'),
+    ('vgg16', 1, 64, '224 pixels'),
+    ('resnet50', 0.5, 224, 'width 1'),
+    ('vgg11', 1, 224, 'some of mobilenet, vgg16'),
+    ('resnext50', 1, 224, r'torch\.load\("resnext50_32x4d\.pth"'),
+  ],
+)
+def test_what_is_not_published(name, width, image_size, message, shop):
+  with pytest.raises(UserError, match=message):
+    published.find(name, width, image_size, 'imagenet')
+  assert not shop.calls
