@@ -106,10 +106,9 @@ def load(
         'an .h5 or .npz file'
       )
     return torchvision.load(path, module, template)
-  arrays = read_npz(path)
-  if any(key.startswith('params/') for key in arrays):
+  if any(key.startswith('params/') for key in read_npz(path)):
     return native.read_variables(path, template)
-  return keras.from_arrays(arrays, module, template, source=str(path))
+  return keras.load_npz(path, module, template)
 
 
 def find(
