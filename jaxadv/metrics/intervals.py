@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -175,6 +176,56 @@ def auc_draws(
   wins += np.einsum('ij,ij->i', attacked_weights, below[:, equal])
   pairs = below[:, -1] * attacked_weights.sum(axis=1)
   return wins / (2 * pairs)
+
+
+def share_draws(
+  holds: Sequence[ArrayLike],
+  sources: Sequence[ArrayLike],
+  *,
+  num: int = 1000,
+  seed: int = 0,
+) -> np.ndarray:
+  """Computes shares of groups of pictures on resamples of their sources.
+
+  Sources are drawn as in `auc_draws`, those that occur in the same groups
+  apart from the others; groups are drawn together, so that sums and
+  differences of their draws are paired ones. So are those of two calls with
+  the same source ids and seed.
+
+  Args:
+    holds: bool[n] of each group, what is counted.
+    sources: int[n] of each group, ids of the original pictures.
+    num: Number of resamples, at least 1.
+    seed: Of the random draws.
+
+  Returns:
+    float64[len(holds), num], shares of the pictures that it holds for.
+
+  Raises:
+    UserError: If shapes do not fit, a group is empty or `num` is not positive.
+  """
+  held = [np.asarray(group, bool) for group in holds]
+  drawn = [np.asarray(group) for group in sources]
+  if [g.shape for g in held] != [g.shape for g in drawn] or not all(
+    group.size for group in held
+  ):
+    raise UserError(
+      f'groups of {[g.shape for g in held]} with '
+      f'{[g.shape for g in drawn]} source ids; give one id a picture, and a '
+      'picture a group'
+    )
+  if num < 1:
+    raise UserError(f'num is {num}; it must be at least 1')
+  ids, rows = np.unique(np.concatenate(drawn), return_inverse=True)
+  stratum = sum(np.isin(ids, own) << i for i, own in enumerate(drawn))
+  weights = _resample(np.asarray(stratum), num, np.random.default_rng(seed))
+  parts = np.split(rows, np.cumsum([group.size for group in drawn])[:-1])
+  return np.stack(
+    [
+      weights[:, part] @ own / weights[:, part].sum(axis=1)
+      for own, part in zip(held, parts, strict=True)
+    ]
+  )
 
 
 def _resample(

@@ -72,9 +72,9 @@ def task(design: Design, num_outputs: int) -> Task:
       class.
 
   Returns:
-    A task whose data hold 'features' [P, h, w, c], 'labels' int32[E, P],
-    'weights' float32[E, K] of the losses of the classes, and 'suffix', the
-    pretrained variables that every member starts from.
+    A task whose data hold 'features' [P, h, w, c] of any float type, 'labels'
+    int32[E, P], 'weights' float32[E, K] of the losses of the classes, and
+    'suffix', the pretrained variables that every member starts from.
   """
   head = _Head(design.hidden, num_outputs)
 
@@ -82,7 +82,8 @@ def task(design: Design, num_outputs: int) -> Task:
     del member
     suffix = data['suffix']
     features = jax.eval_shape(
-      lambda x: _suffix(design, suffix, x, False)[0], data['features'][:1]
+      lambda x: _suffix(design, suffix, x, False)[0],
+      data['features'][:1].astype(jnp.float32),
     )
     params = {
       'suffix': suffix['params'],
@@ -94,7 +95,8 @@ def task(design: Design, num_outputs: int) -> Task:
     del key
     labels = data['labels'][member, indices]
     return {
-      'inputs': data['features'][indices],
+      # They may be kept in bfloat16.
+      'inputs': data['features'][indices].astype(jnp.float32),
       'labels': labels,
       'weights': data['weights'][member, labels],
     }

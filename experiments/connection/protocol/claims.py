@@ -30,7 +30,7 @@ class Comparison(NamedTuple):
 
   Attributes:
     text: What is compared, in words.
-    figure: The difference, in points of AUC.
+    figure: The difference, in points of AUC or accuracy.
   """
 
   text: str
@@ -105,7 +105,7 @@ def _seen_claim(matrix: Matrix) -> Claim:
       for k in ('ni_plus', 'ni_minus')
       if k in seen
     ]
-  return _judge(
+  return judge(
     'C1: seen kinds are detected, FGSM easiest and DeepFool hardest of the '
     'artificial ones, NI+ and NI- almost perfectly',
     comparisons,
@@ -122,7 +122,7 @@ def _crop_claim(matrix: Matrix) -> Claim:
     for backbone in matrix.backbones
     if {'natural', 'natural_plus'} <= set(matrix.kinds)
   ]
-  return _judge(
+  return judge(
     'C2: natural adversarial pictures are easier to detect than their '
     'foreground crops',
     comparisons,
@@ -141,7 +141,7 @@ def _category_claim(matrix: Matrix) -> Claim:
             matrix.unseen_mean(backbone, kinds, kinds) - STRONG,
           )
         )
-  return _judge(
+  return judge(
     f'C3: transfer inside a category is strong (mean AUC above {STRONG:.0f})',
     comparisons,
   )
@@ -160,10 +160,16 @@ def _order_claim(
     for backbone in matrix.backbones
     if all(kinds.values())
   ]
-  return _judge(text, comparisons)
+  return judge(text, comparisons)
 
 
-def _judge(text: str, comparisons: Sequence[Comparison]) -> Claim:
+def judge(text: str, comparisons: Sequence[Comparison]) -> Claim:
+  """Gives the verdict on a claim.
+
+  Args:
+    text: The claim in one sentence.
+    comparisons: What it rests on; none for what a run does not have.
+  """
   intervals = [percentile_interval(c.figure.draws) for c in comparisons]
   if not comparisons:
     verdict = 'cannot tell'
