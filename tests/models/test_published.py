@@ -21,24 +21,13 @@ VGG16 = 'vgg16_weights_tf_dim_ordering_tf_kernels.h5'
 
 
 class Tiny(nn.Module):
-  """One layer of each kind; called as `layers` says."""
-
-  layers: tuple[str, str, str]
+  """One layer of each kind, with names of torchvision's."""
 
   @nn.compact
   def __call__(self, x):
-    conv, norm, dense = self.layers
-    x = nn.Conv(4, (3, 2), feature_group_count=2, name=conv)(x)
-    x = nn.BatchNorm(use_running_average=True, name=norm)(x)
-    return nn.Dense(3, name=dense)(x.mean((1, 2)))
-
-
-def _tiny(*layers):
-  module = Tiny(layers)
-  template = jax.eval_shape(
-    lambda: module.init(jax.random.key(0), jnp.zeros((1, 5, 5, 6)))
-  )
-  return module, template
+    x = nn.Conv(4, (3, 2), feature_group_count=2, name='layer1_0_conv2')(x)
+    x = nn.BatchNorm(True, name='layer1_0_downsample_1')(x)
+    return nn.Dense(3, name='fc')(x.mean((1, 2)))
 
 
 def _random(template):
@@ -81,7 +70,7 @@ def _as_keras(variables):
   """`{layer: {leaf: array}}` with Keras' words for the leaves."""
   layers = {}
   for (*_, layer, leaf), array in traverse_util.flatten_dict(variables).items():
-    if layer.endswith(('bn', 'norm')):
+    if layer.endswith('bn'):
       leaf = {
         'scale': 'gamma',
         'bias': 'beta',
@@ -123,31 +112,41 @@ def test_mobilenet_as_published(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'name, classifier', [('densenet121', 'fc1000'), ('resnet50', 'probs')]
+  'name, old',
+  [
+    (
+      'densenet121',
+      {
+        'conv1_conv': 'conv1/conv',
+        'conv1_bn': 'conv1/bn',
+        'predictions': 'fc1000',
+      },
+    ),
+    ('resnet50', {'predictions': 'probs'}),
+  ],
 )
-def test_nested_names_and_old_classifiers(name, classifier, tmp_path):
-  module, template = _tiny('conv1_conv', 'conv1_bn', 'predictions')
-  variables = _random(template)
-  new = _as_keras(variables)
-  old = {
-    'conv1/conv': new['conv1_conv'],
-    'conv1/bn': new['conv1_bn'],
-    classifier: new['predictions'],
-  }
+def test_old_names_as_published(name, old, tmp_path):
+  module, variables = _variables(name, 0.0625, 32)
+  layers = _as_keras(variables)
+  assert old.keys() <= layers.keys()
+  layers = {old.get(layer, layer): layers[layer] for layer in layers}
   path = tmp_path / f'{name}_weights_tf_dim_ordering_tf_kernels.h5'
   _write_h5(
     path,
     {
       layer: {f'{layer}/{leaf}:0': array for leaf, array in arrays.items()}
-      for layer, arrays in old.items()
+      for layer, arrays in layers.items()
     },
   )
   assert published.num_classes(path) == 3
-  _equal(published.load(name, 1.0, 224, tmp_path, module, template), variables)
+  _equal(published.load(name, 1.0, 224, tmp_path, module, variables), variables)
 
 
 def test_torchvision_layout(tmp_path):
-  module, template = _tiny('layer1_0_conv2', 'layer1_0_downsample_1', 'fc')
+  module = Tiny()
+  template = jax.eval_shape(
+    lambda: module.init(jax.random.key(0), jnp.zeros((1, 5, 5, 6)))
+  )
   random = np.random.default_rng(1)
   state = {
     name: random.normal(size=shape).astype(np.float32)
