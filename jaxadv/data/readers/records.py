@@ -28,7 +28,7 @@ class Fetched(NamedTuple):
     file_names: One a picture, or None if the set has none.
   """
 
-  pictures: list[bytes] | list[np.ndarray]
+  pictures: Sequence[bytes | np.ndarray]
   labels: list[int]
   file_names: list[str] | None = None
 
@@ -84,7 +84,7 @@ def choose(
   for start in range(0, len(rows), _CHUNK):
     if limit is not None and len(kept) >= limit:
       break
-    part = rows[start : start + _CHUNK]
+    part = rows[start : start + _CHUNK].tolist()
     labels = records.fetch(part).labels
     kept += [row for row, k in zip(part, labels, strict=True) if k in classes]
   return np.array(kept[:limit], int)
