@@ -30,7 +30,7 @@ class Spec(NamedTuple):
   branches: tuple[tuple[_Unit, ...], ...]
   pooled: int = 0
 
-  def count(self) -> int:
+  def convolutions(self) -> int:
     """Gives the number of convolutions."""
     windows = sum(len(unit) - 1 for branch in self.branches for unit in branch)
     return windows + bool(self.pooled)
@@ -117,7 +117,7 @@ class InceptionV3(nn.Module):
       stages[f'mixed{number}'] = partial(
         _Mixed, spec=spec, width=self.width, first=first
       )
-      first += spec.count()
+      first += spec.convolutions()
     head = partial(chain.PoolHead, num_classes=self.num_classes)
     return stages | {'head': head}
 
@@ -207,13 +207,13 @@ class _Mixed(nn.Module):
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     unit = partial(_unit, itertools.count(self.first), self.width, train)
     branches, pooled = self.spec
-    halve = {} if pooled else {'stride': 2, 'padding': 'VALID'}
+    stride, padding = (1, 'SAME') if pooled else (2, 'VALID')
     parts = []
     for *units, last in branches:
       y = x
       for each in units:
         y = unit(y, each)
-      parts.append(unit(y, last, **halve))
+      parts.append(unit(y, last, stride=stride, padding=padding))
     if pooled:
       # Keras averages first; a 1x1 convolution commutes and leaves less.
       parts.append(unit(x, (pooled, (1, 1)), pool=True))

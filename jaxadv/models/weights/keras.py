@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,8 +24,18 @@ _NORMALISATION = {
   'mean': 'moving_mean',
   'var': 'moving_variance',
 }
-# Older spellings in files of Keras 1 and 2.
-_OLD = {'W_1': 'kernel', 'b_1': 'bias', 'depthwise_kernel': 'kernel'}
+# Spellings in files of Keras 1, whose running_std is a variance.
+_OLD = {
+  'W': 'kernel',
+  'b': 'bias',
+  'running_mean': 'moving_mean',
+  'running_std': 'moving_variance',
+}
+# Layers without a name of their own, as Keras 1 and later ones call them.
+_AUTOMATIC = {
+  'conv2d': r'conv(?:olution)?2d(?:_(\d+))?',
+  'batch_normalization': r'batch_?normalization(?:_(\d+))?',
+}
 # The layer of logits in the published files of ResNet and DenseNet, which
 # Keras loads by position.
 _OLD_LAYERS = {'probs': 'predictions', 'fc1000': 'predictions'}
@@ -123,6 +134,7 @@ def from_arrays(
 
   Args:
     arrays: By names like `block1_conv1/kernel` and `conv1_bn/moving_mean`.
+      Automatic names like `conv2d_7/kernel` count from any number on.
     module: The network, for errors.
     template: Its variables, or their `jax.eval_shape`.
     source: What the arrays come from, for errors.
@@ -134,6 +146,7 @@ def from_arrays(
     UserError: If a name is left over or missing, listing both sides, or if a
       shape differs.
   """
+  arrays = _count_from_one(arrays)
   wanted = traverse_util.flatten_dict(template)
   layers_of_norm = {path[-2] for path in wanted if path[0] == 'batch_stats'}
   names = {path: _keras_name(path, layers_of_norm) for path in wanted}
@@ -151,6 +164,30 @@ def from_arrays(
       )
     variables[path] = jnp.asarray(array, leaf.dtype)
   return traverse_util.unflatten_dict(variables)
+
+
+def _count_from_one(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Numbers layers with automatic names from 1, as published files do.
+
+  Keras names a layer without a name by its kind and a counter of the process,
+  in the order in which the layers were made: conv2d, conv2d_1, and for a
+  second model conv2d_94 and on.
+  """
+  layers = {name.rpartition('/')[0] for name in arrays}
+  renamed = {}
+  for kind, pattern in _AUTOMATIC.items():
+    numbers = {
+      layer: int(match[1] or 0)
+      for layer in layers
+      if (match := re.fullmatch(pattern, layer))
+    }
+    for rank, layer in enumerate(sorted(numbers, key=numbers.__getitem__), 1):
+      renamed[layer] = f'{kind}_{rank}'
+  parts = {name: name.rpartition('/') for name in arrays}
+  return {
+    f'{renamed.get(layer, layer)}{slash}{leaf}': arrays[name]
+    for name, (layer, slash, leaf) in parts.items()
+  }
 
 
 def _keras_name(path: tuple[str, ...], layers_of_norm: set[str]) -> str:
@@ -183,8 +220,12 @@ def read_h5(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         name = _OLD_LAYERS.get(name, name)
         for weight in map(_text, group.attrs['weight_names']):
           leaf = weight.split('/')[-1].removesuffix(':0')
-          leaf = leaf.removeprefix(f'{layer}_')
+          leaf = re.sub(r'_\d+$', '', leaf.removeprefix(f'{layer}_'))
           arrays[f'{name}/{_OLD.get(leaf, leaf)}'] = np.asarray(group[weight])
+        if f'{name}/pointwise_kernel' not in arrays:  # else it is separable
+          old = f'{name}/depthwise_kernel'
+          if old in arrays:
+            arrays[f'{name}/kernel'] = arrays.pop(old)
   except (OSError, KeyError) as error:
     raise DataError(
       f'cannot read {os.fspath(path)} as Keras weights: {error}'
