@@ -18,6 +18,7 @@ import inspect
 import json
 import os
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import IO, Any
 import numpy as np
 from absl import logging
 
+from jaxadv import hosts
 from jaxadv.errors import DataError, UserError
 
 
@@ -271,19 +273,27 @@ class Cache:
     version: int,
     config: Any,
     make: Callable[[Path, Path], None],
+    *,
+    alone: bool = False,
   ) -> Path:
     """Gives the folder of an entry and makes it first if it is not there.
 
     A second process that wants the same entry waits for the first and uses
-    what it made. If the first one is killed, the second takes over.
+    what it made. If the first one is killed, the second takes over. Hosts
+    that were joined (`jaxadv.hosts`) make an entry together, in a root that
+    all of them share.
 
     Args:
       unit: As in `entry`.
       version: As in `entry`.
       config: As in `entry`.
-      make: `(folder, work)`; writes the entry into `folder`, which is empty,
+      make: `(folder, work)`; writes the entry into `folder`, which is empty
+        (that of the first host is kept, if there are several),
         and keeps what it may resume from (checkpoints, finished chunks) in
         `work`, which survives a kill and is removed on success.
+      alone: Whether the first of several hosts makes it and the others wait,
+        for a `make` that is neither joint work nor free of side effects
+        outside `folder`.
 
     Returns:
       The path of the whole entry; `entry.json` in it says what it is.
@@ -293,21 +303,42 @@ class Cache:
       DataError: If the disk is full.
     """
     path = self.entry(unit, version, config)
-    if path.is_dir():
-      return path
     partial = path.with_name(f'{path.name}.partial')
-    with self._locked(path.name), explain_full_disk(path):
-      if path.is_dir():
-        return path
-      folder, work = partial / 'new', partial / 'work'
-      shutil.rmtree(folder, ignore_errors=True)
-      folder.mkdir(parents=True)
-      work.mkdir(exist_ok=True)
-      make(folder, work)
-      description = {'unit': unit, 'version': version, 'config': config}
-      write_json(folder / 'entry.json', as_plain(description))
-      os.rename(folder, path)
-      shutil.rmtree(partial, ignore_errors=True)
+    folder, work = partial / 'new', partial / 'work'
+    with contextlib.ExitStack() as stack:
+
+      def begin() -> tuple[str, bool]:
+        if not path.is_dir():
+          stack.enter_context(self._locked(path.name))
+          stack.enter_context(explain_full_disk(path))
+        if path.is_dir():
+          return path.name, False
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        work.mkdir(exist_ok=True)
+        return path.name, True
+
+      def end() -> None:
+        description = {'unit': unit, 'version': version, 'config': config}
+        write_json(folder / 'entry.json', as_plain(description))
+        os.rename(folder, path)
+        shutil.rmtree(partial, ignore_errors=True)
+
+      name, to_make = hosts.on_first(begin)
+      if name != path.name:
+        raise DataError(
+          f'the hosts want different entries of {unit}: start all of them '
+          'with the same options, data and versions'
+        )
+      if to_make:
+        # The first host alone writes the entry; the others take part in the
+        # work, since its arrays may lie on the devices of all.
+        own = folder
+        if not hosts.is_first():
+          own = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if hosts.is_first() or not alone:
+          make(own, work)
+        hosts.on_first(end)
     return path
 
   @contextlib.contextmanager

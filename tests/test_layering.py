@@ -12,6 +12,7 @@ ORDER = (
   'errors',
   'types',
   'utils',
+  'hosts',
   'storage',
   'experiment',
   'norms',

@@ -17,6 +17,7 @@ import rich.progress
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike
 
+from jaxadv import hosts
 from jaxadv.attacks.drive import drive
 from jaxadv.classifier import from_function
 from jaxadv.data.images import to_float, to_uint8
@@ -167,25 +168,6 @@ def evaluate(
     keys = picture_keys(key, source)
     return drive(attack, keys, classifier, images, labels, num_slots=num_slots)
 
-  program = attack_batch
-  if mesh is not None:
-    # Each device loops over its own rows and never waits for another.
-    rows, everywhere = PartitionSpec('data'), PartitionSpec()
-    program = jax.shard_map(
-      attack_batch,
-      mesh=mesh,
-      in_specs=(everywhere, everywhere, rows, rows, rows),
-      out_specs=rows,
-      check_vma=False,
-    )
-    classifier, key = jax.device_put(
-      (classifier, key), NamedSharding(mesh, everywhere)
-    )
-  program = jax.jit(program)
-  place = (
-    NamedSharding(mesh, PartitionSpec('data')) if mesh is not None else None
-  )
-
   outcome = _Outcome(
     images=np.empty(images.shape, np.float32),
     images_uint8=np.empty(images.shape, np.uint8),
@@ -198,7 +180,32 @@ def evaluate(
       folder,
       _identity(attack, key, classifier, images, labels, source, targeted),
     )
-    waiting = np.setdiff1d(waiting, _read_chunks(folder, outcome))
+    finished = _read_chunks(folder, outcome)
+    if hosts.on_first(finished.tolist) != finished.tolist():
+      raise DataError(
+        f'the hosts find different batches in {folder}; it must be a folder '
+        'that all of them share'
+      )
+    waiting = np.setdiff1d(waiting, finished)
+
+  program = attack_batch
+  if mesh is not None:
+    # Each device loops over its own rows and never waits for another.
+    rows, everywhere = PartitionSpec('data'), PartitionSpec()
+    program = jax.shard_map(
+      attack_batch,
+      mesh=mesh,
+      in_specs=(everywhere, everywhere, rows, rows, rows),
+      out_specs=rows,
+      check_vma=False,
+    )
+    classifier, key = hosts.put(
+      (classifier, key), NamedSharding(mesh, everywhere)
+    )
+  program = jax.jit(program)
+  place = (
+    NamedSharding(mesh, PartitionSpec('data')) if mesh is not None else None
+  )
 
   with _reporting(progress, len(labels)) as report:
     report(len(labels) - len(waiting), len(labels))
@@ -207,7 +214,7 @@ def evaluate(
       padded = np.resize(rows_now, batch_size)
       batch = (as_float(images[padded]), labels[padded], source[padded])
       with explain_out_of_memory(batch_size):
-        pictures, truth, ids = jax.device_put(batch, place)
+        pictures, truth, ids = hosts.put(batch, place)
         result = program(classifier, key, pictures, truth, ids)
         rounded = to_uint8(result.images)
         judge = functools.partial(
@@ -215,7 +222,7 @@ def evaluate(
         )
         wrong, broken = judge(pictures)
         fooled, _ = judge(to_float(rounded))
-        outcomes = jax.device_get(
+        outcomes = hosts.fetch(
           _Outcome(
             images=result.images,
             images_uint8=rounded,
@@ -233,7 +240,7 @@ def evaluate(
           'preprocessing'
         )
       _put(outcome, rows_now, chunk)
-      if resume_dir is not None:
+      if resume_dir is not None and hosts.is_first():
         name = f'rows-{rows_now[0]}-{len(rows_now)}.npz'
         write_npz(folder / name, rows=rows_now, **chunk._asdict())
       report(len(labels) - len(waiting) + start + len(rows_now), len(labels))
@@ -325,9 +332,13 @@ def _identity(
 def _claim(folder: Path, identity: dict[str, str]) -> None:
   """Opens a folder for finished batches; refuses that of something else."""
   record = folder / 'identity.json'
-  if not record.exists():
-    write_json(record, identity)
-  found = read_json(record)
+
+  def open_record() -> dict[str, str]:
+    if not record.exists():
+      write_json(record, identity)
+    return read_json(record)
+
+  found = hosts.on_first(open_record)
   differing = [name for name in identity if found.get(name) != identity[name]]
   if differing:
     raise UserError(

@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxadv.errors import UserError
+from jaxadv.hosts import on_first
 from jaxadv.storage import (
   as_plain,
   differences,
@@ -100,7 +101,7 @@ def restore_latest(
     The state and the history, a row for each epoch done; `state` itself and
     an empty history if there is no checkpoint.
   """
-  latest = manager.latest_step()
+  latest = on_first(manager.latest_step)
   if latest is None:
     return state, []
   found = manager.restore(

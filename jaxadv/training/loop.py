@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxadv.errors import DataError, UserError, explain_out_of_memory
+from jaxadv.hosts import own_copy
 from jaxadv.storage import fingerprint
 from jaxadv.training import checkpoints
 from jaxadv.training.mesh import (
@@ -230,7 +231,7 @@ def fit_members(
     name: np.asarray([row[name] for row in rows], np.float32)
     for name in rows[0]
   }
-  return FitResult(state, history)
+  return FitResult(own_copy(state), history)
 
 
 def measure_members(

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxadv.errors import UserError
+from jaxadv.hosts import put
 from jaxadv.types import PyTree
 
 
@@ -38,9 +39,7 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
   Returns:
     The tree on the devices.
   """
-  if mesh is None:
-    return jax.device_put(tree)
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+  return _place(tree, mesh, PartitionSpec())
 
 
 def shard_batch(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -56,11 +55,9 @@ def shard_batch(tree: PyTree, mesh: Mesh | None) -> PyTree:
   Raises:
     UserError: If B is not a multiple of the number of devices.
   """
-  if mesh is None:
-    return jax.device_put(tree)
   for leaf in jax.tree.leaves(tree):
     check_batch_size(leaf.shape[0], mesh)
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec('data')))
+  return _place(tree, mesh, PartitionSpec('data'))
 
 
 def constrain_batch(tree: PyTree, mesh: Mesh | None) -> PyTree:
@@ -87,6 +84,10 @@ def constrain_replicated(tree: PyTree, mesh: Mesh | None) -> PyTree:
     The same tree.
   """
   return _constrain(tree, mesh, PartitionSpec())
+
+
+def _place(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec) -> PyTree:
+  return put(tree, None if mesh is None else NamedSharding(mesh, spec))
 
 
 def _constrain(tree: PyTree, mesh: Mesh | None, spec: PartitionSpec) -> PyTree:
