@@ -41,6 +41,31 @@ class Normalise:
     return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
 
+@dataclasses.dataclass(frozen=True)
+class Resized:
+  """Preprocessing that resizes before another one; compared by value.
+
+  For a network that takes larger or smaller pictures than those of the data.
+  It is a part of the classifier, so gradients reach the pictures through it.
+
+  Attributes:
+    size: Height and width, in pixels, that the network takes.
+    then: The network's own preprocessing.
+  """
+
+  size: int
+  then: Callable[[jax.Array], jax.Array]
+
+  def __call__(self, images: jax.Array) -> jax.Array:
+    """Maps float32[B, H, W, C] to float32[B, size, size, C], bilinearly.
+
+    Shrinking widens the filter, so that nothing is left out (antialiasing).
+    """
+    batch, _, _, channels = images.shape
+    shape = (batch, self.size, self.size, channels)
+    return self.then(jax.image.resize(images, shape, 'linear'))
+
+
 def identity(images: jax.Array) -> jax.Array:
   """Preprocessing of a network that takes [0, 1] as it is."""
   return images

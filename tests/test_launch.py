@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -109,12 +108,12 @@ REFUSED = [
   ([RUN, '--backbones=vgg16:wide'], ['vgg16:wide', 'name:width']),
   ([RUN, '--backbones=vgg16:-1'], ['vgg16:-1', '(0, 4]']),
   ([RUN, '--backbones=vgg16:1,vgg16:1'], ['twice', 'vgg16:1']),
-  ([RUN, '--reference=vgg11:1'], ['--reference', 'vgg11', 'another']),
-  ([RUN, '--image_size=8'], ['8x8', 'at least 16x16']),
+  ([RUN, '--reference=vgg11:0.25'], ['--reference', 'vgg11', 'another']),
+  ([RUN, '--backbones=vgg16:1:8'], ['8x8', 'at least 16x16']),
   ([RUN, '--image_size=0'], ['--image_size is 0', '1 or more']),
-  ([RUN, '--weights=vgg16'], ['name:FILE.npz']),
-  ([RUN, '--weights=vgg16:absent.npz'], ['absent.npz', 'no file']),
-  ([RUN, '--weights=vgg19:absent.npz'], ['vgg19', '--backbones', 'vgg16']),
+  ([RUN, '--weights=vgg16'], ['imagenet', 'folder', 'NETWORK=FILE']),
+  ([RUN, '--weights=vgg16:0.125=absent.npz'], ['absent.npz', 'no file']),
+  ([RUN, '--weights=vgg19=absent.npz'], ['vgg19', 'not a network', 'vgg16']),
   ([RUN, '--dataset=cifar10'], ['cifar10', 'digits', 'prepare']),
   ([RUN, '--dataset=./nowhere'], ['nowhere', 'digits']),
   ([RUN, '--dataset=absent.npz'], ['absent.npz', 'no file']),
@@ -148,8 +147,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(
     ([RUN, '--dataset=cifar10'], ['cifar10', 'prepare']),
   ],
 )
-def test_as_a_command_it_is_quick_and_quiet(shared, arguments, parts):
-  started = time.monotonic()
+def test_as_a_command_it_says_one_sentence(shared, arguments, parts):
   found = subprocess.run(
     [
       sys.executable,
@@ -161,7 +159,6 @@ def test_as_a_command_it_is_quick_and_quiet(shared, arguments, parts):
     text=True,
     env={k: v for k, v in os.environ.items() if k != 'JAXADV_DATA_DIR'},
   )
-  assert time.monotonic() - started < 20
   assert found.returncode == 2
   assert not found.stdout
   lines = [x for x in found.stderr.splitlines() if not x.startswith('[')]
@@ -208,7 +205,7 @@ def test_weights_that_do_not_fit_list_both_sides(
   file = tmp_path / 'weights.npz'
   arrays = {'predictions/bias': np.zeros(10), 'foreign/kernel': np.zeros(3)}
   np.savez(file, **arrays)
-  command = (RUN, *TINY, f'--weights=vgg11:{file}', '--workdir=run')
+  command = (RUN, *TINY, f'--weights=vgg11:0.01={file}', '--workdir=run')
   code, sentence = complaint(*command)
   assert code == 2
   assert str(file) in sentence
@@ -220,7 +217,7 @@ def test_weights_of_another_width_name_both_shapes(
 ):
   file = tmp_path / 'weights.npz'
   np.savez(file, **vgg_arrays(width=0.125))
-  command = (RUN, *TINY, f'--weights=vgg11:{file}', '--workdir=run')
+  command = (RUN, *TINY, f'--weights=vgg11:0.25={file}', '--workdir=run')
   code, sentence = complaint(*command, '--backbones=vgg11:0.25')
   assert code == 2
   assert str(file) in sentence
@@ -231,7 +228,7 @@ def test_broken_weights_are_named(complaint, no_training, tmp_path):
   file = tmp_path / 'weights.npz'
   file.write_bytes(b'PK nothing of the sort')
   code, sentence = complaint(
-    RUN, *TINY, f'--weights=vgg11:{file}', '--workdir=run'
+    RUN, *TINY, f'--weights=vgg11:0.01={file}', '--workdir=run'
   )
   assert code == 1
   assert str(file) in sentence

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from jaxadv.sets.types import AdversarialSet, versions, weights_fingerprint
 
 
 def natural(
-  reference: Classifier,
+  references: Sequence[Classifier],
   pictures: Pictures,
   n: int | None = None,
   *,
@@ -27,18 +27,20 @@ def natural(
   """Keeps the pictures that a reference classifier misclassifies.
 
   Args:
-    reference: A classifier that saw none of `pictures` in training, and is
-      neither the victim nor a detector's backbone.
+    references: Classifiers that saw none of `pictures` in training; the first
+      is neither the victim nor a detector's backbone.
     pictures: Held-out pictures.
-    n: How many to keep, the first ones; None keeps all.
+    n: How many to keep: the first ones that the first reference misclassifies,
+      then those of the next ones' errors, until there are enough; None keeps
+      all errors.
     batch_size: Rows of a batch; no result depends on it.
 
   Returns:
-    An `AdversarialSet` of kind 'natural'; its victim is the reference, so
+    An `AdversarialSet` of kind 'natural'; its victims are the references, so
     every row is a success.
 
   Raises:
-    UserError: If the reference misclassifies fewer than `n`.
+    UserError: If the references misclassify fewer than `n`.
 
   Departs from the paper: there the pictures also come from other photo sites
   and are looked through by people.
@@ -47,15 +49,21 @@ def natural(
     Hendrycks et al., Natural Adversarial Examples, 2021,
     https://arxiv.org/abs/1907.07174, section 3.
   """
-  rows = np.flatnonzero(
-    predict(reference, pictures.images, batch_size).argmax(-1)
-    != pictures.labels
-  )
+  errors = [
+    np.flatnonzero(
+      predict(reference, pictures.images, batch_size).argmax(-1)
+      != pictures.labels
+    )
+    for reference in references
+  ]
+  # Each picture once, in the order in which it is first found.
+  found, place = np.unique(np.concatenate(errors), return_index=True)
+  rows = found[np.argsort(place)]
   if n is not None and len(rows) < n:
     raise UserError(
-      f'the reference classifier misclassifies {len(rows)} of '
-      f'{len(pictures.labels)} pictures but {n} natural ones are wanted; give '
-      'more held-out pictures, a smaller n or a weaker reference'
+      f'the reference misclassifies {len(rows)} of {len(pictures.labels)} '
+      f'pictures but {n} natural ones are wanted; give more held-out pictures, '
+      'a smaller n or a weaker reference'
     )
   rows = rows[:n]
   success = np.ones(len(rows), bool)
@@ -68,7 +76,7 @@ def natural(
     kind='natural',
     class_names=pictures.class_names,
     provenance={
-      'victim': weights_fingerprint(reference.variables),
+      'victim': ', '.join(weights_fingerprint(r.variables) for r in references),
       'data': pictures.fingerprint,
       'data_name': pictures.name,
       'versions': versions(),

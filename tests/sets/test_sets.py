@@ -173,14 +173,14 @@ def test_natural_pictures_are_the_errors_of_the_reference():
     _logits, jnp.asarray(np.random.default_rng(5).normal(size=(192, 4)))
   )
   wrong = predict(reference, PICTURES.images).argmax(-1) != PICTURES.labels
-  found = natural.natural(reference, PICTURES)
+  found = natural.natural([reference], PICTURES)
   np.testing.assert_array_equal(found.source, np.flatnonzero(wrong))
   np.testing.assert_array_equal(found.images, PICTURES.images[wrong])
   assert found.success.all() and found.kind == 'natural'
-  some = natural.natural(reference, PICTURES, 3)
+  some = natural.natural([reference], PICTURES, 3)
   np.testing.assert_array_equal(some.source, np.flatnonzero(wrong)[:3])
   with pytest.raises(UserError, match=f'misclassifies {wrong.sum()} of 40'):
-    natural.natural(reference, PICTURES, 41)
+    natural.natural([reference], PICTURES, 41)
   plus = natural.natural_plus(
     reference,
     lambda x: x,

@@ -33,18 +33,35 @@ PAPER_NAME = {kind.name: kind.paper for kind in KINDS} | {
   'clean_other_plus': 'cropped clean',
   'shuffled': 'shuffled labels',
 }
-BACKBONE_NAME = {'vgg16': 'VGG16', 'mobilenet': 'MobileNet'}
+BACKBONE_NAME = {
+  'vgg16': 'VGG16',
+  'densenet121': 'DenseNet121',
+  'mobilenet': 'MobileNet',
+  'inceptionv3': 'InceptionV3',
+  'xception': 'Xception',
+}
 CATEGORIES = ('natural', 'artificial', 'semantic')
 # The pictures that share their sources with the clean ones; natural kinds and
 # their controls come from other pictures.
 OWN_SOURCES = ('natural', 'natural_plus', 'clean_other', 'clean_other_plus')
 
 
-def title(network: str) -> str:
-  """Names a backbone as tables do: 'VGG16 x0.25'."""
-  name, width = parse_network(network)
+def title(network: str, image_size: int) -> str:
+  """Names a backbone as tables do.
+
+  Args:
+    network: `name:width:size`.
+    image_size: Side of the pictures of the run.
+
+  Returns:
+    'VGG16 x0.25', or 'Xception x0.25 at 71 px' for one that the pictures are
+    resized for.
+  """
+  name, width, _ = parse_network(network)
+  size = parse_network(network).size_for(image_size)
   shown = BACKBONE_NAME.get(name, name)
-  return shown if width == 1 else f'{shown} x{width:g}'
+  shown += '' if width == 1 else f' x{width:g}'
+  return shown if size == image_size else f'{shown} at {size} px'
 
 
 def groups(kinds: Sequence[str]) -> dict[str, list[str]]:
@@ -135,20 +152,21 @@ def control_rows(study: Study, matrix: Matrix) -> list[Row]:
 def picture_rows(study: Study) -> list[Row]:
   """Gives accuracies of the networks and success rates of the kinds."""
   rows = []
-  networks = {'victim': study.collection.victim}
-  if study.collection.reference:
-    networks['reference'] = study.collection.reference
+  collection = study.collection
+  networks = {f'victim ({study.config.victim})': collection.victim}
+  for name, reference in zip(
+    study.config.reference, collection.references, strict=False
+  ):
+    networks[f'reference ({name})'] = reference
   n = len(study.heldout.labels)
   for role, network in networks.items():
-    assert network.accuracy is not None  # Both learnt this data set.
+    if network.accuracy is None:  # Its classes are others.
+      continue
     count = round(network.accuracy * n)
     low, high = wilson(count, n)
     rows.append(
       Row(
-        {
-          'network': f'{role} ({getattr(study.config, role)})',
-          'column': 'held out',
-        },
+        {'network': role, 'column': 'held out'},
         ACCURACY,
         100 * network.accuracy,
         100 * low,
@@ -344,8 +362,8 @@ def example_labels(study: Study, kinds: Sequence[str]) -> list:
   for kind in kinds:
     found = study.collection.sets[kind]
     network = study.collection.victim
-    if kind in OWN_SOURCES and study.collection.reference:
-      network = study.collection.reference
+    if kind in OWN_SOURCES and study.collection.references:
+      network = study.collection.references[0]
     guessed = predict(network.classifier, found.images[:NUM_EXAMPLES]).argmax(
       -1
     )

@@ -64,7 +64,10 @@ def run(
   """
 
   def describe(prepared, found):
-    cells = {record.title(network): scores for network, scores in found.items()}
+    cells = {
+      record.title(network, config.image_size): scores
+      for network, scores in found.items()
+    }
     matrix = Matrix(cells, config.attacks)
     return Findings(
       claims=claims.evaluate(matrix, unseen=unseen),

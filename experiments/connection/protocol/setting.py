@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Any, NamedTuple
 
 from jaxadv.errors import UserError
 from jaxadv.experiment import (
@@ -18,13 +19,17 @@ from jaxadv.perturbations.noise import FILTERS
 from jaxadv.sets.types import KINDS
 
 KIND_NAMES = tuple(kind.name for kind in KINDS)
+FEATURE_DTYPES = ('float32', 'bfloat16')
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(Options):
   """Everything that decides a run of the connection paper.
 
-  Networks are written `name:width`, a width of 1 being the published network.
+  Networks are written `name:width:size`. A width of 1 is the published network
+  and the default. The size is the side of the pictures that the network takes,
+  to which it resizes those of the run; by default they have it already, or are
+  enlarged to the smallest that the network can take.
   """
 
   dataset: str = option(
@@ -43,23 +48,44 @@ class Config(Options):
   attacks: tuple[str, ...] = option(
     KIND_NAMES, f'Kinds of adversarial picture: {", ".join(KIND_NAMES)}.'
   )
-  victim: str = option('vgg11:0.25', 'Network under attack, name:width.')
+  victim: str = option('vgg11:0.25', 'Network under attack, name:width:size.')
   victim_epochs: int = option(30, "Epochs of the victim's training.")
-  reference: str = option(
-    'vgg13:0.25', 'Network whose errors are the natural kinds, name:width.'
+  reference: tuple[str, ...] = option(
+    ('vgg13:0.25',),
+    'Networks whose errors are the natural kinds: those of the first, then of '
+    'the next.',
   )
   reference_pictures: int = option(
     40, 'Training pictures of the reference; 0 for all there are.'
   )
   reference_epochs: int = option(30, "Epochs of the reference's training.")
   backbones: tuple[str, ...] = option(
-    ('vgg16:0.125', 'mobilenet:0.25'), 'Detector backbones, name:width.'
+    ('vgg16:0.125', 'mobilenet:0.25'), 'Detector backbones, name:width:size.'
+  )
+  backbone_pictures: int = option(
+    0, 'Training pictures of the backbones; 0 for all there are.'
   )
   backbone_epochs: int = option(
     20, "Epochs of a backbone's training as a classifier."
   )
   weights: tuple[str, ...] = option(
-    (), 'Start backbones from files instead, name:FILE.npz (Keras names).'
+    (),
+    'Published weights in place of training: imagenet (from '
+    '$JAXADV_WEIGHTS_DIR, else downloaded), a folder, or NETWORK=FILE for one '
+    'network.',
+  )
+  heldout_pictures: int = option(
+    0, 'Use so many held-out pictures, drawn at random; 0 for all.'
+  )
+  natural_dataset: str = option(
+    '',
+    'Set of natural adversarial pictures, such as imagenet_a; empty: errors of '
+    'the reference.',
+  )
+  natural_plus_dataset: str = option(
+    '',
+    'Folder of their crops, class by class, such as ImageNet-A-Plus; empty: '
+    'Grad-CAM crops.',
   )
   epsilon: float = option(16 / 255, 'Linf radius of FGSM and PGD, in (0, 1].')
   num_trials: int = option(100, 'Trials of the HSV attack.')
@@ -70,6 +96,20 @@ class Config(Options):
     'source',
     'source: a picture and all its versions on one side; per_class: every '
     'kind on its own, as in the paper, which leaks.',
+  )
+  feature_dtype: str = option(
+    'float32', 'float32 or bfloat16: of the features of the frozen part.'
+  )
+  feature_memory: float = option(
+    8.0,
+    'GiB that features may take on a device; beyond, detectors train one after '
+    'the other.',
+    changes_result=False,
+  )
+  save_detectors: bool = option(
+    False,
+    'Keep the detectors of the first seed in the workdir, for --exp=detect.',
+    changes_result=False,
   )
 
   def __post_init__(self):
@@ -83,7 +123,8 @@ class Config(Options):
     check_choices('--attacks', self.attacks, KIND_NAMES)
     check_choices('--split', [self.split], ('source', 'per_class'))
     check_choices('--ni_filter', [self.ni_filter], (*FILTERS, 'mixed'))
-    for name in ('attacks', 'backbones'):
+    check_choices('--feature_dtype', [self.feature_dtype], FEATURE_DTYPES)
+    for name in ('attacks', 'backbones', 'reference'):
       given = getattr(self, name)
       if not given:
         raise UserError(f'--{name} is empty; give at least one')
@@ -102,10 +143,23 @@ class Config(Options):
         raise UserError(
           f'--{name} is {getattr(self, name)}; it must be 1 or more'
         )
-    if self.reference_pictures < 0:
+    for name in (
+      'reference_pictures',
+      'backbone_pictures',
+      'heldout_pictures',
+    ):
+      if getattr(self, name) < 0:
+        raise UserError(
+          f'--{name} is {getattr(self, name)}; it must be 0 (all) or more'
+        )
+    if self.feature_memory <= 0:
       raise UserError(
-        f'--reference_pictures is {self.reference_pictures}; it must be 0 '
-        '(all) or more'
+        f'--feature_memory is {self.feature_memory}; give GiB above 0'
+      )
+    if self.natural_plus_dataset and not self.natural_dataset:
+      raise UserError(
+        '--natural_plus_dataset needs --natural_dataset, the pictures that '
+        'were cropped'
       )
     if self.num_pictures < 20:
       # A twentieth of them validates.
@@ -118,105 +172,166 @@ class Config(Options):
       )
     networks = [
       parse_network(text)
-      for text in (self.victim, self.reference, *self.backbones)
+      for text in (self.victim, *self.reference, *self.backbones)
     ]
-    for name, width in networks:
-      build(name, num_classes=2, width=width, image_size=self.image_size)
-    names = [name for name, _ in networks]
-    if names[1] in (names[0], *names[2:]):
-      raise UserError(
-        f'--reference is {names[1]}, which is also the victim or a backbone; '
-        'natural kinds need another network'
+    for network in networks:
+      build(
+        network.name,
+        num_classes=2,
+        width=network.width,
+        image_size=network.size_for(self.image_size),
       )
-    for name, path in weight_files(self).items():
-      if name not in names[2:]:
+    if self.reference[0] in (self.victim, *self.backbones):
+      raise UserError(
+        f'--reference begins with {self.reference[0]}, which is also the '
+        'victim or a backbone; natural kinds need another network'
+      )
+    for text in self.weights:
+      network_text, equals, path = text.partition('=')
+      if equals and parse_network(network_text) not in networks:
         raise UserError(
-          f'--weights names {name!r}, which is not among --backbones '
-          f'({", ".join(self.backbones)})'
+          f'--weights names {network_text!r}, which is not a network of this '
+          f'run ({", ".join([self.victim, *self.reference, *self.backbones])})'
         )
-      if not os.path.isfile(path):
+      if not equals and text != 'imagenet' and not os.path.isdir(text):
         raise UserError(
-          f'--weights: there is no file {path}; give name:FILE.npz'
+          f'--weights has {text!r}; give imagenet, a folder that exists, or '
+          'NETWORK=FILE'
         )
+      if equals and not os.path.isfile(path):
+        raise UserError(f'--weights: there is no file {path}')
 
 
-def parse_network(text: str) -> tuple[str, float]:
-  """Reads a network written as `name:width`; the width defaults to 1.
+class NetworkName(NamedTuple):
+  """What `name:width:size` says of a network.
+
+  Attributes:
+    name: Of the backbone.
+    width: Multiplies its channels.
+    size: Side of the pictures that it takes; 0 for that of the run's.
+  """
+
+  name: str
+  width: float
+  size: int
+
+  def size_for(self, image_size: int) -> int:
+    """Gives the side of the pictures it takes, given that of the run's."""
+    return self.size or max(image_size, BACKBONES[self.name].min_size)
+
+
+def parse_network(text: str) -> NetworkName:
+  """Reads a network written as `name:width:size`.
 
   Raises:
-    UserError: If the name is unknown or the width is not a positive number.
+    UserError: If the name is unknown, or width or size no such number.
   """
-  name, _, width = text.partition(':')
+  name, *numbers = text.split(':')
   check_choices('network', [name], tuple(BACKBONES))
   try:
-    value = float(width or 1)
+    width = float(numbers[0]) if numbers else 1.0
+    size = int(numbers[1]) if len(numbers) > 1 else 0
   except ValueError:
-    value = 0.0
-  if not 0 < value <= 4:
+    width = size = -1
+  if not 0 < width <= 4 or size < 0 or len(numbers) > 2:
     raise UserError(
-      f'network {text!r} has no usable width; write name:width with a width '
-      'in (0, 4], such as vgg16:0.25'
+      f'network {text!r} has no usable width or size; write name:width:size '
+      'with a width in (0, 4] and a size in pixels, such as vgg16:0.25 or '
+      'mobilenet:0.5:160'
     )
-  return name, value
+  return NetworkName(name, width, size)
 
 
-def weight_file(config: Config, name: str) -> str | None:
-  """Gives the file that `--weights` names for a backbone, if any."""
-  return weight_files(config).get(name)
+def weight_file(config: Config, network: str) -> str | None:
+  """Finds the published weights of a network, if `--weights` asks for them.
 
+  Raises:
+    UserError: If they cannot be had.
+  """
+  from jaxadv.models.weights import published
 
-def weight_files(config: Config) -> dict[str, str]:
-  """Reads `--weights`: {backbone name: file}."""
-  files = {}
+  wanted = parse_network(network)
   for text in config.weights:
-    name, colon, path = text.partition(':')
-    if not colon:
-      raise UserError(f'--weights has {text!r}; write name:FILE.npz')
-    files[name] = path
-  return files
+    owner, equals, path = text.partition('=')
+    if equals and parse_network(owner) == wanted:
+      return path
+  for text in config.weights:
+    if '=' not in text:
+      size = wanted.size_for(config.image_size)
+      return str(published.find(wanted.name, wanted.width, size, text))
+  return None
 
 
-def get_config(variant: str = 'quick') -> Config:
+def is_published(config: Config, network: str) -> bool:
+  """Tells whether a network has published weights, without looking for them."""
+  owners = [text.partition('=') for text in config.weights]
+  return any(
+    not equals or parse_network(owner) == parse_network(network)
+    for owner, equals, _ in owners
+  )
+
+
+def get_config(variant: str = 'quick', dataset: str = '') -> Config:
   """Gives the config of a variant.
 
   Args:
-    variant: 'quick' (embedded digits, minutes on a CPU), 'small' (real data,
-      written for CIFAR-10) or 'paper' (section 3 of the paper).
+    variant: 'quick' (embedded digits, minutes on a CPU), 'small' (real data on
+      a CPU or one GPU) or 'paper' (section 3 of the paper).
+    dataset: The data set asked for; the variant's own if empty.
+      'imagenet_sample' has a small config of its own, with pretrained networks.
 
   Raises:
     UserError: If there is no such variant.
   """
   check_choices('--variant', [variant], VARIANTS)
-  if variant == 'quick':
-    return Config()
-  if variant == 'small':
-    return Config(
-      variant='small',
-      dataset='cifar10',
-      num_pictures=1000,
-      epsilon=8 / 255,
-      num_trials=1000,
-      num_seeds=3,
-      backbones=('vgg16:0.25', 'mobilenet:0.25'),
-      victim='vgg11:0.5',
-      victim_epochs=7,
-      reference_pictures=10_000,
-      reference_epochs=4,
-      backbone_epochs=4,
-    )
-  return Config(
-    variant='paper',
-    dataset='imagenet2012',
-    image_size=224,
-    num_pictures=3000,
-    epsilon=8 / 255,
-    num_trials=1000,
-    num_seeds=3,
-    victim='vgg16:1',
-    victim_epochs=90,
-    reference='vgg19:1',
-    reference_pictures=0,
-    reference_epochs=90,
-    backbones=('vgg16:1', 'mobilenet:1'),
-    backbone_epochs=90,
-  )
+  values = {'quick': {}, 'small': _SMALL, 'paper': _PAPER}[variant]
+  if variant == 'small' and dataset == 'imagenet_sample':
+    values = values | _PRETRAINED
+  if dataset:
+    values = values | {'dataset': dataset}
+  return Config(variant=variant, **values)
+
+
+_SMALL: dict[str, Any] = dict(
+  dataset='cifar10',
+  num_pictures=1000,
+  epsilon=8 / 255,
+  num_trials=1000,
+  num_seeds=3,
+  backbones=('vgg16:0.25', 'mobilenet:0.25'),
+  victim='vgg11:0.5',
+  victim_epochs=7,
+  reference_pictures=10_000,
+  reference_epochs=4,
+  backbone_epochs=4,
+)
+_PRETRAINED: dict[str, Any] = dict(
+  image_size=128,
+  num_pictures=200,
+  victim='mobilenet:0.25:128',
+  # The smaller ones have errors enough; the first one has too few.
+  reference=('mobilenet:1:224', 'mobilenet:0.5:160', 'mobilenet:0.25:128'),
+  backbones=('mobilenet:0.25:128', 'mobilenet:0.5:160'),
+  weights=('imagenet',),
+)
+_PAPER: dict[str, Any] = dict(
+  dataset='imagenet2012',
+  image_size=224,
+  num_pictures=3000,
+  heldout_pictures=12_000,
+  epsilon=8 / 255,
+  num_trials=1000,
+  num_seeds=3,
+  victim='vgg16:1:224',
+  reference=('resnet50:1:224',),
+  natural_dataset='imagenet_a',
+  backbones=(
+    'vgg16:1:224',
+    'densenet121:1:224',
+    'mobilenet:1:224',
+    'inceptionv3:1:299',
+    'xception:1:299',
+  ),
+  weights=('imagenet',),
+  feature_dtype='bfloat16',
+)

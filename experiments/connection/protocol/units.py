@@ -7,7 +7,7 @@ a changed option never meets a stale one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,16 +15,23 @@ import numpy as np
 
 from experiments.connection.protocol.setting import (
   Config,
+  is_published,
   parse_network,
   weight_file,
 )
 from jaxadv import models
 from jaxadv.attacks import make
-from jaxadv.classifier import Classifier, Normalise, from_linen, predict
+from jaxadv.classifier import (
+  Classifier,
+  Normalise,
+  Resized,
+  from_linen,
+  predict,
+)
 from jaxadv.data import sources
 from jaxadv.errors import UserError
 from jaxadv.experiment import data_dir
-from jaxadv.models.weights import keras, native
+from jaxadv.models.weights import native, published
 from jaxadv.sets.build import build
 from jaxadv.sets.io import read, write
 from jaxadv.sets.natural import natural as natural_set
@@ -58,7 +65,8 @@ class Network(NamedTuple):
     classifier: The module with weights and preprocessing.
     identity: Hash of all that made the weights.
     accuracy: Share of the held-out pictures that it classifies correctly; None
-      if it was not trained on this data set.
+      if its classes are not those of the data set.
+    batch_norm: Whether its BatchNorm has statistics, and can train on.
   """
 
   name: str
@@ -66,6 +74,7 @@ class Network(NamedTuple):
   classifier: Classifier
   identity: str
   accuracy: float | None
+  batch_norm: bool = True
 
 
 def load_pictures(
@@ -73,8 +82,9 @@ def load_pictures(
 ) -> tuple[sources.Pictures, sources.Pictures]:
   """Loads the training pictures and the held-out ones, in random order.
 
-  The training pictures make victim, reference and backbones; clean and
-  attacked pictures come from the held-out ones alone.
+  The training pictures make victim, reference and backbones, and there are
+  none if all of those have published weights; clean and attacked pictures come
+  from the held-out ones alone.
 
   Raises:
     UserError: If the data set, a split, the wanted size or the wanted number
@@ -82,25 +92,22 @@ def load_pictures(
   """
 
   def load(split: str) -> sources.Pictures:
-    return sources.load(
-      config.dataset,
-      split,
-      data_dir=data_dir(config.data_dir),
-      cache_dir=cache.root,
-      image_size=config.image_size,
-    )
+    return _load(config, cache, config.dataset, split)
 
   train_split, heldout_split = _splits(config, cache)
   rng = np.random.default_rng([config.seed, 1])
-  if train_split != heldout_split:
-    train, heldout = load(train_split), load(heldout_split)
-    heldout = sources.subset(heldout, rng.permutation(len(heldout.labels)))
+  teaches = not all(is_published(config, n) for n in networks_of(config))
+  heldout = load(heldout_split)
+  order = rng.permutation(len(heldout.labels))
+  if not teaches:
+    train = sources.subset(heldout, order[:0])
+  elif train_split != heldout_split:
+    train = load(train_split)
   else:
-    pictures = load(train_split)
-    order = rng.permutation(len(pictures.labels))
     border = round(TRAIN_SHARE * len(order))
-    train = sources.subset(pictures, order[:border])
-    heldout = sources.subset(pictures, order[border:])
+    train = sources.subset(heldout, order[:border])
+    order = order[border:]
+  heldout = sources.subset(heldout, order[: config.heldout_pictures or None])
   most = len(heldout.labels) // 2
   if config.num_pictures > most:
     raise UserError(
@@ -109,6 +116,25 @@ def load_pictures(
       f'for at most {most}, or give a larger set'
     )
   return train, heldout
+
+
+def networks_of(config: Config) -> tuple[str, ...]:
+  """Lists the networks of a run, without repeats."""
+  return tuple(
+    dict.fromkeys((config.victim, *config.reference, *config.backbones))
+  )
+
+
+def _load(
+  config: Config, cache: Cache, dataset: str, split: str
+) -> sources.Pictures:
+  return sources.load(
+    dataset,
+    split,
+    data_dir=data_dir(config.data_dir),
+    cache_dir=cache.root,
+    image_size=config.image_size,
+  )
 
 
 def _splits(config: Config, cache: Cache) -> tuple[str, str]:
@@ -143,7 +169,8 @@ def trained_network(
   Returns:
     The network.
   """
-  name, width = parse_network(network)
+  name, width, _ = parse_network(network)
+  size = parse_network(network).size_for(config.image_size)
   recipe = TrainConfig(
     num_epochs=epochs,
     # Small sets need more steps an epoch than batches of 128 would give.
@@ -157,12 +184,12 @@ def trained_network(
     name,
     num_classes=len(train.class_names),
     width=width,
-    image_size=config.image_size,
+    image_size=size,
     **models.BACKBONES[name].from_scratch,
   )
-  preprocess = standardise(train.images)
+  preprocess = resized(config, size, standardise(train.images))
   template = jax.eval_shape(
-    lambda: models.init_variables(jax.random.key(0), module, config.image_size)
+    lambda: models.init_variables(jax.random.key(0), module, size)
   )
   settings = {
     'module': module,
@@ -171,6 +198,7 @@ def trained_network(
     'train': train.fingerprint,
     'heldout': heldout.fingerprint,
     'seed': config.seed,
+    'size': size,
   }
 
   def make(folder, work):
@@ -208,25 +236,70 @@ def trained_network(
 def load_weights(
   config: Config, network: str, path: str
 ) -> tuple[Any, Classifier]:
-  """Loads a backbone from a file of Keras names, with its preprocessing.
+  """Loads a network with published weights, and its preprocessing.
 
   Raises:
     DataError: If the file is broken.
     UserError: If names or shapes in the file do not fit.
   """
-  name, width = parse_network(network)
+  name, width, _ = parse_network(network)
+  size = parse_network(network).size_for(config.image_size)
   module = models.build(
     name,
-    num_classes=keras.num_classes(path),
+    num_classes=published.num_classes(path),
     width=width,
-    image_size=config.image_size,
+    image_size=size,
   )
   template = jax.eval_shape(
-    lambda: models.init_variables(jax.random.key(0), module, config.image_size)
+    lambda: models.init_variables(jax.random.key(0), module, size)
   )
-  variables = keras.load_npz(path, module, template)
-  preprocess = models.BACKBONES[name].preprocess
+  variables = published.load(name, width, size, path, module, template)
+  preprocess = resized(config, size, models.BACKBONES[name].preprocess)
   return module, from_linen(module, variables, preprocess=preprocess)
+
+
+def network_of(
+  config: Config,
+  cache: Cache,
+  network: str,
+  train: sources.Pictures,
+  heldout: sources.Pictures,
+  epochs: int,
+) -> Network:
+  """Gives a network: published if `--weights` says so, else trained.
+
+  Args:
+    config: The config of the run.
+    cache: Keeps trained weights.
+    network: `name:width:size`.
+    train: Pictures to train on.
+    heldout: Pictures to measure the accuracy on.
+    epochs: Number of epochs of a training.
+
+  Returns:
+    The network.
+  """
+  path = weight_file(config, network)
+  if not path:
+    return trained_network(config, cache, network, train, heldout, epochs)
+  module, classifier = load_weights(config, network, path)
+  accuracy = None
+  if module.num_classes == len(heldout.class_names):
+    accuracy = float(np.mean(correct(config, classifier, heldout)))
+  # Statistics that are all zero were folded into the convolutions.
+  means = [
+    leaf
+    for where, leaf in jax.tree.leaves_with_path(classifier.variables)
+    if 'mean' in jax.tree_util.keystr(where)
+  ]
+  return Network(
+    parse_network(network).name,
+    module,
+    classifier,
+    fingerprint([classifier.variables, classifier.preprocess]),
+    accuracy,
+    batch_norm=any(bool(leaf.any()) for leaf in means),
+  )
 
 
 def backbone(
@@ -236,18 +309,23 @@ def backbone(
   train: sources.Pictures,
   heldout: sources.Pictures,
 ) -> Network:
-  """Gives a detector's backbone: from a file if `--weights` names one."""
-  name, _ = parse_network(network)
-  path = weight_file(config, name)
-  if not path:
-    return trained_network(
-      config, cache, network, train, heldout, config.backbone_epochs
-    )
-  module, classifier = load_weights(config, network, path)
-  # Its classes may be others than those of the data set.
-  return Network(
-    name, module, classifier, fingerprint(classifier.variables), accuracy=None
+  """Gives the network of a detector, of which a part will be frozen."""
+  count = config.backbone_pictures or len(train.labels)
+  return network_of(
+    config,
+    cache,
+    network,
+    sources.subset(train, np.arange(len(train.labels))[:count]),
+    heldout,
+    config.backbone_epochs,
   )
+
+
+def resized(
+  config: Config, size: int, preprocess: Callable[[jax.Array], jax.Array]
+) -> Callable[[jax.Array], jax.Array]:
+  """Puts resizing before a preprocessing, where a network needs it."""
+  return preprocess if size == config.image_size else Resized(size, preprocess)
 
 
 def standardise(images: np.ndarray) -> Normalise:
@@ -278,13 +356,13 @@ class Collection(NamedTuple):
     sets: {'clean' | kind | control: set}, each of `num_pictures` pictures;
       sets with common sources list them in the same order.
     victim: The network under attack.
-    reference: The network whose errors are the natural kinds, or None without
+    references: The networks whose errors are the natural kinds; none without
       natural kinds.
   """
 
   sets: dict[str, AdversarialSet]
   victim: Network
-  reference: Network | None
+  references: tuple[Network, ...]
 
 
 def collect(
@@ -310,12 +388,18 @@ def collect(
     UserError: If there are too few pictures of a kind; says how many.
   """
   note(f'victim {config.victim}')
-  victim = trained_network(
+  victim = network_of(
     config, cache, config.victim, train, heldout, config.victim_epochs
   )
+  if victim.accuracy is None:
+    raise UserError(
+      f'--victim {config.victim} has {victim.module.num_classes} classes and '
+      f'{config.dataset} has {len(heldout.class_names)}; give weights for '
+      'these classes, or none to train it'
+    )
   rows = np.arange(len(heldout.labels))
   half = len(rows) // 2
-  right = correct(config, victim, heldout) & (rows < half)
+  right = correct(config, victim.classifier, heldout) & (rows < half)
   clean = _first(config, heldout, right, 'that the victim classifies correctly')
   last = np.flatnonzero(right)[config.num_pictures - 1]
   border = min(max(round(CLEAN_POOL * config.num_pictures), last + 1), half)
@@ -333,36 +417,41 @@ def collect(
 
   natural = [kind for kind in config.attacks if kind not in attacks]
   if not natural:
-    return Collection(found, victim, None)
-  note(f'reference {config.reference}')
-  reference = trained_network(
-    config,
-    cache,
-    config.reference,
-    reference_pictures(config, train),
-    heldout,
-    config.reference_epochs,
-  )
-  known = correct(config, reference, heldout)
-  later = rows >= border
-  wrong = _first(
-    config, heldout, later & ~known, 'that the reference misclassifies'
-  )
-  other = _first(
-    config, heldout, later & known, 'that the reference classifies correctly'
-  )
+    return Collection(found, victim, ())
+  references = []
+  for name in config.reference:
+    note(f'reference {name}')
+    references.append(
+      network_of(
+        config,
+        cache,
+        name,
+        reference_pictures(config, train),
+        heldout,
+        config.reference_epochs,
+      )
+    )
   note('pictures natural')
-  errors = _natural(config, cache, reference, wrong)
-  others = _as_set('clean_other', other)
+  pool = sources.subset(heldout, np.flatnonzero(rows >= border))
+  errors = _natural(config, cache, references, pool)
+  known = np.logical_and.reduce(
+    [correct(config, network.classifier, pool) for network in references]
+  )
+  others = _as_set(
+    'clean_other',
+    _first(config, pool, known, 'that the reference classifies correctly'),
+  )
   found |= {kind: errors[kind] for kind in natural}
   found['clean_other'] = others
-  found['clean_other_plus'] = _crops(config, reference, others)._replace(
+  found['clean_other_plus'] = _crops(config, references[0], others)._replace(
     kind='clean_other_plus'
   )
   # Kinds in the order asked for, controls last.
   order = ['clean', *config.attacks]
   order += [name for name in found if name not in order]
-  return Collection({name: found[name] for name in order}, victim, reference)
+  return Collection(
+    {name: found[name] for name in order}, victim, tuple(references)
+  )
 
 
 def reference_pictures(
@@ -374,10 +463,10 @@ def reference_pictures(
 
 
 def correct(
-  config: Config, network: Network, pictures: sources.Pictures
+  config: Config, classifier: Classifier, pictures: sources.Pictures
 ) -> np.ndarray:
-  """Tells which pictures a network classifies correctly, bool[N]."""
-  logits = predict(network.classifier, pictures.images, config.batch_size)
+  """Tells which pictures a classifier gets right, bool[N]."""
+  logits = predict(classifier, pictures.images, config.batch_size)
   return logits.argmax(-1) == pictures.labels
 
 
@@ -460,19 +549,29 @@ def _attacked(
 
 
 def _natural(
-  config: Config, cache: Cache, reference: Network, wrong: sources.Pictures
+  config: Config,
+  cache: Cache,
+  references: Sequence[Network],
+  pool: sources.Pictures,
 ) -> dict[str, AdversarialSet]:
-  made_from = {'reference': reference.identity, 'pictures': wrong.fingerprint}
+  made_from = {
+    'references': [network.identity for network in references],
+    'pictures': pool.fingerprint,
+    'n': config.num_pictures,
+  }
 
   def make_sets(folder, work):
     del work  # Seconds of work: nothing to resume.
     found = natural_set(
-      reference.classifier, wrong, batch_size=config.batch_size
+      [network.classifier for network in references],
+      pool,
+      config.num_pictures,
+      batch_size=config.batch_size,
     )
     write(found, folder / 'natural')
-    write(_crops(config, reference, found), folder / 'natural_plus')
+    write(_crops(config, references[0], found), folder / 'natural_plus')
 
-  folder = cache.get_or_make('natural_sets', 1, made_from, make_sets)
+  folder = cache.get_or_make('natural_sets', 2, made_from, make_sets)
   return {kind: read(folder / kind) for kind in ('natural', 'natural_plus')}
 
 
