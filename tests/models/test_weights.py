@@ -14,7 +14,7 @@ from PIL import Image
 from jaxadv import models
 from jaxadv.classifier import from_linen
 from jaxadv.errors import DataError, UserError
-from jaxadv.models.weights import keras, native
+from jaxadv.models.weights import keras, native, published
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +56,7 @@ def test_npz_with_keras_names(small, tmp_path):
   module, variables = small
   np.savez(tmp_path / 'w.npz', **_keras_arrays(variables))
   _equal(keras.load_npz(tmp_path / 'w.npz', module, variables), variables)
-  assert keras.num_classes(tmp_path / 'w.npz') == 3
+  assert published.num_classes(tmp_path / 'w.npz') == 3
 
 
 def test_h5_of_keras_2(small, tmp_path):

@@ -83,26 +83,6 @@ def load_h5(
   return from_arrays(read_h5(source), module, template, source=source)
 
 
-def num_classes(path: str | os.PathLike[str]) -> int:
-  """Gives the number of classes of the network in an .npz file.
-
-  Args:
-    path: The file, keyed by Keras names.
-
-  Raises:
-    DataError: If the file is absent or broken.
-    UserError: If it does not hold a classifier.
-  """
-  arrays = read_npz(path)
-  for name in ('predictions/bias', 'conv_preds/bias'):
-    if name in arrays:
-      return len(arrays[name])
-  raise UserError(
-    f'{os.fspath(path)} holds neither predictions/bias nor conv_preds/bias; '
-    'give weights that include the classifier on top'
-  )
-
-
 def from_model(model: Any, module: nn.Module, template: PyTree) -> PyTree:
   """Takes the weights of a `keras.Model` of the same network.
 
