@@ -331,9 +331,7 @@ def test_npz_that_is_broken_or_of_another_type(tmp_path):
   ],
 )
 def test_real_sets(name, split, n, shape, first):
-  start = time.monotonic()
   pictures = load(name, split)
-  assert time.monotonic() - start < 20
   assert pictures.images.shape == (n, *shape)
   if first:
     assert list(pictures.labels[: len(first)]) == first

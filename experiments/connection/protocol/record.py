@@ -31,6 +31,7 @@ PAPER_NAME = {kind.name: kind.paper for kind in KINDS} | {
   'reencoded': 're-encoded clean',
   'clean_other': 'other clean',
   'clean_other_plus': 'cropped clean',
+  'clean_classes': 'clean of the same classes',
   'shuffled': 'shuffled labels',
 }
 BACKBONE_NAME = {
@@ -41,9 +42,10 @@ BACKBONE_NAME = {
   'xception': 'Xception',
 }
 CATEGORIES = ('natural', 'artificial', 'semantic')
-# The pictures that share their sources with the clean ones; natural kinds and
-# their controls come from other pictures.
-OWN_SOURCES = ('natural', 'natural_plus', 'clean_other', 'clean_other_plus')
+# Clean pictures that have in common with natural ones what is not adversarial.
+LOOK_ALIKES = ('clean_other', 'clean_other_plus', 'clean_classes')
+# Kinds that come from other pictures than the clean ones.
+OWN_SOURCES = ('natural', 'natural_plus', *LOOK_ALIKES)
 
 
 def title(network: str, image_size: int) -> str:
@@ -124,11 +126,11 @@ def control_rows(study: Study, matrix: Matrix) -> list[Row]:
   controls = [
     ('shuffled', SHUFFLED_WITH),
     ('reencoded', 'reencoded'),
-    *[(c, c) for c in ('clean_other', 'clean_other_plus') if c in sets],
+    *[(c, c) for c in LOOK_ALIKES if c in sets],
     *[
       (kind, control)
       for kind in matrix.kinds
-      for control in ('clean_other', 'clean_other_plus')
+      for control in LOOK_ALIKES
       if control in sets and kind in ('natural', 'natural_plus')
     ],
   ]

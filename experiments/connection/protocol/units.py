@@ -28,7 +28,7 @@ from jaxadv.classifier import (
   from_linen,
   predict,
 )
-from jaxadv.data import sources
+from jaxadv.data import imagenet, sources
 from jaxadv.errors import UserError
 from jaxadv.experiment import data_dir
 from jaxadv.models.weights import native, published
@@ -52,6 +52,13 @@ CLEAN_POOL = 1.4
 NUM_SLOTS = 32
 # Share of a set with a single split that trains victim and backbones.
 TRAIN_SHARE = 0.25
+NATURAL = ('natural', 'natural_plus')
+# First source id of the kinds that do not come from the held-out pictures.
+SOURCES_OF = {
+  'natural': 10**8,
+  'natural_plus': 10**8,
+  'clean_other': 2 * 10**8,
+}
 # Data sets whose mirrored pictures are no pictures of their class.
 UPRIGHT = ('digits', 'mnist')
 
@@ -91,13 +98,17 @@ def load_pictures(
       of pictures cannot be had.
   """
 
-  def load(split: str) -> sources.Pictures:
-    return _load(config, cache, config.dataset, split)
+  def load(split: str, **options) -> sources.Pictures:
+    return _load(config, cache, config.dataset, split, **options)
 
   train_split, heldout_split = _splits(config, cache)
   rng = np.random.default_rng([config.seed, 1])
   teaches = not all(is_published(config, n) for n in networks_of(config))
-  heldout = load(heldout_split)
+  some = config.heldout_pictures and {
+    'seed': config.seed,
+    'limit': config.heldout_pictures,
+  }
+  heldout = load(heldout_split, **(some or {}))
   order = rng.permutation(len(heldout.labels))
   if not teaches:
     train = sources.subset(heldout, order[:0])
@@ -107,7 +118,7 @@ def load_pictures(
     border = round(TRAIN_SHARE * len(order))
     train = sources.subset(heldout, order[:border])
     order = order[border:]
-  heldout = sources.subset(heldout, order[: config.heldout_pictures or None])
+  heldout = sources.subset(heldout, order)
   most = len(heldout.labels) // 2
   if config.num_pictures > most:
     raise UserError(
@@ -126,7 +137,7 @@ def networks_of(config: Config) -> tuple[str, ...]:
 
 
 def _load(
-  config: Config, cache: Cache, dataset: str, split: str
+  config: Config, cache: Cache, dataset: str, split: str, **options: Any
 ) -> sources.Pictures:
   return sources.load(
     dataset,
@@ -134,6 +145,7 @@ def _load(
     data_dir=data_dir(config.data_dir),
     cache_dir=cache.root,
     image_size=config.image_size,
+    **options,
   )
 
 
@@ -349,8 +361,9 @@ class Collection(NamedTuple):
   """All pictures of a run: the clean ones, every kind, and the controls.
 
   The controls are not adversarial. 'reencoded' holds the clean pictures after
-  the whole path of an attacked one; 'clean_other' other pictures, which the
-  reference classifies correctly; 'clean_other_plus' their foreground crops.
+  the whole path of an attacked one; 'clean_other' other pictures, of another
+  origin if natural pictures are; 'clean_other_plus' their foreground crops;
+  'clean_classes' held-out pictures of the classes that natural ones have.
 
   Attributes:
     sets: {'clean' | kind | control: set}, each of `num_pictures` pictures;
@@ -433,19 +446,13 @@ def collect(
     )
   note('pictures natural')
   pool = sources.subset(heldout, np.flatnonzero(rows >= border))
-  errors = _natural(config, cache, references, pool)
-  known = np.logical_and.reduce(
-    [correct(config, network.classifier, pool) for network in references]
-  )
-  others = _as_set(
-    'clean_other',
-    _first(config, pool, known, 'that the reference classifies correctly'),
-  )
-  found |= {kind: errors[kind] for kind in natural}
-  found['clean_other'] = others
-  found['clean_other_plus'] = _crops(config, references[0], others)._replace(
-    kind='clean_other_plus'
-  )
+  make = _given_natural if config.natural_dataset else _errors
+  everything = make(config, cache, victim, references, pool)
+  found |= {
+    kind: pictures
+    for kind, pictures in everything.items()
+    if kind in natural or kind.startswith('clean')
+  }
   # Kinds in the order asked for, controls last.
   order = ['clean', *config.attacks]
   order += [name for name in found if name not in order]
@@ -548,12 +555,25 @@ def _attacked(
   return read(folder / 'set')
 
 
-def _natural(
+def _errors(
   config: Config,
   cache: Cache,
+  victim: Network,
   references: Sequence[Network],
   pool: sources.Pictures,
 ) -> dict[str, AdversarialSet]:
+  """Takes the natural kinds from the references' errors, controls from others.
+
+  'clean_other' are pictures that all references classify correctly.
+  """
+  del victim  # Natural pictures are adversarial to the reference.
+  known = np.logical_and.reduce(
+    [correct(config, network.classifier, pool) for network in references]
+  )
+  others = _as_set(
+    'clean_other',
+    _first(config, pool, known, 'that the reference classifies correctly'),
+  )
   made_from = {
     'references': [network.identity for network in references],
     'pictures': pool.fingerprint,
@@ -572,7 +592,76 @@ def _natural(
     write(_crops(config, references[0], found), folder / 'natural_plus')
 
   folder = cache.get_or_make('natural_sets', 2, made_from, make_sets)
-  return {kind: read(folder / kind) for kind in ('natural', 'natural_plus')}
+  return {kind: read(folder / kind) for kind in ('natural', 'natural_plus')} | {
+    'clean_other': others,
+    'clean_other_plus': _crops(config, references[0], others)._replace(
+      kind='clean_other_plus'
+    ),
+  }
+
+
+def _given_natural(
+  config: Config,
+  cache: Cache,
+  victim: Network,
+  references: Sequence[Network],
+  pool: sources.Pictures,
+) -> dict[str, AdversarialSet]:
+  """Takes the natural kinds from data sets, and controls of two origins.
+
+  'clean_other' are training pictures, 'clean_classes' held-out ones of the
+  classes that natural pictures have.
+  """
+  n = config.num_pictures
+
+  def load(dataset: str, split: str, **options) -> sources.Pictures:
+    pictures = _load(config, cache, dataset, split, **options)
+    if pool.class_names == imagenet.wnids():
+      pictures = imagenet.relabel(pictures)
+    if pictures.class_names != pool.class_names:
+      raise UserError(
+        f'{dataset} has other classes than {config.dataset}: '
+        f'{", ".join(pictures.class_names[:3])}, ...'
+      )
+    return pictures
+
+  whole = load(config.natural_dataset, 'all', seed=config.seed)
+  crops = None
+  if config.natural_plus_dataset:
+    crops = imagenet.join_sources(
+      load(config.natural_plus_dataset, 'all'), whole
+    )
+    ids, place = np.unique(crops.source, return_index=True)
+    whole = imagenet.of_sources(whole, ids)
+    crops = sources.subset(crops, place[np.searchsorted(ids, whole.source)])
+  everyone = np.ones(len(whole.labels), bool)
+  found = _first(config, whole, everyone, f'in {config.natural_dataset}')
+  train_split, _ = _splits(config, cache)
+  classes = np.isin(pool.labels, np.unique(whole.labels))
+  kinds = {
+    'natural': found,
+    'clean_other': load(config.dataset, train_split, seed=config.seed, limit=n),
+    'clean_classes': _first(
+      config, pool, classes, f'of the classes of {config.natural_dataset}'
+    ),
+  }
+  if crops is not None:
+    kinds['natural_plus'] = sources.subset(crops, np.arange(n))
+  sets = {}
+  for kind, pictures in kinds.items():
+    wrong = ~correct(config, victim.classifier, pictures)
+    made = _as_set(kind, pictures)
+    if kind in NATURAL:
+      made = made._replace(success_float=wrong, success=wrong)
+    # Ids of their own: row 5 of a set is not row 5 of another one.
+    first = SOURCES_OF.get(kind, 0)
+    sets[kind] = made._replace(source=made.source + np.int32(first))
+  for kind in ('natural', 'clean_other'):
+    if f'{kind}_plus' not in sets:
+      sets[f'{kind}_plus'] = _crops(config, references[0], sets[kind])._replace(
+        kind=f'{kind}_plus'
+      )
+  return sets
 
 
 def _crops(
