@@ -474,6 +474,79 @@ def example_pictures(
   return figure
 
 
+def score_histogram(
+  record: Record,
+  arrays: Arrays,
+  *,
+  scores: Mapping[str, str],
+  threshold: float,
+) -> matplotlib.figure.Figure:
+  """Draws how scores are distributed, and where the threshold lies.
+
+  Args:
+    record: Not used.
+    arrays: Scores, [n] each, higher means more likely attacked.
+    scores: {label of a group: name of its array}.
+    threshold: Above it a picture is called attacked.
+
+  Returns:
+    The figure; each group is shown in per cent of its pictures.
+  """
+  groups = {label: arrays[name] for label, name in scores.items()}
+  edges = np.histogram_bin_edges(np.concatenate([*groups.values()]), bins=30)
+  figure = matplotlib.figure.Figure(figsize=(6.4, 3.6), layout='constrained')
+  axis = figure.subplots()
+  for index, (label, values) in enumerate(groups.items()):
+    axis.hist(
+      values,
+      edges,
+      weights=np.full(len(values), 100 / len(values)),
+      histtype='step',
+      lw=1.8,
+      color=PALETTE[index % len(PALETTE)],
+      ls=_DASHES[index % len(_DASHES)],
+      label=f'{label} ({len(values)})',
+    )
+  axis.axvline(
+    threshold, color='black', lw=1, label=f'threshold {threshold:.3g}'
+  )
+  axis.set(xlabel='score (logit)', ylabel='pictures (%)')
+  axis.grid(axis='y', alpha=0.25)
+  axis.legend(fontsize=8)
+  return figure
+
+
+def titled_pictures(
+  record: Record,
+  arrays: Arrays,
+  *,
+  pictures: str,
+  titles: Sequence[Sequence[str]],
+) -> matplotlib.figure.Figure:
+  """Draws pictures, four in a line, with a few words over each.
+
+  Args:
+    record: Not used.
+    arrays: The pictures, uint8[n, H, W, 3].
+    pictures: Name of their array.
+    titles: For every picture the lines of text over it.
+
+  Returns:
+    The figure.
+  """
+  across = min(len(titles), 4)
+  down = math.ceil(len(titles) / across)
+  figure = matplotlib.figure.Figure(
+    figsize=(2 * across, 2.4 * down), layout='constrained'
+  )
+  for axis in (axes := figure.subplots(down, across, squeeze=False).ravel()):
+    axis.set_axis_off()
+  for axis, picture, lines in zip(axes, arrays[pictures], titles, strict=False):
+    axis.imshow(picture, interpolation='nearest')
+    axis.set_title('\n'.join(shorten(line, 24) for line in lines), fontsize=8)
+  return figure
+
+
 def visible_scale(delta: np.ndarray) -> float:
   """Picks the factor that makes a change visible: 0.5, 1, 2, 5, 10, ...
 
@@ -502,4 +575,6 @@ KINDS: dict[str, Callable[..., matplotlib.figure.Figure]] = {
   'transfer_matrix': transfer_matrix,
   'interval_bars': interval_bars,
   'example_pictures': example_pictures,
+  'score_histogram': score_histogram,
+  'titled_pictures': titled_pictures,
 }

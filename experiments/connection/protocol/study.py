@@ -18,24 +18,29 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 import rich.progress
+from flax import traverse_util
 
-from experiments.connection.protocol import units
-from experiments.connection.protocol.matrix import SHUFFLED_WITH, CellScores
+from experiments.connection.protocol import features, units
+from experiments.connection.protocol.matrix import (
+  SHUFFLED_WITH,
+  CellScores,
+  auc_of,
+)
 from experiments.connection.protocol.setting import (
   Config,
   parse_network,
   weight_file,
 )
 from jaxadv import experiment, models, storage
+from jaxadv.classifier import Classifier
 from jaxadv.data import pipeline
-from jaxadv.data.images import to_float
 from jaxadv.data.sources import Pictures
 from jaxadv.detectors import backbone as detectors
-from jaxadv.errors import explain_out_of_memory
+from jaxadv.detectors import saved
 from jaxadv.experiment import Cell
 from jaxadv.models.weights import native
 from jaxadv.storage import Cache, fingerprint
-from jaxadv.training import TrainConfig
+from jaxadv.training import FitResult, TrainConfig
 
 # Train, validate (a tenth of the training half) and test.
 SHARES = (0.45, 0.05, 0.5)
@@ -50,6 +55,8 @@ class Study(NamedTuple):
     train: Pictures that victim and backbones learn from.
     heldout: Pictures that the rest is drawn from.
     collection: Clean, attacked and control pictures.
+    workdir: Folder of the run.
+    kept: The features of the last backbone; see `pool_features`.
   """
 
   config: Config
@@ -57,6 +64,8 @@ class Study(NamedTuple):
   train: Pictures
   heldout: Pictures
   collection: units.Collection
+  workdir: Path
+  kept: dict[Any, features.Features]
 
 
 def cells(config: Config) -> list[Cell]:
@@ -146,13 +155,13 @@ def prepare(config: Config, workdir: str, note: Callable[[str], None]) -> Study:
   cache = Cache(experiment.cache_dir(config, workdir))
   note('data')
   # A file that does not fit is to be known before hours of work.
-  for network in config.backbones:
-    path = weight_file(config, parse_network(network)[0])
+  for network in units.networks_of(config):
+    path = weight_file(config, network)
     if path:
       units.load_weights(config, network, path)
   train, heldout = units.load_pictures(config, cache)
   collection = units.collect(config, cache, train, heldout, note)
-  return Study(config, cache, train, heldout, collection)
+  return Study(config, cache, train, heldout, collection, Path(workdir), {})
 
 
 def backbone_design(
@@ -171,8 +180,7 @@ def backbone_design(
     network.module,
     split=known.split,
     features=known.features,
-    # Networks from files have BatchNorm folded, or statistics of their own.
-    batch_norm=not weight_file(study.config, network.name),
+    batch_norm=network.batch_norm,
   )
 
 
@@ -216,11 +224,12 @@ def run_cell(
 
   if 'shuffled' in trained:
     made_from['shuffled_with'] = SHUFFLED_WITH
+  if config.feature_dtype != 'float32':
+    made_from['feature_dtype'] = config.feature_dtype
 
   def make(folder: Path, work: Path) -> None:
     note(f'detectors {cell.name}', 0.0)
-    features = pool_features(study, design, network)
-    train_rows, valid_rows, test_rows = sides
+    pool = pool_features(study, design, network)
     partners = [
       names.index(SHUFFLED_WITH if name == 'shuffled' else name)
       for name in trained
@@ -233,43 +242,149 @@ def run_cell(
         for name, partner in zip(trained, partners, strict=True)
       ]
     )
-    rows_of = lambda side: np.stack(
-      [np.concatenate([side[0], side[partner]]) for partner in partners]
+    train_rows, valid_rows = (
+      np.stack([np.concatenate([side[0], side[i]]) for i in partners])
+      for side in sides[:2]
     )
-    fitted = detectors.fit_detectors(
-      jax.random.split(
-        units.stream(config, f'detectors {cell.name}'), len(trained)
+    keys = jax.random.split(
+      units.stream(config, f'detectors {cell.name}'), len(trained)
+    )
+    together = pool.whole is not None
+    groups = [slice(None)] if together else [[e] for e in range(len(trained))]
+
+    def fit(number: int, group: Any) -> FitResult:
+      """Trains detectors of a group on what they need of the pool."""
+      train, valid = train_rows[group], valid_rows[group]
+      data, labels = pool.whole, attacked[group]
+      if data is None:
+        rows = np.unique([*train[0], *valid[0]])
+        data, labels = pool.take(rows), labels[:, rows]
+        train, valid = (
+          np.searchsorted(rows, train),
+          np.searchsorted(rows, valid),
+        )
+      fitted = detectors.fit_detectors(
+        keys[np.arange(len(trained))[group]],
+        design,
+        network.classifier,
+        data,
+        labels,
+        train,
+        valid,
+        recipe,
+        mesh=units.mesh(),
+        checkpoint_dir=work if together else work / trained[number],
+        progress=lambda done, total, _: note(
+          f'detectors {cell.name}', (number + done / total) / len(groups)
+        ),
+      )
+      # Two thirds of what a state takes; scoring does not ask for it.
+      return fitted._replace(state=fitted.state._replace(opt_state=None))
+
+    fits = [fit(number, group) for number, group in enumerate(groups)]
+    state = jax.tree.map(
+      lambda *e: jnp.concatenate(e), *(f.state for f in fits)
+    )
+    history = {
+      name: np.concatenate([f.history[name] for f in fits], axis=-1)
+      for name in fits[0].history
+    }
+    scores = score_rows(
+      config,
+      pool,
+      sides[2],
+      functools.partial(
+        detectors.score_detectors,
+        design,
+        state,
+        batch_size=config.batch_size,
       ),
-      design,
-      network.classifier,
-      features,
-      attacked,
-      rows_of(train_rows),
-      rows_of(valid_rows),
-      recipe,
-      mesh=units.mesh(),
-      checkpoint_dir=work,
-      progress=lambda done, total, _: note(
-        f'detectors {cell.name}', done / total
-      ),
     )
-    scores = detectors.score_detectors(
-      design, fitted.state, features, batch_size=config.batch_size
-    )
-    storage.write_npz(folder / 'scores.npz', scores=scores[:, test_rows])
-    native.write_variables(folder / 'detectors.npz', fitted.state.variables)
-    storage.write_npz(folder / 'history.npz', **fitted.history)
+    storage.write_npz(folder / 'scores.npz', scores=scores)
+    native.write_variables(folder / 'detectors.npz', state.variables)
+    storage.write_npz(folder / 'history.npz', **history)
 
   folder = study.cache.get_or_make('detectors', 1, made_from, make)
   test_rows = sides[2]
   sources = np.concatenate([s.source for s in sets.values()])
-  return CellScores(
+  scores = CellScores(
     trained=trained,
     tested=names,
     scores=storage.read_npz(folder / 'scores.npz')['scores'],
     sources=sources[test_rows],
     shuffled=shuffled.reshape(-1)[test_rows],
   )
+  if config.save_detectors and cell.settings['seed'] == 0:
+    save_cell(study, cell, design, network.classifier, scores, folder)
+  return scores
+
+
+def score_rows(
+  config: Config,
+  pool: features.Features,
+  rows: np.ndarray,
+  score: Callable[[jax.Array], np.ndarray],
+) -> np.ndarray:
+  """Scores rows of the pool, as many at a time as --batch_size says.
+
+  Args:
+    config: The config of the run.
+    pool: The features.
+    rows: int32[S, m].
+    score: From features of B pictures to float32[E, B, ...].
+
+  Returns:
+    float32[E, S, m, ...].
+  """
+  size = min(config.batch_size, rows.size)
+  # Repeats rows from the start, so that all steps are of one shape.
+  steps = np.resize(rows, (-(-rows.size // size), size))
+  scores = np.concatenate([score(pool.take(step)) for step in steps], axis=1)
+  shape = (len(scores), *rows.shape, *scores.shape[2:])
+  return scores[:, : rows.size].reshape(shape)
+
+
+def save_cell(
+  study: Study,
+  cell: Cell,
+  design: detectors.Design,
+  classifier: Classifier,
+  scores: CellScores,
+  folder: Path,
+) -> None:
+  """Leaves the detectors of a cell in the workdir, for `--exp=detect`.
+
+  Args:
+    study: The study.
+    cell: The cell.
+    design: The design of its detectors.
+    classifier: Their backbone.
+    scores: Their scores.
+    folder: Where the cache keeps their variables.
+  """
+  config, name = study.config, parse_network(cell.settings['network'])
+  stacked = storage.read_npz(folder / 'detectors.npz')
+  for kind in config.attacks:
+    member = scores.trained.index(kind)
+    about = saved.About(
+      backbone=name.name,
+      width=name.width,
+      image_size=config.image_size,
+      kind=kind,
+      data=Path(config.dataset).name,
+      num_classes=len(study.heldout.class_names),
+      auc=auc_of(*scores.positives(kind, kind)[:2]),
+    )
+    variables = traverse_util.unflatten_dict(
+      {path: leaf[member] for path, leaf in stacked.items()}, sep='/'
+    )
+    saved.save(
+      study.workdir / 'detectors' / cell.name / kind,
+      design,
+      classifier,
+      variables,
+      about,
+    )
 
 
 def split(config: Config, sets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -315,25 +430,31 @@ def shuffled_labels(config: Config, sets) -> np.ndarray:
   return labels[place].reshape(sources.shape)
 
 
-@functools.partial(jax.jit, static_argnames='design')
-def _prefix(design, classifier, images):
-  # At the top, so that all seeds of a backbone share one compilation.
-  return detectors.prefix_features(design, classifier, to_float(images))
-
-
 def pool_features(
   study: Study, design: detectors.Design, network: units.Network
-) -> jax.Array:
-  """Computes the frozen prefix of every picture once, float32[P, h, w, c]."""
-  pool = np.concatenate([s.images for s in study.collection.sets.values()])
-  size = min(study.config.batch_size, len(pool))
-  with explain_out_of_memory(size):
-    parts = []
-    for start in range(0, len(pool), size):
-      part = pool[start : start + size]
-      padding = [(0, size - len(part))] + [(0, 0)] * 3
-      parts.append(_prefix(design, network.classifier, np.pad(part, padding)))
-    return jnp.concatenate(parts)[: len(pool)]
+) -> features.Features:
+  """Gives the features of all pictures; those of the last backbone are kept.
+
+  Args:
+    study: The study.
+    design: The design of the detectors.
+    network: Their backbone.
+
+  Returns:
+    The features; see `features.pool`.
+  """
+  config, place = study.config, (design, network.identity)
+  if place not in study.kept:
+    study.kept.clear()  # First, as there may be no room for both.
+    study.kept[place] = features.pool(
+      design,
+      network.classifier,
+      [s.images for s in study.collection.sets.values()],
+      dtype=config.feature_dtype,
+      limit=config.feature_memory * 2**30,
+      batch_size=config.batch_size,
+    )
+  return study.kept[place]
 
 
 class CellWork(NamedTuple):
@@ -398,7 +519,7 @@ def pack_scores(scores: CellScores) -> dict[str, np.ndarray]:
 
 
 def unpack_scores(arrays: dict[str, np.ndarray]) -> CellScores:
-  """Gives scores back from the arrays of a cell's file, whatever else it has."""
+  """Gives scores back from a cell's file, which may hold more."""
   return CellScores(
     trained=tuple(map(str, arrays['trained'])),
     tested=tuple(map(str, arrays['tested'])),

@@ -1,0 +1,1 @@
+"""Tools that use what the experiments leave."""
