@@ -98,7 +98,35 @@ def test_same_seed_same_interval():
   assert 0 <= first.low <= first.high <= 1
 
 
+def test_shares_spread_as_a_binomial_share_does():
+  holds = np.arange(400) < 300
+  draws = intervals.share_draws([holds], [np.arange(400)], num=4000)[0]
+  assert draws.mean() == pytest.approx(0.75, abs=2e-3)
+  assert draws.std() == pytest.approx(np.sqrt(0.75 * 0.25 / 400), rel=0.05)
+
+
+def test_shares_of_groups_with_the_same_sources_are_drawn_together():
+  holds, ids = np.arange(100) < 40, np.arange(100)
+  same, opposite, other = intervals.share_draws(
+    [holds, ~holds, holds[::-1]], [ids, ids, ids[::-1] + 100], num=200
+  )
+  np.testing.assert_allclose(same + opposite, 1)
+  # Other sources, other draws.
+  assert abs(np.corrcoef(same, other)[0, 1]) < 0.3
+  # Sources of a picture seen twice are drawn once.
+  twice = intervals.share_draws(
+    [np.repeat(holds, 2)], [np.repeat(ids, 2)], num=4000
+  )
+  assert twice.std() == pytest.approx(np.sqrt(0.4 * 0.6 / 100), rel=0.05)
+
+
 def test_bad_input_is_named():
+  with pytest.raises(UserError, match='one id a picture'):
+    intervals.share_draws([[True, False]], [[0]])
+  with pytest.raises(UserError, match='a group'):
+    intervals.share_draws([[], [True]], [[], [0]])
+  with pytest.raises(UserError, match='num is 0'):
+    intervals.share_draws([[True]], [[0]], num=0)
   with pytest.raises(UserError, match='one id a score'):
     intervals.auc_draws([0.0], [1.0], [0, 1], [0])
   with pytest.raises(DataError, match='attacked scores are NaN'):
