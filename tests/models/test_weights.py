@@ -164,26 +164,31 @@ def test_published_accuracy(file, size, width, top1, top5):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'name, width',
-  [('vgg16', 1), ('vgg19', 1), ('mobilenet', 1), ('mobilenet', 0.5)],
+  'name, theirs, width, size',
+  [
+    ('vgg16', 'VGG16', 1, 224),
+    ('vgg19', 'VGG19', 1, 224),
+    ('mobilenet', 'MobileNet', 1, 224),
+    ('mobilenet', 'MobileNet', 0.5, 224),
+    ('inceptionv3', 'InceptionV3', 1, 139),
+    ('xception', 'Xception', 1, 139),
+  ],
 )
-def test_logits_equal_those_of_keras(name, width, monkeypatch):
+def test_logits_equal_those_of_keras(name, theirs, width, size, monkeypatch):
   monkeypatch.setenv('KERAS_BACKEND', 'jax')
   applications = pytest.importorskip('keras.applications')
-  how = dict(weights=None, classifier_activation=None)
-  if name == 'mobilenet':
-    theirs = applications.MobileNet(
-      input_shape=(224, 224, 3), alpha=width, dropout=0.0, **how
-    )
-  else:
-    theirs = {'vgg16': applications.VGG16, 'vgg19': applications.VGG19}[name](
-      **how
-    )
+  options = dict(alpha=width, dropout=0.0) if name == 'mobilenet' else {}
+  theirs = getattr(applications, theirs)(
+    input_shape=(size, size, 3),
+    weights=None,
+    classifier_activation=None,
+    **options,
+  )
   random = np.random.default_rng(0)
   for weight in theirs.weights:
     if 'kernel' in weight.path:  # keeps activations near one
       fan = np.prod(weight.shape[:-1])
-      if 'conv_dw' in weight.path:
+      if 'conv_dw' in weight.path or 'depthwise' in weight.path:
         fan = np.prod(weight.shape[:2])
       value = random.normal(0, (2 / fan) ** 0.5, weight.shape)
     elif 'gamma' in weight.path or 'variance' in weight.path:
@@ -191,12 +196,12 @@ def test_logits_equal_those_of_keras(name, width, monkeypatch):
     else:
       value = random.normal(0, 0.1, weight.shape)
     weight.assign(value.astype(np.float32))
-  module = models.build(name, num_classes=1000, width=width)
+  module = models.build(name, num_classes=1000, width=width, image_size=size)
   template = jax.eval_shape(
-    lambda: models.init_variables(jax.random.key(0), module, 224)
+    lambda: models.init_variables(jax.random.key(0), module, size)
   )
   variables = keras.from_model(theirs, module, template)
-  images = random.uniform(-1, 1, (2, 224, 224, 3)).astype(np.float32)
+  images = random.uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
   expected = np.asarray(theirs(images, training=False))
   logits = jax.jit(module.apply)(variables, images)
   assert expected.std() > 1e-2
