@@ -129,8 +129,8 @@ def plan(config: Config, workdir: str) -> str:
   share = classes / (2 * (len(config.attacks) + 4))
   return (
     matrix_plan.plan(config, workdir)
-    + f'\nand in each cell an identifier of {", ".join(names)} kinds, which '
-    f"take about {share:.0%} of the cell's detectors' time again"
+    + f'\nidentifiers: one each of {", ".join(names)} kinds in every cell, not '
+    f"in this time; about {share:.0%} of what the cell's detectors take"
   )
 
 
@@ -322,7 +322,6 @@ def judge(
   for network, seeds in results.items():
     first = seeds[0].single
     for category, kinds in wanted.items():
-      # All sets even where some are not asked for: one and the same resample.
       places = [first.tested.index(name) for name in ('clean', *kinds)]
       sources = first.sources[places]
       for trained in (*kinds, everything(category)):
