@@ -511,6 +511,7 @@ def tables(wanted: Mapping[str, Sequence[str]]) -> list[Table]:
       split='category',
       columns=columns,
       where={'role': 'gain'},
+      decimals=2,
       note='Differences of the means of Figure 6, on the same resamples. Of '
       f'the artificial kinds the paper prints gains of {low} to {high} '
       'without saying over which, of the semantic ones none.',
