@@ -172,6 +172,9 @@ def test_published_accuracy(file, size, width, top1, top5):
     ('mobilenet', 'MobileNet', 0.5, 224),
     ('inceptionv3', 'InceptionV3', 1, 139),
     ('xception', 'Xception', 1, 139),
+    ('densenet121', 'DenseNet121', 1, 75),
+    ('resnet50', 'ResNet50', 1, 75),
+    ('resnet152', 'ResNet152', 1, 75),
   ],
 )
 def test_logits_equal_those_of_keras(name, theirs, width, size, monkeypatch):
