@@ -7,6 +7,7 @@ a run would do.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -14,16 +15,20 @@ import json
 import os
 import pathlib
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 from absl import flags
 
+from jaxadv import hosts
 from jaxadv.errors import DataError, UserError
 from jaxadv.experiment import (
   VARIANTS,
   Options,
+  cache_dir,
   check_choices,
   data_dir,
   result_config,
@@ -72,6 +77,28 @@ def define_common_flags(values: flags.FlagValues) -> None:
     'list',
     False,
     'List experiments, attacks, backbones and data sets.',
+    flag_values=values,
+  )
+  flags.DEFINE_bool(
+    'distributed',
+    False,
+    'Join the hosts of this job in one run; SLURM, Open MPI, TPU pods and '
+    'Kubernetes are recognised.',
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'coordinator',
+    None,
+    'HOST:PORT of the first host, where the cluster is not recognised.',
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    'num_hosts', None, 'With --coordinator: how many.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'host_index',
+    None,
+    'With --coordinator: which one this is, from 0.',
     flag_values=values,
   )
   define_config_flags(values, Options())
@@ -127,7 +154,8 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, ModuleType | None]:
 
 def configure(values: flags.FlagValues, module: ModuleType) -> Any:
   """Builds the config of the variant with the given flags put in."""
-  config = module.get_config(values.variant)
+  dataset = values['dataset'].value if 'dataset' in values else None
+  config = module.get_config(values.variant, dataset or '')
   given = {}
   for field in dataclasses.fields(config):
     value = values[field.name].value
@@ -138,10 +166,9 @@ def configure(values: flags.FlagValues, module: ModuleType) -> Any:
 
 def default_workdir(experiment: str, config: Any, module: ModuleType) -> str:
   """Names the folder of a run, so that other options get another folder."""
-  name = f'{experiment}-{config.variant}-{config.dataset}'
-  plain = dataclasses.replace(
-    module.get_config(config.variant), dataset=config.dataset
-  )
+  dataset = getattr(config, 'dataset', '')
+  name = '-'.join(filter(None, (experiment, config.variant, dataset)))
+  plain = module.get_config(config.variant, dataset)
   chosen = result_config(config)
   if chosen != result_config(plain):
     text = json.dumps(chosen, sort_keys=True, default=str)
@@ -177,6 +204,60 @@ def use_compilation_cache() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
+def check_hosts(values: flags.FlagValues) -> None:
+  """Checks the flags that say which host this is.
+
+  Raises:
+    UserError: If some of them are missing or do not fit together.
+  """
+  given = [values.coordinator, values.num_hosts, values.host_index]
+  if all(value is None for value in given):
+    return
+  if None in given:
+    raise UserError(
+      '--coordinator=HOST:PORT, --num_hosts=N and --host_index=i go together; '
+      'where the cluster is recognised, --distributed does without them'
+    )
+  if not 0 <= values.host_index < values.num_hosts:
+    raise UserError(
+      f'--host_index is {values.host_index}; of {values.num_hosts} hosts it '
+      f'must be one of 0 to {values.num_hosts - 1}'
+    )
+
+
+def run(module: ModuleType, config: Any, workdir: str) -> None:
+  """Runs an experiment; of several hosts the first one writes and prints.
+
+  All hosts take part in the work and share the cache. What the others would
+  leave in the workdir is the same as what the first one leaves, and thrown
+  away.
+  """
+  if hosts.is_first():
+    module.run(config, workdir)
+  else:
+    shared = dataclasses.replace(config, cache_dir=cache_dir(config, workdir))
+    with (
+      tempfile.TemporaryDirectory() as scratch,
+      open(os.devnull, 'w') as nowhere,
+      contextlib.redirect_stdout(nowhere),
+      contextlib.redirect_stderr(nowhere),
+    ):
+      module.run(shared, scratch)
+  hosts.wait('end')
+
+
+def leave(code: int) -> int:
+  """Gives the exit code of a failure; one of several hosts ends at once.
+
+  Otherwise it would first wait for the others, and they for it.
+  """
+  if 'jax' in sys.modules and hosts.several():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+  return code
+
+
 def main(argv: Sequence[str]) -> int:
   """Runs the command line; gives the exit code.
 
@@ -194,6 +275,7 @@ def main(argv: Sequence[str]) -> int:
       print(__doc__, values.get_help(), sep='\n')
       return 0
     values, module = parse(argv)
+    check_hosts(values)
     if values.list:
       show_list(data_dir(values.data_dir))
       return 0
@@ -208,13 +290,18 @@ def main(argv: Sequence[str]) -> int:
     if values.plan:
       print(module.plan(config, workdir))
     else:
-      module.run(config, workdir)
+      if values.distributed or values.coordinator:
+        hosts.join(values.coordinator, values.num_hosts, values.host_index)
+      run(module, config, workdir)
   except UserError as error:
     print(f'launch.py: {error}', file=sys.stderr)
-    return 2
+    return leave(2)
   except (DataError, OSError, MemoryError) as error:
     print(f'launch.py: stopped: {error}', file=sys.stderr)
-    return 1
+    return leave(1)
+  except Exception:
+    traceback.print_exc()
+    return leave(1)
   return 0
 
 

@@ -193,6 +193,9 @@ def fetch(tree: Any) -> Any:
     return jax.device_get(tree)
   from jax.experimental import multihost_utils
 
+  # One host may have compiled or computed for long; see `wait`.
+  jax.block_until_ready(tree)
+  wait('fetch')
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
