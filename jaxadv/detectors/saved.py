@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -165,9 +166,12 @@ def load(
       f'{path} describes no detector ({error!r}); save it again'
     ) from error
   classifier = from_linen(module, prefix, preprocess=preprocess)
-  # Nothing of a training but what it learnt.
   state = TrainState(
-    None, detector['params'], detector.get('batch_stats', {}), None, None
+    step=jnp.zeros((), jnp.int32),
+    params=detector['params'],
+    batch_stats=detector.get('batch_stats', {}),
+    opt_state=None,
+    plateau=None,
   )
   score = jax.jit(backbone_detector(design).score)
   shape = (about.image_size, about.image_size, 3)

@@ -286,7 +286,7 @@ def interval_bars(
     category: Key of the groups along the axis, such as the kind of attack.
     series: Key of the bars side by side, such as the backbone.
     where: Keys and values of the rows to show.
-    base: Where bars begin.
+    base: Where bars begin: chance, or 0.
     title: Heading.
 
   Returns:
@@ -350,7 +350,8 @@ def interval_bars(
   axis.grid(axis='y', alpha=0.25)
   axis.set_axisbelow(True)
   axis.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1.01, 1))
-  notes = [f'bars start at chance ({base:.0f}); lines: 95 % intervals']
+  start = f'bars start at chance ({base:.0f}); ' if base else ''
+  notes = [f'{start}lines: 95 % intervals']
   if any(row.few for row in rows):
     notes.append(FOOTNOTE)
   figure.supxlabel('\n'.join(notes), fontsize=8, color='0.3')
@@ -493,7 +494,9 @@ def score_histogram(
     The figure; each group is shown in per cent of its pictures.
   """
   groups = {label: arrays[name] for label, name in scores.items()}
-  edges = np.histogram_bin_edges(np.concatenate([*groups.values()]), bins=30)
+  edges = np.histogram_bin_edges(
+    np.concatenate([*groups.values()]), bins=30
+  ).tolist()
   figure = matplotlib.figure.Figure(figsize=(6.4, 3.6), layout='constrained')
   axis = figure.subplots()
   for index, (label, values) in enumerate(groups.items()):

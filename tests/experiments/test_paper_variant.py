@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.connection.protocol import features
+from experiments.connection.protocol import features, plan
+from experiments.connection.protocol.setting import Config
 from jaxadv import models
 from jaxadv.classifier import from_linen
 from jaxadv.data.fake import generated_pictures
@@ -154,6 +155,38 @@ def test_training_one_after_the_other_changes_no_bit(finished, run, tmp_path):
   command = ('--exp=unseen_transfer', *TINY, f'--workdir={tmp_path / "run"}')
   assert run(*command, '--feature_memory=0.000001') == 0
   np.testing.assert_array_equal(scores(tmp_path / 'run'), scores(finished))
+
+
+def test_plan_of_the_paper_variant_tells_memory(run, pictures, capsys):
+  # Published weights in a file; nothing reads them.
+  command = (
+    *PAPER,
+    '--plan',
+    f'--dataset={pictures}',
+    '--backbones=mobilenet:0.05:224',
+    f'--weights=mobilenet:0.05:224={pictures}',
+  )
+  found = {}
+  for limit in ('1', '0.0001'):
+    assert run(*command, f'--feature_memory={limit}') == 0
+    found[limit] = capsys.readouterr().out
+    # Of what is published, no training is planned.
+    assert '  mobilenet:0.05:224 yes' not in found[limit]
+    assert '  mobilenet:0.05:224 no' not in found[limit]
+    assert '  victim             no' in found[limit]
+  # 6 sets of 20 pictures, 28x28 cells of 12 channels, 2 bytes each.
+  assert '2.2 MiB in bfloat16' in found['1']
+  assert 'one detector after the other' not in found['1']
+  assert 'one detector after the other, 0.4 MiB' in found['0.0001']
+
+
+def test_planned_parameters_are_those_of_the_detectors(finished):
+  values = dict(text.lstrip('-').split('=') for text in TINY)
+  config = Config(image_size=int(values['image_size']))
+  [file, *_] = (finished.parent / 'cache' / 'detectors').glob('*/detectors.npz')
+  sizes = [leaf[0].size for leaf in read_npz(file).values()]
+  needs = plan._needs(config, values['backbones'])
+  assert needs.parameters == sum(sizes)
 
 
 def test_bfloat16_features_give_close_scores(finished, run, tmp_path):

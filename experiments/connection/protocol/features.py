@@ -79,22 +79,23 @@ def pool(
   num_rows = n * len(images)
   size = min(batch_size, num_rows)
 
+  def compute_step(rows: np.ndarray) -> jax.Array:
+    pictures = np.stack([images[row // n][row % n] for row in rows])
+    padding = [(0, size - len(rows))] + [(0, 0)] * 3
+    return _prefix(
+      classifier, np.pad(pictures, padding), design=design, dtype=dtype
+    )
+
   def compute(rows: np.ndarray) -> jax.Array:
-    found = None
-    # The last step goes back over rows already done, not beyond the end.
-    starts = [*range(0, max(len(rows) - size, 0), size), len(rows) - size]
     with explain_out_of_memory(size):
-      for start in starts:
-        chosen = rows[max(start, 0) : start + size]
-        pictures = np.stack([images[row // n][row % n] for row in chosen])
-        padding = [(0, size - len(chosen))] + [(0, 0)] * 3
-        part = _prefix(
-          classifier, np.pad(pictures, padding), design=design, dtype=dtype
-        )
-        if len(rows) <= size:
-          return part[: len(rows)].block_until_ready()
-        if found is None:
-          found = jnp.empty((len(rows), *part.shape[1:]), part.dtype)
+      first = compute_step(rows[:size])
+      if len(rows) <= size:
+        return first[: len(rows)].block_until_ready()
+      found = jnp.empty((len(rows), *first.shape[1:]), dtype)
+      found = _put(found, first, 0)
+      # The last step goes back over rows already done, not beyond the end.
+      for start in [*range(size, len(rows) - size, size), len(rows) - size]:
+        part = compute_step(rows[start : start + size])
         # Waits, lest pictures of many steps queue on the device.
         found = _put(found, part, start).block_until_ready()
     return found

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.connection.protocol import study, units
-from experiments.connection.protocol.setting import Config, parse_network
+from experiments.connection.protocol.features import num_bytes
+from experiments.connection.protocol.setting import (
+  Config,
+  is_published,
+  parse_network,
+)
 from jaxadv import experiment, models
+from jaxadv.classifier import from_linen
+from jaxadv.data import sources
+from jaxadv.experiment import Cell
 from jaxadv.storage import Cache
+from jaxadv.training.frozen import Design, prefix_features, task
 
 # Sustained on a 2-core CPU in training these networks; a rough guide.
 FLOPS_PER_SECOND = 1e11
@@ -31,9 +42,9 @@ class Absent(Exception):
 class Lookup(Cache):
   """A cache that finds pieces and makes none."""
 
-  def get_or_make(self, unit, version, config, make):
+  def get_or_make(self, unit, version, config, make, *, alone=False):
     """Gives the folder of a piece, or raises `Absent`."""
-    del make
+    del make, alone
     path = self.entry(unit, version, config)
     if not path.is_dir():
       raise Absent(unit)
@@ -72,17 +83,30 @@ def plan(config: Config, workdir: str) -> str:
     f'{len(mine)} in this shard, {len(done)} finished',
     'cached:',
   ]
+  count = config.backbone_pictures or len(train.labels)
+  networks = (
+    {'victim': (config.victim, train, config.victim_epochs)}
+    | {
+      f'reference {name}': (
+        name,
+        units.reference_pictures(config, train),
+        config.reference_epochs,
+      )
+      for name in config.reference
+    }
+    | {
+      name: (
+        name,
+        sources.subset(train, np.arange(len(train.labels))[:count]),
+        config.backbone_epochs,
+      )
+      for name in config.backbones
+    }
+  )
   networks = {
-    'victim': (config.victim, train, config.victim_epochs),
-    'reference': (
-      config.reference,
-      units.reference_pictures(config, train),
-      config.reference_epochs,
-    ),
-  } | {
-    network: (network, train, config.backbone_epochs)
-    for network in config.backbones
-    if not units.weight_file(config, parse_network(network)[0])
+    role: parts
+    for role, parts in networks.items()
+    if not is_published(config, parts[0])
   }
   seconds = 0.0
   for role, (network, taught, epochs) in networks.items():
@@ -93,33 +117,158 @@ def plan(config: Config, workdir: str) -> str:
     lines.append(f'  {role:<18} {"yes" if present else "no"}')
     if not present:
       seconds += _seconds(config, network, len(taught.labels) * epochs * PASSES)
-  present = _present(
-    lambda: units.collect(config, cache, train, heldout, lambda text: None)
-  )
-  lines.append(f'  {"all pictures":<18} {"yes" if present else "no"}')
+  forwards = [n for n in units.networks_of(config) if is_published(config, n)]
+  if config.victim in forwards:
+    # Which pictures it gets right, and so which are attacked, takes a pass
+    # over all of them.
+    present = False
+    lines.append(f'  {"all pictures":<18} not known before the victim is asked')
+  else:
+    present = _present(
+      lambda: units.collect(config, cache, train, heldout, lambda text: None)
+    )
+    lines.append(f'  {"all pictures":<18} {"yes" if present else "no"}')
   if not present:
     steps = 1 + 10 + DEEPFOOL_STEPS
     forward = steps * PASSES + config.num_trials / 3
     seconds += 3 * COMPILING_SECONDS + _seconds(
       config, config.victim, config.num_pictures * forward
     )
-  rows = round(2 * config.num_pictures * (study.SHARES[0]))
-  seconds += COMPILING_SECONDS * len(
-    {cell.settings['network'] for cell in mine if cell not in done}
+    for network in forwards:
+      seconds += _seconds(config, network, len(heldout.labels))
+  todo = [cell for cell in mine if cell not in done]
+  seconds += COMPILING_SECONDS * len({c.settings['network'] for c in todo})
+  needs = {network: _needs(config, network) for network in config.backbones}
+  for cell in todo:
+    network = cell.settings['network']
+    seconds += _seconds(config, network, _passes(config, cell, needs[network]))
+  lines.append('memory:')
+  lines += [_memory(config, network, found) for network, found in needs.items()]
+  host = (
+    train.images.nbytes
+    + heldout.images.nbytes
+    + _num_sets(config) * (config.num_pictures * 3 * config.image_size**2)
   )
-  for cell in mine:
-    if cell not in done:
-      network = cell.settings['network']
-      # Kinds, controls; the suffix and head cost about a forward pass.
-      members = len(config.attacks) + 4
-      seconds += _seconds(
-        config, network, rows * config.detector_epochs * members * PASSES
-      )
-  lines.append(
-    f'time left: about {max(1, round(seconds / 60))} minutes on a 2-core CPU '
-    '(rough), less on an accelerator'
+  disk = sum(
+    _num_members(config, cell) * needs[cell.settings['network']].parameters * 4
+    for cell in mine
   )
+  lines += [
+    f'  host               {_gib(host)} of pictures',
+    f'  cache              {_gib(disk)} of detectors on disk, and while a cell '
+    'trains up to six times its share for checkpoints',
+    f'time left: about {_duration(seconds)} on a 2-core CPU '
+    '(rough), less on an accelerator',
+  ]
   return '\n'.join(lines)
+
+
+class Needs(NamedTuple):
+  """What the detectors on a backbone need.
+
+  Attributes:
+    picture: Bytes of the features of one picture.
+    parameters: Numbers that one detector trains and keeps.
+  """
+
+  picture: int
+  parameters: int
+
+
+def _needs(config: Config, network: str) -> Needs:
+  name, width, _ = parse_network(network)
+  size = parse_network(network).size_for(config.image_size)
+  known = models.BACKBONES[name]
+  trained = not is_published(config, network)
+  module = models.build(
+    name,
+    num_classes=2,
+    width=width,
+    image_size=size,
+    **(known.from_scratch if trained else {}),
+  )
+  variables = jax.eval_shape(
+    lambda: models.init_variables(jax.random.key(0), module, size)
+  )
+  preprocess = units.resized(config, size, known.preprocess)
+  classifier = from_linen(module, variables, preprocess=preprocess)
+  design = Design(module, known.split, known.features)
+  _, rest = models.split_variables(module, variables, design.split)
+  suffix, _ = models.split_variables(module, rest, design.features)
+  features = jax.eval_shape(
+    functools.partial(prefix_features, design),
+    classifier,
+    jnp.zeros((1, config.image_size, config.image_size, 3)),
+  )
+  data = {'suffix': suffix, 'features': features}
+  kept = jax.eval_shape(
+    lambda data: task(design, 1).init(jax.random.key(0), data, 0), data
+  )
+  return Needs(
+    num_bytes(design, classifier, config.image_size, config.feature_dtype),
+    sum(leaf.size for leaf in jax.tree.leaves(kept)),
+  )
+
+
+def _num_sets(config: Config) -> int:
+  """Counts clean pictures, kinds, and the three sets of controls."""
+  return 1 + len(config.attacks) + 3
+
+
+def _num_members(config: Config, cell: Cell) -> int:
+  """Counts the detectors of a cell; the first seed has controls."""
+  controls = 4 if cell.settings['seed'] == 0 else 0
+  return len(config.attacks) + controls
+
+
+def _fits(config: Config, needs: Needs) -> bool:
+  pool = _num_sets(config) * config.num_pictures * needs.picture
+  return pool <= config.feature_memory * 2**30
+
+
+def _passes(config: Config, cell: Cell, needs: Needs) -> float:
+  """Counts forward passes of a picture through a cell's backbone."""
+  members, n = _num_members(config, cell), config.num_pictures
+  # The suffix and head cost about a forward pass.
+  rows = round(2 * n * study.SHARES[0])
+  training = rows * config.detector_epochs * members * PASSES
+  if not _fits(config, needs):
+    return training + members * n + _num_sets(config) * n / 2
+  return training + _num_sets(config) * n * (cell.settings['seed'] == 0)
+
+
+def _memory(config: Config, network: str, needs: Needs) -> str:
+  """Says what a backbone's detectors take on the device."""
+  n, members = config.num_pictures, len(config.attacks) + 4
+  pool = _num_sets(config) * n * needs.picture
+  text = f'features {_gib(pool)} in {config.feature_dtype}'
+  together = members
+  if not _fits(config, needs):
+    together = 1
+    text += (
+      f', more than --feature_memory={config.feature_memory:g}: one detector '
+      f'after the other, {_gib(n * needs.picture)} each'
+    )
+  # All are kept; gradients and Adam's two moments only while they train.
+  numbers = (members + 3 * together) * needs.parameters
+  return (
+    f'  {network:<18} {text}; {needs.parameters / 1e6:.1f} M parameters a '
+    f'detector, {_gib(4 * numbers)} for {members} of them with the optimizer '
+    f'of {together}'
+  )
+
+
+def _duration(seconds: float) -> str:
+  minutes = max(1, round(seconds / 60))
+  for unit, size in (('days', 1440), ('hours', 60)):
+    if minutes >= 2 * size:
+      return f'{minutes / size:.0f} {unit}'
+  return f'{minutes} minutes'
+
+
+def _gib(count: float) -> str:
+  gib = count / 2**30
+  return f'{gib:.1f} GiB' if gib >= 0.95 else f'{count / 2**20:.1f} MiB'
 
 
 def _present(find) -> bool:
@@ -132,14 +281,13 @@ def _present(find) -> bool:
 
 def _seconds(config: Config, network: str, passes: float) -> float:
   """Estimates the time of forward passes of a picture."""
-  name, width = parse_network(network)
-  module = models.build(
-    name, num_classes=10, width=width, image_size=config.image_size
-  )
+  name, width, _ = parse_network(network)
+  size = parse_network(network).size_for(config.image_size)
+  module = models.build(name, num_classes=10, width=width, image_size=size)
   variables = jax.eval_shape(
-    lambda: models.init_variables(jax.random.key(0), module, config.image_size)
+    lambda: models.init_variables(jax.random.key(0), module, size)
   )
-  image = jnp.zeros((1, config.image_size, config.image_size, 3))
+  image = jnp.zeros((1, size, size, 3))
   lowered = jax.jit(module.apply).lower(variables, image)
   cost = lowered.cost_analysis() or {'flops': 0.0}
   return passes * cost['flops'] / FLOPS_PER_SECOND
