@@ -246,12 +246,17 @@ def run(module: ModuleType, config: Any, workdir: str) -> None:
   hosts.wait('end')
 
 
+def joined() -> bool:
+  """Tells whether this is one of several hosts."""
+  return 'jax' in sys.modules and hosts.several()
+
+
 def leave(code: int) -> int:
   """Gives the exit code of a failure; one of several hosts ends at once.
 
   Otherwise it would first wait for the others, and they for it.
   """
-  if 'jax' in sys.modules and hosts.several():
+  if joined():
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -300,8 +305,10 @@ def main(argv: Sequence[str]) -> int:
     print(f'launch.py: stopped: {error}', file=sys.stderr)
     return leave(1)
   except Exception:
-    traceback.print_exc()
-    return leave(1)
+    if joined():
+      traceback.print_exc()
+      leave(1)
+    raise
   return 0
 
 

@@ -124,7 +124,7 @@ def test_half_told_hosts_are_refused(options):
 def commands():
   """The commands of BUILD.md with shell variables filled in."""
   joined = BUILD.replace('\\\n', ' ')
-  for line in re.findall(r'python launch\.py ([^\n`|]*)', joined):
+  for line in re.findall(r'python launch\.py ([^\n`|&]*)', joined):
     if '--help' not in line:
       yield re.sub(r'\$\{?\w+\}?', '1', line).strip('\'"]')
 
