@@ -13,6 +13,7 @@ from jaxadv.classifier import Normalise, Resized, from_linen
 from jaxadv.detectors import saved
 from jaxadv.detectors.backbone import backbone_detector
 from jaxadv.errors import DataError, UserError
+from jaxadv.storage import read_npz
 from jaxadv.training import TrainState
 from tests.detectors import cases
 
@@ -146,6 +147,14 @@ def test_a_changed_byte_is_seen(copy):
     saved.load(copy)
   file.unlink()
   with pytest.raises(DataError, match='variables.npz'):
+    saved.load(copy)
+
+
+def test_variables_of_another_detector_are_seen(copy):
+  """Whole, and of the right shapes: only their hash tells."""
+  file = copy / 'variables.npz'
+  np.savez(file, **{k: v + 1 for k, v in read_npz(file).items()})
+  with pytest.raises(DataError, match='of another detector'):
     saved.load(copy)
 
 
