@@ -19,7 +19,7 @@ from experiments.connection.protocol.setting import (
   parse_network,
   weight_file,
 )
-from jaxadv import models
+from jaxadv import hosts, models
 from jaxadv.attacks import make
 from jaxadv.classifier import (
   Classifier,
@@ -474,7 +474,8 @@ def correct(
 ) -> np.ndarray:
   """Tells which pictures a classifier gets right, bool[N]."""
   logits = predict(classifier, pictures.images, config.batch_size)
-  return logits.argmax(-1) == pictures.labels
+  # Decides which pictures are attacked: the same on every host.
+  return hosts.agree(logits.argmax(-1) == pictures.labels)
 
 
 def attacks_of(config: Config) -> dict[str, dict[str, Any]]:
