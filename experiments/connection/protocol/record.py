@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.connection.protocol import units
 from experiments.connection.protocol.matrix import (
   SHUFFLED_WITH,
   CellScores,
   Figure,
   Matrix,
 )
-from experiments.connection.protocol.setting import parse_network
+from experiments.connection.protocol.setting import is_published, parse_network
 from experiments.connection.protocol.study import Study
 from jaxadv.classifier import predict
 from jaxadv.metrics.intervals import percentile_interval, wilson
@@ -211,7 +212,8 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
       note='Cells trained and tested on one kind are the seen adversaries of '
       'Figure 4, for which the paper prints no numbers. Intervals: bootstrap '
       f'over source pictures; values: mean over {study.config.num_seeds} '
-      'trainings. n: test pictures of the kind, and as many clean ones.',
+      'trainings. n: test pictures of the kind, and as many clean ones.'
+      + caveats(study),
     )
   else:
     main = Table(
@@ -222,7 +224,7 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
       columns=columns,
       where={'role': 'kind'},
       note='Trained and tested on one kind; the paper prints no numbers in '
-      'its Figure 4.',
+      'its Figure 4.' + caveats(study),
     )
   return [
     main,
@@ -240,7 +242,7 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
       metric=ACCURACY,
       lines=('network',),
       column='column',
-      note='On pictures that no network was trained on.',
+      note='On the held-out pictures.' + caveats(study),
     ),
     Table(
       title='Negative controls',
@@ -258,6 +260,25 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
       control=True,
     ),
   ]
+
+
+def caveats(study: Study) -> str:
+  """Says what the choice of networks keeps the run from telling."""
+  names = units.networks_of(study.config)
+  found = []
+  families = {parse_network(name).name for name in names}
+  if len(families) == 1:
+    family = BACKBONE_NAME.get(*families, *families)
+    found.append(
+      f'Victim, reference and backbones are all of one family, {family}: what '
+      'they have in common, other networks may lack.'
+    )
+  if any(is_published(study.config, name) for name in names):
+    found.append(
+      'Networks with published weights have probably seen these pictures in '
+      'training.'
+    )
+  return ' '.join(['', *found])
 
 
 def figures(study: Study, matrix: Matrix, *, unseen: bool) -> list[Drawing]:
