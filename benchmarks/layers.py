@@ -12,7 +12,7 @@ import argparse
 import importlib.util
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -42,23 +42,25 @@ def medians(
 
 
 def gradients(
-  name: str, width: float, batch: int
+  name: str, width: float, batch: int, whats: Sequence[str], lax_too: bool
 ) -> dict[tuple[str, str], Callable[[], object]]:
   """One gradient step a call ('bare') and `TURNS` of them in a loop.
 
   Args:
-    name: A backbone.
+    name: A backbone; it is given the smallest images it takes, 32x32 at least.
     width: Its width.
     batch: Number of images.
+    whats: 'input', 'weights' or both.
+    lax_too: Whether to add `('input', 'lax')`, the loop on the layers of lax
+      (whose kernel gradients in loops would take minutes).
 
   Returns:
-    Compiled functions by `(what, kind)`: 'input' or 'weights', 'bare' or
-    'loop', and `('input', 'lax')`, the loop on the layers of lax (whose
-    kernel gradients in loops would take minutes).
+    Compiled functions by `(what, kind)`, with the kinds 'bare' and 'loop'.
   """
-  module = models.build(name, num_classes=CLASSES, width=width, image_size=SIZE)
-  variables = models.init_variables(jax.random.key(0), module, SIZE)
-  images = jax.random.uniform(jax.random.key(1), (batch, SIZE, SIZE, 3))
+  size = max(SIZE, models.BACKBONES[name].min_size)
+  module = models.build(name, num_classes=CLASSES, width=width, image_size=size)
+  variables = models.init_variables(jax.random.key(0), module, size)
+  images = jax.random.uniform(jax.random.key(1), (batch, size, size, 3))
   params = variables.pop('params')
 
   def loss(images, params):
@@ -88,12 +90,14 @@ def gradients(
   compiled = {
     (what, kind): compile_(form(which))
     for which, what in enumerate(('input', 'weights'))
+    if what in whats
     for form, kind in ((bare, 'bare'), (loop, 'loop'))
   }
-  on_cpu = layers._on_cpu
-  layers._on_cpu = lambda: False
-  compiled['input', 'lax'] = compile_(loop(0))
-  layers._on_cpu = on_cpu
+  if lax_too and 'input' in whats:
+    on_cpu = layers._on_cpu
+    layers._on_cpu = lambda: False
+    compiled['input', 'lax'] = compile_(loop(0))
+    layers._on_cpu = on_cpu
   return compiled
 
 
@@ -128,6 +132,18 @@ def torch_input_gradient(width: float, batch: int, threads: int):
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument(
+    '--networks',
+    default='vgg11,mobilenet',
+    help=f'of {", ".join(models.BACKBONES)}',
+  )
+  parser.add_argument('--gradients', default='input,weights')
+  parser.add_argument(
+    '--lax',
+    action=argparse.BooleanOptionalAction,
+    default=True,
+    help='compare with the layers of lax, which take long to compile',
+  )
   parser.add_argument('--width', type=float, default=0.5)
   parser.add_argument('--batch', type=int, default=32)
   parser.add_argument('--repeats', type=int, default=5)
@@ -137,13 +153,16 @@ def main() -> None:
   flags = parser.parse_args()
   keep_freed_memory()
   rows = []
-  for name in ('vgg11', 'mobilenet'):
-    runs = gradients(name, flags.width, flags.batch)
-    if name == 'vgg11' and importlib.util.find_spec('torch'):
+  whats = flags.gradients.split(',')
+  for name in flags.networks.split(','):
+    runs = gradients(name, flags.width, flags.batch, whats, flags.lax)
+    if (
+      'input' in whats and name == 'vgg11' and importlib.util.find_spec('torch')
+    ):
       runs['input', 'torch'] = torch_input_gradient(
         flags.width, flags.batch, flags.threads
       )
-    for what in ('input', 'weights'):
+    for what in whats:
       seconds = medians(
         {kind: run for (of, kind), run in runs.items() if of == what},
         flags.repeats,
@@ -156,16 +175,16 @@ def main() -> None:
         other = seconds['lax'] / TURNS
         rows.append((name, what, 'in a loop', 'lax in a loop', turn, other))
   print(
-    f'gradients at {SIZE}x{SIZE}, width {flags.width}, batch {flags.batch}, '
+    f'gradients, width {flags.width}, batch {flags.batch}, '
     f'{jax.default_backend()}, jax {jax.__version__}'
   )
   print(
-    f'{"network":10} {"by":8} {"ours":>10} {"against":>14} '
+    f'{"network":12} {"by":8} {"ours":>10} {"against":>14} '
     f'{"ms":>8} {"ms":>9} {"ratio":>6}'
   )
   for name, what, form, against, own, other in rows:
     print(
-      f'{name:10} {what:8} {form:>10} {against:>14} {1e3 * own:8.1f} '
+      f'{name:12} {what:8} {form:>10} {against:>14} {1e3 * own:8.1f} '
       f'{1e3 * other:9.1f} {own / other:6.2f}'
     )
 

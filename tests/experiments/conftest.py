@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import launch
-from experiments.connection.protocol import units
+from experiments.connection.protocol import networks
 
 ROOT = pathlib.Path(launch.__file__).parent
 
@@ -49,7 +49,7 @@ def run():
 
   def run(*arguments):
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(units, 'mesh', lambda: None)
+      patch.setattr(networks, 'mesh', lambda: None)
       return launch.main(['launch.py', *map(str, arguments)])
 
   return run

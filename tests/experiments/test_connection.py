@@ -4,11 +4,14 @@ import csv
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from experiments.connection.protocol import record
+from experiments.connection.protocol.setting import get_config
 from tests.experiments.conftest import TINY
 
 KINDS = {
@@ -229,3 +232,13 @@ def test_list_names_everything_a_flag_takes(run, capsys):
     assert name in found
   for name in ('mobilenet', 'vgg16', 'digits'):
     assert name in found
+
+
+def test_the_report_says_what_its_networks_cannot_tell():
+  def caveats(*arguments):
+    return record.caveats(SimpleNamespace(config=get_config(*arguments)))
+
+  pretrained = caveats('small', 'imagenet_sample')
+  assert 'one family, MobileNet' in pretrained
+  assert 'seen these pictures in training' in pretrained
+  assert not caveats('quick').strip()

@@ -58,7 +58,7 @@ def _config(folders, **options):
 def sets(folders):
   workdir = str(folders / 'runs' / 'run')
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(study.units, 'mesh', lambda: None)
+    patch.setattr(study.networks, 'mesh', lambda: None)
     return study.prepare(
       _config(folders), workdir, lambda text: None
     ).collection.sets

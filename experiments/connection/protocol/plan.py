@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.connection.protocol import study, units
+from experiments.connection.protocol import networks, pictures, study
 from experiments.connection.protocol.features import num_bytes
 from experiments.connection.protocol.setting import (
   Config,
@@ -65,7 +65,7 @@ def plan(config: Config, workdir: str) -> str:
     UserError: If the data set or one of its splits cannot be had.
   """
   cache = Lookup(experiment.cache_dir(config, workdir))
-  train, heldout = units.load_pictures(config, cache)
+  train, heldout = pictures.load_pictures(config, cache)
   all_cells = study.cells(config)
   mine = experiment.shard_of(all_cells, config.shard)
   done = [
@@ -84,12 +84,12 @@ def plan(config: Config, workdir: str) -> str:
     'cached:',
   ]
   count = config.backbone_pictures or len(train.labels)
-  networks = (
+  trained = (
     {'victim': (config.victim, train, config.victim_epochs)}
     | {
       f'reference {name}': (
         name,
-        units.reference_pictures(config, train),
+        pictures.reference_pictures(config, train),
         config.reference_epochs,
       )
       for name in config.reference
@@ -103,21 +103,23 @@ def plan(config: Config, workdir: str) -> str:
       for name in config.backbones
     }
   )
-  networks = {
+  trained = {
     role: parts
-    for role, parts in networks.items()
+    for role, parts in trained.items()
     if not is_published(config, parts[0])
   }
   seconds = 0.0
-  for role, (network, taught, epochs) in networks.items():
+  for role, (network, taught, epochs) in trained.items():
     find = functools.partial(
-      units.trained_network, config, cache, network, taught, heldout, epochs
+      networks.trained_network, config, cache, network, taught, heldout, epochs
     )
     present = _present(find)
     lines.append(f'  {role:<18} {"yes" if present else "no"}')
     if not present:
       seconds += _seconds(config, network, len(taught.labels) * epochs * PASSES)
-  forwards = [n for n in units.networks_of(config) if is_published(config, n)]
+  forwards = [
+    n for n in networks.networks_of(config) if is_published(config, n)
+  ]
   if config.victim in forwards:
     # Which pictures it gets right, and so which are attacked, takes a pass
     # over all of them.
@@ -125,7 +127,7 @@ def plan(config: Config, workdir: str) -> str:
     lines.append(f'  {"all pictures":<18} not known before the victim is asked')
   else:
     present = _present(
-      lambda: units.collect(config, cache, train, heldout, lambda text: None)
+      lambda: pictures.collect(config, cache, train, heldout, lambda text: None)
     )
     lines.append(f'  {"all pictures":<18} {"yes" if present else "no"}')
   if not present:
@@ -190,7 +192,7 @@ def _needs(config: Config, network: str) -> Needs:
   variables = jax.eval_shape(
     lambda: models.init_variables(jax.random.key(0), module, size)
   )
-  preprocess = units.resized(config, size, known.preprocess)
+  preprocess = networks.resized(config, size, known.preprocess)
   classifier = from_linen(module, variables, preprocess=preprocess)
   design = Design(module, known.split, known.features)
   _, rest = models.split_variables(module, variables, design.split)

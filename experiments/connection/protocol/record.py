@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.connection.protocol import units
+from experiments.connection.protocol import networks
 from experiments.connection.protocol.matrix import (
   SHUFFLED_WITH,
   CellScores,
@@ -264,7 +264,7 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
 
 def caveats(study: Study) -> str:
   """Says what the choice of networks keeps the run from telling."""
-  names = units.networks_of(study.config)
+  names = networks.networks_of(study.config)
   found = []
   families = {parse_network(name).name for name in names}
   if len(families) == 1:

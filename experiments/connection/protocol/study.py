@@ -20,7 +20,7 @@ import rich.console
 import rich.progress
 from flax import traverse_util
 
-from experiments.connection.protocol import features, units
+from experiments.connection.protocol import features, networks, pictures
 from experiments.connection.protocol.matrix import (
   SHUFFLED_WITH,
   CellScores,
@@ -63,7 +63,7 @@ class Study(NamedTuple):
   cache: Cache
   train: Pictures
   heldout: Pictures
-  collection: units.Collection
+  collection: pictures.Collection
   workdir: Path
   kept: dict[Any, features.Features]
 
@@ -155,20 +155,20 @@ def prepare(config: Config, workdir: str, note: Callable[[str], None]) -> Study:
   cache = Cache(experiment.cache_dir(config, workdir))
   note('data')
   # A file that does not fit is to be known before hours of work.
-  for network in units.networks_of(config):
+  for network in networks.networks_of(config):
     path = weight_file(config, network)
     if path:
-      units.load_weights(config, network, path)
-  train, heldout = units.load_pictures(config, cache)
-  collection = units.collect(config, cache, train, heldout, note)
+      networks.load_weights(config, network, path)
+  train, heldout = pictures.load_pictures(config, cache)
+  collection = pictures.collect(config, cache, train, heldout, note)
   return Study(config, cache, train, heldout, collection, Path(workdir), {})
 
 
 def backbone_design(
   study: Study, cell: Cell
-) -> tuple[units.Network, detectors.Design]:
+) -> tuple[networks.Network, detectors.Design]:
   """Makes or finds a cell's backbone, and says how detectors stand on it."""
-  network = units.backbone(
+  network = networks.backbone(
     study.config,
     study.cache,
     cell.settings['network'],
@@ -247,7 +247,7 @@ def run_cell(
       for side in sides[:2]
     )
     keys = jax.random.split(
-      units.stream(config, f'detectors {cell.name}'), len(trained)
+      networks.stream(config, f'detectors {cell.name}'), len(trained)
     )
     together = pool.whole is not None
     groups = [slice(None)] if together else [[e] for e in range(len(trained))]
@@ -272,7 +272,7 @@ def run_cell(
         train,
         valid,
         recipe,
-        mesh=units.mesh(),
+        mesh=networks.mesh(),
         checkpoint_dir=work if together else work / trained[number],
         progress=lambda done, total, _: note(
           f'detectors {cell.name}', (number + done / total) / len(groups)
@@ -431,7 +431,7 @@ def shuffled_labels(config: Config, sets) -> np.ndarray:
 
 
 def pool_features(
-  study: Study, design: detectors.Design, network: units.Network
+  study: Study, design: detectors.Design, network: networks.Network
 ) -> features.Features:
   """Gives the features of all pictures; those of the last backbone are kept.
 

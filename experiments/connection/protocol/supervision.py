@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.connection.protocol import claims, record, study, units
+from experiments.connection.protocol import claims, networks, record, study
 from experiments.connection.protocol import plan as matrix_plan
 from experiments.connection.protocol import run as protocol
 from experiments.connection.protocol.claims import KIND, Comparison
@@ -193,7 +193,7 @@ def _identify(
       [np.repeat(np.arange(len(chosen)), side.shape[1]) for side in sides[:2]]
     )
     fitted = identifiers.fit_identifiers(
-      units.stream(config, name)[None],
+      networks.stream(config, name)[None],
       design,
       network.classifier,
       pool.take(rows),
@@ -202,7 +202,7 @@ def _identify(
       np.arange(len(train), len(rows))[None],
       recipe,
       num_classes=1 + len(kinds),
-      mesh=units.mesh(),
+      mesh=networks.mesh(),
       checkpoint_dir=work,
       progress=lambda done, total, _: note(name, done / total),
     )

@@ -1,48 +1,30 @@
-"""The pieces of a run that the cache keeps: networks and adversarial sets.
-
-Each function gives a finished piece, from the cache if it is there. What a
-piece was made from is its address, so experiments and reruns share pieces and
-a changed option never meets a stale one.
-"""
+"""The pictures of a run: clean ones, the eight kinds, and controls."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
+from experiments.connection.protocol import networks
 from experiments.connection.protocol.setting import (
   Config,
   is_published,
-  parse_network,
-  weight_file,
 )
-from jaxadv import hosts, models
+from jaxadv import models
 from jaxadv.attacks import make
-from jaxadv.classifier import (
-  Classifier,
-  Normalise,
-  Resized,
-  from_linen,
-  predict,
-)
 from jaxadv.data import imagenet, sources
 from jaxadv.errors import UserError
 from jaxadv.experiment import data_dir
-from jaxadv.models.weights import native, published
 from jaxadv.sets.build import build
 from jaxadv.sets.io import read, write
 from jaxadv.sets.natural import natural as natural_set
 from jaxadv.sets.natural import natural_plus
 from jaxadv.sets.types import AdversarialSet
-from jaxadv.storage import Cache, fingerprint, read_json, write_json
-from jaxadv.training import TrainConfig, data_mesh
-from jaxadv.training.classifiers import fit_classifier
+from jaxadv.storage import Cache
 
 Note = Callable[[str], None]
-
 # Of the held-out pictures, this many times `num_pictures` are the pool of
 # clean pictures (the victim must be right on them), more if the victim errs
 # often, half at most; the rest is the pool of natural ones, on which the
@@ -59,29 +41,6 @@ SOURCES_OF = {
   'natural_plus': 10**8,
   'clean_other': 2 * 10**8,
 }
-# Data sets whose mirrored pictures are no pictures of their class.
-UPRIGHT = ('digits', 'mnist')
-
-
-class Network(NamedTuple):
-  """A network with its weights and how the cache names it.
-
-  Attributes:
-    name: Of the backbone.
-    module: Linen module, a chain of stages.
-    classifier: The module with weights and preprocessing.
-    identity: Hash of all that made the weights.
-    accuracy: Share of the held-out pictures that it classifies correctly; None
-      if its classes are not those of the data set.
-    batch_norm: Whether its BatchNorm has statistics, and can train on.
-  """
-
-  name: str
-  module: Any
-  classifier: Classifier
-  identity: str
-  accuracy: float | None
-  batch_norm: bool = True
 
 
 def load_pictures(
@@ -103,12 +62,14 @@ def load_pictures(
 
   train_split, heldout_split = _splits(config, cache)
   rng = np.random.default_rng([config.seed, 1])
-  teaches = not all(is_published(config, n) for n in networks_of(config))
-  some = config.heldout_pictures and {
-    'seed': config.seed,
-    'limit': config.heldout_pictures,
-  }
-  heldout = load(heldout_split, **(some or {}))
+  teaches = not all(
+    is_published(config, n) for n in networks.networks_of(config)
+  )
+  heldout = load(
+    heldout_split,
+    seed=config.seed if config.heldout_pictures else None,
+    limit=config.heldout_pictures or None,
+  )
   order = rng.permutation(len(heldout.labels))
   if not teaches:
     train = sources.subset(heldout, order[:0])
@@ -127,13 +88,6 @@ def load_pictures(
       f'for at most {most}, or give a larger set'
     )
   return train, heldout
-
-
-def networks_of(config: Config) -> tuple[str, ...]:
-  """Lists the networks of a run, without repeats."""
-  return tuple(
-    dict.fromkeys((config.victim, *config.reference, *config.backbones))
-  )
 
 
 def _load(
@@ -160,203 +114,6 @@ def _splits(config: Config, cache: Cache) -> tuple[str, str]:
   return config.train_split or train, config.heldout_split or heldout
 
 
-def trained_network(
-  config: Config,
-  cache: Cache,
-  network: str,
-  train: sources.Pictures,
-  heldout: sources.Pictures,
-  epochs: int,
-) -> Network:
-  """Trains a network as a classifier of the data set.
-
-  Args:
-    config: The config of the run.
-    cache: Keeps the weights.
-    network: `name:width`.
-    train: Pictures to train on.
-    heldout: Pictures to measure the accuracy on; no choice depends on it.
-    epochs: Number of epochs.
-
-  Returns:
-    The network.
-  """
-  name, width, _ = parse_network(network)
-  size = parse_network(network).size_for(config.image_size)
-  recipe = TrainConfig(
-    num_epochs=epochs,
-    # Small sets need more steps an epoch than batches of 128 would give.
-    batch_size=128 if len(train.labels) > 5000 else 32,
-    learning_rate=1e-3,
-    schedule='cosine',
-    weight_decay=1e-2,
-  )
-  flip = config.dataset not in UPRIGHT
-  module = models.build(
-    name,
-    num_classes=len(train.class_names),
-    width=width,
-    image_size=size,
-    **models.BACKBONES[name].from_scratch,
-  )
-  preprocess = resized(config, size, standardise(train.images))
-  template = jax.eval_shape(
-    lambda: models.init_variables(jax.random.key(0), module, size)
-  )
-  settings = {
-    'module': module,
-    'recipe': recipe,
-    'flip': flip,
-    'train': train.fingerprint,
-    'heldout': heldout.fingerprint,
-    'seed': config.seed,
-    'size': size,
-  }
-
-  def make(folder, work):
-    variables = fit_classifier(
-      stream(config, f'train {network}'),
-      module,
-      train.images,
-      train.labels,
-      recipe,
-      preprocess=preprocess,
-      flip=flip,
-      mesh=mesh(),
-      checkpoint_dir=work,
-    )
-    native.write_variables(folder / 'variables.npz', variables)
-    logits = predict(
-      from_linen(module, variables, preprocess=preprocess),
-      heldout.images,
-      config.batch_size,
-    )
-    accuracy = float(np.mean(logits.argmax(-1) == heldout.labels))
-    write_json(folder / 'accuracy.json', {'heldout': accuracy})
-
-  folder = cache.get_or_make('classifier', 1, settings, make)
-  variables = native.read_variables(folder / 'variables.npz', template)
-  return Network(
-    name,
-    module,
-    from_linen(module, variables, preprocess=preprocess),
-    folder.name,
-    read_json(folder / 'accuracy.json')['heldout'],
-  )
-
-
-def load_weights(
-  config: Config, network: str, path: str
-) -> tuple[Any, Classifier]:
-  """Loads a network with published weights, and its preprocessing.
-
-  Raises:
-    DataError: If the file is broken.
-    UserError: If names or shapes in the file do not fit.
-  """
-  name, width, _ = parse_network(network)
-  size = parse_network(network).size_for(config.image_size)
-  module = models.build(
-    name,
-    num_classes=published.num_classes(path),
-    width=width,
-    image_size=size,
-  )
-  template = jax.eval_shape(
-    lambda: models.init_variables(jax.random.key(0), module, size)
-  )
-  variables = published.load(name, width, size, path, module, template)
-  preprocess = resized(config, size, models.BACKBONES[name].preprocess)
-  return module, from_linen(module, variables, preprocess=preprocess)
-
-
-def network_of(
-  config: Config,
-  cache: Cache,
-  network: str,
-  train: sources.Pictures,
-  heldout: sources.Pictures,
-  epochs: int,
-) -> Network:
-  """Gives a network: published if `--weights` says so, else trained.
-
-  Args:
-    config: The config of the run.
-    cache: Keeps trained weights.
-    network: `name:width:size`.
-    train: Pictures to train on.
-    heldout: Pictures to measure the accuracy on.
-    epochs: Number of epochs of a training.
-
-  Returns:
-    The network.
-  """
-  path = weight_file(config, network)
-  if not path:
-    return trained_network(config, cache, network, train, heldout, epochs)
-  module, classifier = load_weights(config, network, path)
-  accuracy = None
-  if module.num_classes == len(heldout.class_names):
-    accuracy = float(np.mean(correct(config, classifier, heldout)))
-  # Statistics that are all zero were folded into the convolutions.
-  means = [
-    leaf
-    for where, leaf in jax.tree.leaves_with_path(classifier.variables)
-    if 'mean' in jax.tree_util.keystr(where)
-  ]
-  return Network(
-    parse_network(network).name,
-    module,
-    classifier,
-    fingerprint([classifier.variables, classifier.preprocess]),
-    accuracy,
-    batch_norm=any(bool(leaf.any()) for leaf in means),
-  )
-
-
-def backbone(
-  config: Config,
-  cache: Cache,
-  network: str,
-  train: sources.Pictures,
-  heldout: sources.Pictures,
-) -> Network:
-  """Gives the network of a detector, of which a part will be frozen."""
-  count = config.backbone_pictures or len(train.labels)
-  return network_of(
-    config,
-    cache,
-    network,
-    sources.subset(train, np.arange(len(train.labels))[:count]),
-    heldout,
-    config.backbone_epochs,
-  )
-
-
-def resized(
-  config: Config, size: int, preprocess: Callable[[jax.Array], jax.Array]
-) -> Callable[[jax.Array], jax.Array]:
-  """Puts resizing before a preprocessing, where a network needs it."""
-  return preprocess if size == config.image_size else Resized(size, preprocess)
-
-
-def standardise(images: np.ndarray) -> Normalise:
-  """Gives the preprocessing that makes channels zero-mean with unit spread."""
-  scaled = images.reshape(-1, images.shape[-1]) / 255
-  round4 = lambda values: tuple(round(float(v), 4) for v in values)
-  return Normalise(round4(scaled.mean(0)), round4(scaled.std(0)))
-
-
-def mesh() -> jax.sharding.Mesh | None:
-  """Gives the mesh of all devices, if there are several."""
-  return data_mesh() if jax.device_count() > 1 else None
-
-
-def stream(config: Config, name: str) -> jax.Array:
-  """Gives the random key of one part of the run, whatever the order."""
-  return jax.random.key(int(fingerprint([config.seed, name])[:8], 16))
-
-
 class Collection(NamedTuple):
   """All pictures of a run: the clean ones, every kind, and the controls.
 
@@ -374,8 +131,8 @@ class Collection(NamedTuple):
   """
 
   sets: dict[str, AdversarialSet]
-  victim: Network
-  references: tuple[Network, ...]
+  victim: networks.Network
+  references: tuple[networks.Network, ...]
 
 
 def collect(
@@ -401,7 +158,7 @@ def collect(
     UserError: If there are too few pictures of a kind; says how many.
   """
   note(f'victim {config.victim}')
-  victim = network_of(
+  victim = networks.network_of(
     config, cache, config.victim, train, heldout, config.victim_epochs
   )
   if victim.accuracy is None:
@@ -412,7 +169,7 @@ def collect(
     )
   rows = np.arange(len(heldout.labels))
   half = len(rows) // 2
-  right = correct(config, victim.classifier, heldout) & (rows < half)
+  right = networks.correct(config, victim.classifier, heldout) & (rows < half)
   clean = _first(config, heldout, right, 'that the victim classifies correctly')
   last = np.flatnonzero(right)[config.num_pictures - 1]
   border = min(max(round(CLEAN_POOL * config.num_pictures), last + 1), half)
@@ -435,7 +192,7 @@ def collect(
   for name in config.reference:
     note(f'reference {name}')
     references.append(
-      network_of(
+      networks.network_of(
         config,
         cache,
         name,
@@ -467,15 +224,6 @@ def reference_pictures(
   """Gives the training pictures that the reference may learn from."""
   count = config.reference_pictures or len(train.labels)
   return sources.subset(train, np.arange(len(train.labels))[:count])
-
-
-def correct(
-  config: Config, classifier: Classifier, pictures: sources.Pictures
-) -> np.ndarray:
-  """Tells which pictures a classifier gets right, bool[N]."""
-  logits = predict(classifier, pictures.images, config.batch_size)
-  # Decides which pictures are attacked: the same on every host.
-  return hosts.agree(logits.argmax(-1) == pictures.labels)
 
 
 def attacks_of(config: Config) -> dict[str, dict[str, Any]]:
@@ -526,7 +274,7 @@ def _attacked(
   cache: Cache,
   kind: str,
   settings: dict[str, Any],
-  victim: Network,
+  victim: networks.Network,
   clean: sources.Pictures,
 ) -> AdversarialSet:
   made_from = {
@@ -540,14 +288,14 @@ def _attacked(
   def make_set(folder, work):
     attacked = build(
       make(kind, **settings),
-      stream(config, f'attack {kind}'),
+      networks.stream(config, f'attack {kind}'),
       victim.classifier,
       clean,
       kind=kind,
       settings=settings,
       batch_size=config.batch_size,
       num_slots=NUM_SLOTS if settings.get('num_trials') else None,
-      mesh=mesh(),
+      mesh=networks.mesh(),
       resume_dir=work,
     )
     write(attacked, folder / 'set')
@@ -559,8 +307,8 @@ def _attacked(
 def _errors(
   config: Config,
   cache: Cache,
-  victim: Network,
-  references: Sequence[Network],
+  victim: networks.Network,
+  references: Sequence[networks.Network],
   pool: sources.Pictures,
 ) -> dict[str, AdversarialSet]:
   """Takes the natural kinds from the references' errors, controls from others.
@@ -569,7 +317,10 @@ def _errors(
   """
   del victim  # Natural pictures are adversarial to the reference.
   known = np.logical_and.reduce(
-    [correct(config, network.classifier, pool) for network in references]
+    [
+      networks.correct(config, network.classifier, pool)
+      for network in references
+    ]
   )
   others = _as_set(
     'clean_other',
@@ -604,8 +355,8 @@ def _errors(
 def _given_natural(
   config: Config,
   cache: Cache,
-  victim: Network,
-  references: Sequence[Network],
+  victim: networks.Network,
+  references: Sequence[networks.Network],
   pool: sources.Pictures,
 ) -> dict[str, AdversarialSet]:
   """Takes the natural kinds from data sets, and controls of two origins.
@@ -650,7 +401,7 @@ def _given_natural(
     kinds['natural_plus'] = sources.subset(crops, np.arange(n))
   sets = {}
   for kind, pictures in kinds.items():
-    wrong = ~correct(config, victim.classifier, pictures)
+    wrong = ~networks.correct(config, victim.classifier, pictures)
     made = _as_set(kind, pictures)
     if kind in NATURAL:
       made = made._replace(success_float=wrong, success=wrong)
@@ -666,7 +417,7 @@ def _given_natural(
 
 
 def _crops(
-  config: Config, reference: Network, found: AdversarialSet
+  config: Config, reference: networks.Network, found: AdversarialSet
 ) -> AdversarialSet:
   """Crops pictures to what the reference looks at."""
   module, classifier = reference.module, reference.classifier
