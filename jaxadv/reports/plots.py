@@ -344,12 +344,17 @@ def interval_bars(
     axis.plot(*zip(*printed, strict=True), 'kD', mfc='white', label='paper')
   axis.axhline(base, color='black', lw=1)
   axis.set_xticks(range(len(names)), names)
-  axis.set(ylabel=metric, title=title)
+  axis.set(xlabel=words(category), ylabel=metric, title=title)
   axis.margins(y=0.08)
   axis.yaxis.set_major_locator(matplotlib.ticker.MultipleLocator(10))
   axis.grid(axis='y', alpha=0.25)
   axis.set_axisbelow(True)
-  axis.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1.01, 1))
+  axis.legend(
+    title=words(series),
+    fontsize=8,
+    loc='upper left',
+    bbox_to_anchor=(1.01, 1),
+  )
   start = f'bars start at chance ({base:.0f}); ' if base else ''
   notes = [f'{start}lines: 95 % intervals']
   if any(row.few for row in rows):
