@@ -137,7 +137,9 @@ def main() -> None:
     default='vgg11,mobilenet',
     help=f'of {", ".join(models.BACKBONES)}',
   )
-  parser.add_argument('--gradients', default='input,weights')
+  parser.add_argument(
+    '--gradients', default='input,weights', help='input, weights or both'
+  )
   parser.add_argument(
     '--lax',
     action=argparse.BooleanOptionalAction,
@@ -154,6 +156,10 @@ def main() -> None:
   keep_freed_memory()
   rows = []
   whats = flags.gradients.split(',')
+  if not set(whats) <= {'input', 'weights'}:
+    parser.error(
+      f'--gradients is {flags.gradients}; give input, weights or both'
+    )
   for name in flags.networks.split(','):
     runs = gradients(name, flags.width, flags.batch, whats, flags.lax)
     if (

@@ -145,6 +145,7 @@ def agree(array: np.ndarray) -> np.ndarray:
     return np.asarray(array)
   from jax.experimental import multihost_utils
 
+  wait('agree')  # One host may have computed for long.
   return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(array)))
 
 

@@ -17,6 +17,7 @@ import hashlib
 import inspect
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import zipfile
@@ -151,7 +152,9 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
   Raises:
     DataError: If the disk is full; names the file.
   """
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  # Machines that share the folder may share the number of the process.
+  name = f'.{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp'
+  temporary = path.with_name(name)
   try:
     with explain_full_disk(path):
       path.parent.mkdir(parents=True, exist_ok=True)
@@ -336,7 +339,9 @@ class Cache:
         own = folder
         if not hosts.is_first():
           own = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        if hosts.is_first() or not alone:
+        if alone:
+          hosts.on_first(lambda: make(folder, work))
+        else:
           make(own, work)
         hosts.on_first(end)
     return path
@@ -386,7 +391,7 @@ def open_workdir(path: str | os.PathLike[str], config: Any) -> Path:
   record = path / 'config.json'
   try:
     path.mkdir(parents=True, exist_ok=True)
-    probe = path / f'.writable.{os.getpid()}'
+    probe = path / f'.writable.{os.getpid()}.{secrets.token_hex(4)}'
     probe.touch()
     probe.unlink()
   except OSError as error:

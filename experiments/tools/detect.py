@@ -189,7 +189,12 @@ def run(config: Config, workdir: str) -> reports.Record:
       },
     ),
     rows=tuple(
-      _row(role, scored.scores > threshold) for role, scored in found.items()
+      _row(
+        role,
+        scored.scores > threshold,
+        fitted=role == 'clean' and config.fpr > 0,
+      )
+      for role, scored in found.items()
     ),
     missing=tuple(
       f'{role}: {text}' for role in found for text in found[role].broken
@@ -362,15 +367,16 @@ def write_scores(path: Path, scored: Scored, threshold: float) -> None:
     file.write(text.getvalue().encode())
 
 
-def _row(role: str, attacked: np.ndarray) -> reports.Row:
+def _row(role: str, attacked: np.ndarray, fitted: bool) -> reports.Row:
   low, high = wilson(int(attacked.sum()), len(attacked))
+  shown = {'images': 'given', 'clean': 'known to be clean'}[role]
   return reports.Row(
-    {'pictures': {'images': 'given', 'clean': 'known to be clean'}[role]}
-    | {'column': 'share'},
+    {'pictures': shown + fitted * ' (set the threshold)', 'column': 'share'},
     RATE,
     100 * float(attacked.mean()),
-    100 * low,
-    100 * high,
+    # No interval for what was chosen on these very pictures.
+    None if fitted else 100 * low,
+    None if fitted else 100 * high,
     len(attacked),
   )
 

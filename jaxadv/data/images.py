@@ -47,7 +47,7 @@ def decode(
       if picture.mode not in _EIGHT_BIT:
         raise ValueError(f'its pixels are {picture.mode}, not 8-bit')
       pixels = np.asarray(picture.convert(_MODES[channels]))
-  except (OSError, SyntaxError) as error:
+  except (OSError, SyntaxError, Image.DecompressionBombError) as error:
     raise ValueError('it is not a whole PNG or JPEG picture') from error
   pixels = pixels.reshape(*pixels.shape[:2], channels)
   return pixels if size is None else resize(pixels[None], size)[0]

@@ -155,6 +155,38 @@ def open_records(
   return _records(name, split, data_dir, cache_dir)[1]
 
 
+def overlap(
+  name: str,
+  first: str,
+  second: str,
+  *,
+  data_dir: str | os.PathLike[str] | None = None,
+  cache_dir: str | os.PathLike[str] | None = None,
+) -> int:
+  """Counts the pictures that two splits of a set have in common.
+
+  Args:
+    name: As in `load`.
+    first: A split in the language of TFDS.
+    second: Another one.
+    data_dir: As in `load`.
+    cache_dir: As in `load`.
+
+  Returns:
+    Their number.
+
+  Raises:
+    UserError: If the set or a split cannot be had.
+  """
+  sizes = _open(name, data_dir, cache_dir).sizes
+  return sum(
+    max(0, min(a[2], b[2]) - max(a[1], b[1]))
+    for a in _ranges(name, first, sizes)
+    for b in _ranges(name, second, sizes)
+    if a[0] == b[0]
+  )
+
+
 def splits(
   name: str,
   *,
@@ -298,7 +330,7 @@ def _open(
     return open_tfds(name, _prepare_digits(cache_dir))
   root = _data_dir(data_dir)
   base, _, version = name.partition(':')
-  if root and re.fullmatch(r'[\w/.]+', base):
+  if root and base:
     folder = latest_version(root / base, version)
     if folder:
       return open_tfds(name, folder)

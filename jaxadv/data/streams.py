@@ -161,6 +161,7 @@ def stream(
     'process_index': (process_index, 0),
     'num_workers': (num_workers, 0),
     'start_step': (start_step, 0),
+    'seed': (seed or 0, 0),
   }
   for argument, (value, least) in lowest.items():
     if value < least:
@@ -193,7 +194,8 @@ def stream(
     # Grain reads flags of its own before it starts a worker, and notebooks
     # and tests never parse any.
     flags.FLAGS.mark_as_parsed()
-  threads = 1 if num_workers else os.cpu_count() or 1
+  # Each holds a batch in memory.
+  threads = 1 if num_workers else min(16, os.cpu_count() or 1)
   reading = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(_AHEAD, threads)
   )

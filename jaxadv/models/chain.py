@@ -40,11 +40,15 @@ def run_stages(
     What the last stage gives.
 
   Raises:
-    UserError: If a name is not that of a stage.
+    UserError: If a name is not that of a stage, or `start` comes after `stop`.
   """
   names = tuple(stages)
   first = 0 if start is None else _position(names, start) + 1
   last = len(names) if stop is None else _position(names, stop) + 1
+  if first > last:
+    raise UserError(
+      f'{start!r} comes after {stop!r}; the stages are {", ".join(names)}'
+    )
   for name in names[first:last]:
     x = stages[name](name=name)(x, train)
   return x

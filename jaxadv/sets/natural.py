@@ -85,7 +85,7 @@ def natural(
 
 
 def natural_plus(
-  reference: Classifier,
+  references: Sequence[Classifier],
   front: Callable[[jax.Array], jax.Array],
   back: Callable[[jax.Array], jax.Array],
   found: AdversarialSet,
@@ -98,15 +98,17 @@ def natural_plus(
   for the true class says where the object is.
 
   Args:
-    reference: The classifier that `found` was found with.
-    front: Its first half, images to a convolutional layer; see `gradcam`.
+    references: The classifiers that `found` was found with.
+    front: First half of the one that says where objects are, images to a
+      convolutional layer; see `gradcam`.
     back: Its second half, to logits.
     found: What `natural` returned.
     batch_size: Rows of a batch; no result depends on it.
 
   Returns:
     An `AdversarialSet` of kind 'natural_plus' with the sources of `found`; a
-    row is a success where the reference still errs.
+    row is a success where the first reference that errs on the whole picture
+    errs on the crop too.
 
   References:
     Li et al., ImageNet-A-Plus, 2021, https://arxiv.org/abs/2102.11731.
@@ -121,8 +123,16 @@ def natural_plus(
   cropped = found._replace(
     images=crop_to_saliency(found.images, maps), kind='natural_plus'
   )
-  classes = predict(reference, cropped.images, batch_size).argmax(-1)
-  success = classes != found.labels
+  whole, crops = (
+    np.stack(
+      [
+        predict(reference, images, batch_size).argmax(-1) != found.labels
+        for reference in references
+      ]
+    )
+    for images in (found.images, cropped.images)
+  )
+  success = crops[whole.argmax(0), np.arange(len(found.labels))]
   return cropped._replace(success_float=success, success=success)
 
 

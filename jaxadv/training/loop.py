@@ -128,6 +128,7 @@ def fit_members(
   mesh: Mesh | None = None,
   checkpoint_dir: str | os.PathLike[str] | None = None,
   checkpoint_every: int = 5,
+  data_identity: Any = None,
   progress: Progress | None = None,
 ) -> FitResult:
   """Trains several independent networks of one shape in one program.
@@ -151,6 +152,8 @@ def fit_members(
     checkpoint_dir: A folder for checkpoints of this training alone, from which
       it resumes. Delete it (`delete_checkpoints`) once the result is stored.
     checkpoint_every: Epochs from one checkpoint to the next.
+    data_identity: What `data` was computed from, for checkpoints to know it
+      by; default its bits. Another device may round these differently.
     progress: Called after each epoch with the number of epochs done, of all
       epochs, and the newest row of the history.
 
@@ -188,7 +191,7 @@ def fit_members(
         'members': numbers,
         'train_indices': train,
         'valid_indices': valid,
-        'data': fingerprint(data),
+        'data': fingerprint(data if data_identity is None else data_identity),
       }
       manager = stack.enter_context(
         checkpoints.open_checkpoints(checkpoint_dir, identity)

@@ -111,6 +111,20 @@ def test_splits_limits_sizes_and_channels(digits_cache):
   assert len(fingerprints) == 2
 
 
+@pytest.mark.parametrize(
+  'first, second, count',
+  [
+    ('train[:100]', 'train[100:]', 0),
+    ('train[:100]', 'train[90:200]', 10),
+    ('train', 'train[1700:]', 97),
+    ('all', 'train[:5]', 5),
+  ],
+)
+def test_pictures_in_two_splits(digits_cache, first, second, count):
+  found = sources.overlap('digits', first, second, cache_dir=digits_cache)
+  assert found == count
+
+
 def test_prepared_sets_by_name_version_and_path(data_dir, monkeypatch):
   expected = fake.generated_pictures(40, 8, num_classes=4)
   for name in ('pets', 'pets:1.0.0', str(data_dir / 'pets' / '1.0.0')):

@@ -80,7 +80,7 @@ def test_cell_is_the_mean_over_seeds():
   found = Matrix({'net': seeds}, NAMES)
   assert found.cell('net', 'fgsm', 'pgd').value == pytest.approx(75)
   assert found.spread['net', 'fgsm', 'pgd'] == pytest.approx(
-    np.std([60, 70, 95])
+    np.std([60, 70, 95], ddof=1)
   )
 
 

@@ -146,3 +146,6 @@ def test_unknown_stages_are_refused(network):
   backbone, module, variables, images = network
   with pytest.raises(UserError, match=f'block77.*{backbone.split}'):
     module.apply(variables, images, stop='block77')
+  first, last = models.stage_names(module)[1:3]
+  with pytest.raises(UserError, match=f'{last}.*comes after.*{first}'):
+    module.apply(variables, images, start=last, stop=first)

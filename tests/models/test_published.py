@@ -126,7 +126,7 @@ def test_mobilenet_as_published(tmp_path):
   ],
 )
 def test_old_names_as_published(name, old, tmp_path):
-  module, variables = _variables(name, 0.0625, 32)
+  module, variables = _variables(name, 0.0625, 64)
   layers = _as_keras(variables)
   assert old.keys() <= layers.keys()
   layers = {old.get(layer, layer): layers[layer] for layer in layers}
@@ -199,11 +199,11 @@ def test_torchvision_layout(tmp_path):
 
 @pytest.mark.parametrize('name', ['resnet18', 'resnext50'])
 def test_all_names_of_torchvision(name, tmp_path):
-  module, variables = _variables(name, 0.0625, 32)
+  module, variables = _variables(name, 0.0625, 64)
   found = published.load(
     name,
     1,
-    32,
+    64,
     _torch_file(tmp_path / 'w.safetensors', variables),
     module,
     variables,
@@ -404,3 +404,21 @@ def test_what_is_not_published(name, width, image_size, message, shop):
   with pytest.raises(UserError, match=message):
     published.find(name, width, image_size, 'imagenet')
   assert not shop.calls
+
+
+def test_weights_of_the_published_stem_are_refused_for_another_one(tmp_path):
+  module, variables = _variables('mobilenet', 0.0625, 32)
+  file = tmp_path / 'w.npz'
+  np.savez(file, **{'conv_preds/bias': np.zeros(3)})
+  with pytest.raises(UserError, match='stride 1; let it enlarge.*0.0625:64'):
+    published.load('mobilenet', 0.0625, 32, file, module, variables)
+  # Weights of our own were trained with the stem that they are read for.
+  native.write_variables(file, variables)
+  found = published.load('mobilenet', 0.0625, 32, file, module, variables)
+  _equal(found, variables)
+
+
+def test_files_without_a_classifier_are_named(tmp_path):
+  np.savez(tmp_path / 'digits.npz', images=np.zeros(3), labels=np.zeros(3))
+  with pytest.raises(UserError, match='digits.npz does not hold'):
+    published.num_classes(tmp_path / 'digits.npz')

@@ -182,7 +182,7 @@ def test_natural_pictures_are_the_errors_of_the_reference():
   with pytest.raises(UserError, match=f'misclassifies {wrong.sum()} of 40'):
     natural.natural([reference], PICTURES, 41)
   plus = natural.natural_plus(
-    reference,
+    [reference],
     lambda x: x,
     lambda h: reference(h),
     found,
@@ -194,6 +194,34 @@ def test_natural_pictures_are_the_errors_of_the_reference():
   np.testing.assert_array_equal(
     plus.success, predict(reference, plus.images).argmax(-1) != plus.labels
   )
+
+
+def test_natural_pictures_of_several_references():
+  references = [
+    from_function(
+      _logits, jnp.asarray(np.random.default_rng(seed).normal(size=(192, 4)))
+    )
+    for seed in (5, 6)
+  ]
+  wrong = [
+    predict(r, PICTURES.images).argmax(-1) != PICTURES.labels
+    for r in references
+  ]
+  found = natural.natural(references, PICTURES)
+  first, second = np.flatnonzero(wrong[0]), np.flatnonzero(wrong[1] & ~wrong[0])
+  np.testing.assert_array_equal(found.source, [*first, *second])
+  plus = natural.natural_plus(
+    references, lambda x: x, lambda h: references[0](h), found
+  )
+  # Each crop is shown to the reference that erred on the whole picture.
+  on_crops = [
+    predict(r, plus.images).argmax(-1) != plus.labels for r in references
+  ]
+  judges = [0] * len(first) + [1] * len(second)
+  np.testing.assert_array_equal(
+    plus.success, [on_crops[j][row] for row, j in enumerate(judges)]
+  )
+  assert len(second) and not plus.success.all()
 
 
 def test_crop_takes_the_largest_region_with_its_margin():

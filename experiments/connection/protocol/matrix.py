@@ -89,7 +89,8 @@ class Matrix:
   Attributes:
     backbones: Names, in the order of the run.
     kinds: Kinds that detectors were trained on.
-    spread: {(backbone, trained, tested): standard deviation over seeds}.
+    spread: {(backbone, trained, tested): standard deviation over seeds}, of
+      the cells computed so far that have several.
   """
 
   def __init__(
@@ -119,7 +120,8 @@ class Matrix:
         groups = [c.positives(trained, tested) for c in cells]
       values = [auc_of(clean, attacked) for clean, attacked, *_ in groups]
       draws = [auc_draws(*group, num=NUM_DRAWS) for group in groups]
-      self.spread[place] = 100 * float(np.std(values))
+      if len(values) > 1:
+        self.spread[place] = 100 * float(np.std(values, ddof=1))
       self._figures[place] = Figure(
         100 * float(np.mean(values)), 100 * np.mean(draws, axis=0)
       )

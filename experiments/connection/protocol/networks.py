@@ -7,6 +7,7 @@ reruns share pieces and a changed option never meets a stale one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +45,7 @@ class Network(NamedTuple):
     classifier: The module with weights and preprocessing.
     identity: Hash of all that made the weights.
     accuracy: Share of the held-out pictures that it classifies correctly; None
-      if its classes are not those of the data set.
+      if its classes are not those of the data set, or nobody asked.
     batch_norm: Whether its BatchNorm has statistics, and can train on.
   """
 
@@ -70,6 +71,8 @@ def network_of(
   train: sources.Pictures,
   heldout: sources.Pictures,
   epochs: int,
+  *,
+  measured: bool = True,
 ) -> Network:
   """Gives a network: published if `--weights` says so, else trained.
 
@@ -80,6 +83,7 @@ def network_of(
     train: Pictures to train on.
     heldout: Pictures to measure the accuracy on.
     epochs: Number of epochs of a training.
+    measured: Whether to measure the accuracy of a published one.
 
   Returns:
     The network.
@@ -89,7 +93,7 @@ def network_of(
     return trained_network(config, cache, network, train, heldout, epochs)
   module, classifier = load_weights(config, network, path)
   accuracy = None
-  if module.num_classes == len(heldout.class_names):
+  if measured and module.num_classes == len(heldout.class_names):
     accuracy = float(np.mean(correct(config, classifier, heldout)))
   # Statistics that are all zero were folded into the convolutions.
   means = [
@@ -123,6 +127,7 @@ def backbone(
     sources.subset(train, np.arange(len(train.labels))[:count]),
     heldout,
     config.backbone_epochs,
+    measured=False,  # Nobody asks for it.
   )
 
 
@@ -157,7 +162,7 @@ def trained_network(
     schedule='cosine',
     weight_decay=1e-2,
   )
-  flip = config.dataset not in UPRIGHT
+  flip = Path(config.dataset).name.partition(':')[0] not in UPRIGHT
   module = models.build(
     name,
     num_classes=len(train.class_names),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from jaxadv.sets.io import read, write
 from jaxadv.sets.natural import natural as natural_set
 from jaxadv.sets.natural import natural_plus
 from jaxadv.sets.types import AdversarialSet
-from jaxadv.storage import Cache
+from jaxadv.storage import Cache, fingerprint, read_npz, write_npz
 
 Note = Callable[[str], None]
 # Of the held-out pictures, this many times `num_pictures` are the pool of
@@ -65,6 +66,20 @@ def load_pictures(
   teaches = not all(
     is_published(config, n) for n in networks.networks_of(config)
   )
+  folders = dict(data_dir=data_dir(config.data_dir), cache_dir=cache.root)
+  if train_split != heldout_split:
+    shared = sources.overlap(
+      config.dataset, train_split, heldout_split, **folders
+    )
+    if shared:
+      raise UserError(
+        f'--train_split {train_split} and --heldout_split {heldout_split} of '
+        f'{config.dataset} have {shared} pictures in common; give two that '
+        'have none'
+      )
+  for name in (config.natural_dataset, config.natural_plus_dataset):
+    if name:
+      sources.splits(name, **folders)  # To be missed before hours of work.
   heldout = load(
     heldout_split,
     seed=config.seed if config.heldout_pictures else None,
@@ -110,7 +125,9 @@ def _splits(config: Config, cache: Cache) -> tuple[str, str]:
   )
   first = next(iter(found))
   train = 'train' if 'train' in found else first
-  heldout = next((s for s in ('test', 'validation') if s in found), train)
+  heldout = next(
+    (s for s in ('test', 'validation', 'val') if s in found), train
+  )
   return config.train_split or train, config.heldout_split or heldout
 
 
@@ -175,7 +192,32 @@ def collect(
   border = min(max(round(CLEAN_POOL * config.num_pictures), last + 1), half)
 
   attacks = attacks_of(config)
+  natural = [kind for kind in config.attacks if kind not in attacks]
   found = {'clean': _as_set('clean', clean)}
+  references = []
+  # Before the attacks, which take longest: there may be too few.
+  if natural:
+    for name in config.reference:
+      note(f'reference {name}')
+      references.append(
+        networks.network_of(
+          config,
+          cache,
+          name,
+          reference_pictures(config, train),
+          heldout,
+          config.reference_epochs,
+        )
+      )
+    note('pictures natural')
+    pool = sources.subset(heldout, np.flatnonzero(rows >= border))
+    make = _given_natural if config.natural_dataset else _errors
+    everything = make(config, cache, victim, references, pool)
+    found |= {
+      kind: pictures
+      for kind, pictures in everything.items()
+      if kind in natural or kind.startswith('clean')
+    }
   for kind in config.attacks:
     if kind in attacks:
       note(f'pictures {kind}')
@@ -184,38 +226,21 @@ def collect(
   found['reencoded'] = _attacked(
     config, cache, 'ni_plus', {'gain': 0.0}, victim, clean
   )._replace(kind='reencoded')
-
-  natural = [kind for kind in config.attacks if kind not in attacks]
-  if not natural:
-    return Collection(found, victim, ())
-  references = []
-  for name in config.reference:
-    note(f'reference {name}')
-    references.append(
-      networks.network_of(
-        config,
-        cache,
-        name,
-        reference_pictures(config, train),
-        heldout,
-        config.reference_epochs,
-      )
-    )
-  note('pictures natural')
-  pool = sources.subset(heldout, np.flatnonzero(rows >= border))
-  make = _given_natural if config.natural_dataset else _errors
-  everything = make(config, cache, victim, references, pool)
-  found |= {
-    kind: pictures
-    for kind, pictures in everything.items()
-    if kind in natural or kind.startswith('clean')
-  }
   # Kinds in the order asked for, controls last.
-  order = ['clean', *config.attacks]
-  order += [name for name in found if name not in order]
+  order = ['clean', *config.attacks, *controls_of(config)]
   return Collection(
-    {name: found[name] for name in order}, victim, tuple(references)
+    {name: found[name] for name in order if name in found},
+    victim,
+    tuple(references),
   )
+
+
+def controls_of(config: Config) -> tuple[str, ...]:
+  """Names the controls among the pictures, see `Collection`."""
+  if all(kind in attacks_of(config) for kind in config.attacks):
+    return ('reencoded',)
+  controls = ('reencoded', 'clean_other', 'clean_other_plus')
+  return (*controls, 'clean_classes') if config.natural_dataset else controls
 
 
 def reference_pictures(
@@ -332,7 +357,7 @@ def _errors(
     'n': config.num_pictures,
   }
 
-  def make_sets(folder, work):
+  def make_set(folder, work):
     del work  # Seconds of work: nothing to resume.
     found = natural_set(
       [network.classifier for network in references],
@@ -341,14 +366,15 @@ def _errors(
       batch_size=config.batch_size,
     )
     write(found, folder / 'natural')
-    write(_crops(config, references[0], found), folder / 'natural_plus')
 
-  folder = cache.get_or_make('natural_sets', 2, made_from, make_sets)
-  return {kind: read(folder / kind) for kind in ('natural', 'natural_plus')} | {
+  folder = cache.get_or_make('natural_set', 1, made_from, make_set)
+  found = read(folder / 'natural')
+  crops = functools.partial(_crops, config, cache, references)
+  return {
+    'natural': found,
+    'natural_plus': crops(found, 'natural_plus'),
     'clean_other': others,
-    'clean_other_plus': _crops(config, references[0], others)._replace(
-      kind='clean_other_plus'
-    ),
+    'clean_other_plus': crops(others, 'clean_other_plus'),
   }
 
 
@@ -388,49 +414,82 @@ def _given_natural(
     crops = sources.subset(crops, place[np.searchsorted(ids, whole.source)])
   everyone = np.ones(len(whole.labels), bool)
   found = _first(config, whole, everyone, f'in {config.natural_dataset}')
-  train_split, _ = _splits(config, cache)
   classes = np.isin(pool.labels, np.unique(whole.labels))
   kinds = {
     'natural': found,
-    'clean_other': load(config.dataset, train_split, seed=config.seed, limit=n),
     'clean_classes': _first(
       config, pool, classes, f'of the classes of {config.natural_dataset}'
     ),
   }
+  train_split, heldout_split = _splits(config, cache)
+  if train_split != heldout_split:
+    other = load(config.dataset, train_split, seed=config.seed, limit=n)
+    everyone = np.ones(len(other.labels), bool)
+    kinds['clean_other'] = _first(config, other, everyone, f'in {train_split}')
   if crops is not None:
     kinds['natural_plus'] = sources.subset(crops, np.arange(n))
   sets = {}
   for kind, pictures in kinds.items():
-    wrong = ~networks.correct(config, victim.classifier, pictures)
     made = _as_set(kind, pictures)
     if kind in NATURAL:
+      wrong = ~networks.correct(config, victim.classifier, pictures)
       made = made._replace(success_float=wrong, success=wrong)
     # Ids of their own: row 5 of a set is not row 5 of another one.
     first = SOURCES_OF.get(kind, 0)
     sets[kind] = made._replace(source=made.source + np.int32(first))
   for kind in ('natural', 'clean_other'):
-    if f'{kind}_plus' not in sets:
-      sets[f'{kind}_plus'] = _crops(config, references[0], sets[kind])._replace(
-        kind=f'{kind}_plus'
+    if kind in sets and f'{kind}_plus' not in sets:
+      sets[f'{kind}_plus'] = _crops(
+        config, cache, references, sets[kind], f'{kind}_plus'
       )
   return sets
 
 
 def _crops(
-  config: Config, reference: networks.Network, found: AdversarialSet
+  config: Config,
+  cache: Cache,
+  references: Sequence[networks.Network],
+  found: AdversarialSet,
+  kind: str,
 ) -> AdversarialSet:
-  """Crops pictures to what the reference looks at."""
-  module, classifier = reference.module, reference.classifier
-  layer = models.BACKBONES[reference.name].saliency
+  """Crops pictures to what the first reference looks at.
 
-  def front(images):
-    return module.apply(
-      classifier.variables, classifier.preprocess(images), stop=layer
+  Kept in the cache: another device might move a crop by a pixel, and all that
+  was made from it would be made anew.
+  """
+  made_from = {
+    'references': [reference.identity for reference in references],
+    'pictures': fingerprint([found.images, found.labels]),
+  }
+
+  def make_crops(folder, work):
+    del work  # Seconds of work: nothing to resume.
+    network = references[0]
+    module, classifier = network.module, network.classifier
+    layer = models.BACKBONES[network.name].saliency
+
+    def front(images):
+      return module.apply(
+        classifier.variables, classifier.preprocess(images), stop=layer
+      )
+
+    def back(features):
+      return module.apply(classifier.variables, features, start=layer)
+
+    made = natural_plus(
+      [reference.classifier for reference in references],
+      front,
+      back,
+      found,
+      batch_size=config.batch_size,
     )
+    write_npz(folder / 'crops.npz', images=made.images, success=made.success)
 
-  def back(features):
-    return module.apply(classifier.variables, features, start=layer)
-
-  return natural_plus(
-    classifier, front, back, found, batch_size=config.batch_size
+  folder = cache.get_or_make('crops', 1, made_from, make_crops)
+  made = read_npz(folder / 'crops.npz')
+  return found._replace(
+    images=made['images'],
+    success_float=made['success'],
+    success=made['success'],
+    kind=kind,
   )

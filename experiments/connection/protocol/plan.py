@@ -213,14 +213,20 @@ def _needs(config: Config, network: str) -> Needs:
 
 
 def _num_sets(config: Config) -> int:
-  """Counts clean pictures, kinds, and the three sets of controls."""
-  return 1 + len(config.attacks) + 3
+  """Counts clean pictures, kinds, and the sets of controls."""
+  return 1 + len(config.attacks) + len(pictures.controls_of(config))
 
 
 def _num_members(config: Config, cell: Cell) -> int:
   """Counts the detectors of a cell; the first seed has controls."""
-  controls = 4 if cell.settings['seed'] == 0 else 0
-  return len(config.attacks) + controls
+  return (
+    most_members(config) if cell.settings['seed'] == 0 else len(config.attacks)
+  )
+
+
+def most_members(config: Config) -> int:
+  """Counts kinds, controls and the detector of shuffled labels."""
+  return len(config.attacks) + len(pictures.controls_of(config)) + 1
 
 
 def _fits(config: Config, needs: Needs) -> bool:
@@ -241,7 +247,7 @@ def _passes(config: Config, cell: Cell, needs: Needs) -> float:
 
 def _memory(config: Config, network: str, needs: Needs) -> str:
   """Says what a backbone's detectors take on the device."""
-  n, members = config.num_pictures, len(config.attacks) + 4
+  n, members = config.num_pictures, most_members(config)
   pool = _num_sets(config) * n * needs.picture
   text = f'features {_gib(pool)} in {config.feature_dtype}'
   together = members

@@ -42,6 +42,8 @@ BACKBONE_NAME = {
   'inceptionv3': 'InceptionV3',
   'xception': 'Xception',
 }
+# Sets with pictures of ImageNet's training split.
+SEEN = ('imagenet_sample', 'imagenette160')
 CATEGORIES = ('natural', 'artificial', 'semantic')
 # Clean pictures that have in common with natural ones what is not adversarial.
 LOOK_ALIKES = ('clean_other', 'clean_other_plus', 'clean_classes')
@@ -110,14 +112,16 @@ def auc_rows(study: Study, matrix: Matrix, *, unseen: bool) -> list[Row]:
             paper.get((backbone, *names)),
           )
         )
-        rows.append(
-          Row(
-            rows[-1].keys,
-            'standard deviation over seeds (points)',
-            matrix.spread[network, trained, tested],
-            n=rows[-1].n,
+        place = (network, trained, tested)
+        if place in matrix.spread:
+          rows.append(
+            Row(
+              rows[-1].keys,
+              'standard deviation over seeds (points)',
+              matrix.spread[place],
+              n=rows[-1].n,
+            )
           )
-        )
   return rows
 
 
@@ -233,8 +237,12 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
       metric=RATE,
       lines=('kind',),
       column='column',
-      note='Natural kinds are errors of the reference by construction; NI '
-      'does not look at any network. HSV keeps its last trial when none '
+      note=(
+        'Natural kinds: errors of the victim, which did not choose them. '
+        if study.config.natural_dataset
+        else 'Natural kinds are errors of a reference by construction. '
+      )
+      + 'NI does not look at any network. HSV keeps its last trial when none '
       'succeeds.',
     ),
     Table(
@@ -254,9 +262,14 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
       'clean and its re-encoded version share; above 50 only if sources leak '
       'across the split. '
       'Re-encoded clean: clean pictures after the whole path of an attacked '
-      'one. Other clean: held-out pictures the reference gets right; cropped '
-      'clean: their foreground crops, which are as cropped as IN-A+ but not '
-      'adversarial.',
+      'one. Other clean: '
+      + (
+        "pictures of the data set's training split"
+        if study.config.natural_dataset
+        else 'held-out pictures the reference gets right'
+      )
+      + '; cropped clean: their foreground crops, which are as cropped as '
+      'IN-A+ but not adversarial.',
       control=True,
     ),
   ]
@@ -273,10 +286,21 @@ def caveats(study: Study) -> str:
       f'Victim, reference and backbones are all of one family, {family}: what '
       'they have in common, other networks may lack.'
     )
-  if any(is_published(study.config, name) for name in names):
+  config = study.config
+  if config.dataset in SEEN and any(is_published(config, n) for n in names):
     found.append(
       'Networks with published weights have probably seen these pictures in '
       'training.'
+    )
+  choosers = {config.victim, *config.reference}
+  shared = [
+    title(n, config.image_size) for n in config.backbones if n in choosers
+  ]
+  if shared:
+    found.append(
+      f'{" and ".join(shared)} also chose the pictures: clean ones that the '
+      'victim gets right, natural ones that a reference gets wrong. What a '
+      'backbone itself gets wrong may be easier for it to detect.'
     )
   return ' '.join(['', *found])
 
@@ -287,7 +311,7 @@ def figures(study: Study, matrix: Matrix, *, unseen: bool) -> list[Drawing]:
   if unseen:
     drawn += [
       Drawing(
-        name=f'transfer-{_slug(network)}',
+        name=f'transfer-{slug(network)}',
         kind='transfer_matrix',
         caption=f'AUC of detectors on {network}, trained on one kind (row) and '
         'tested on another (column); framed: the same kind. In parentheses '
@@ -339,9 +363,9 @@ def figures(study: Study, matrix: Matrix, *, unseen: bool) -> list[Drawing]:
     Drawing(
       name='examples',
       kind='example_pictures',
-      caption='Test pictures of every kind: clean, attacked, and the change '
+      caption='Pictures of every kind: clean, attacked, and the change '
       'made visible around grey. Natural kinds have no clean version. Labels: '
-      'true class, then what the victim (natural kinds: the reference) says.',
+      'true class, then what the victim (natural kinds: a reference) says.',
       options={
         'kinds': [PAPER_NAME[kind] for kind in matrix.kinds],
         'labels': example_labels(study, matrix.kinds),
@@ -385,11 +409,17 @@ def example_labels(study: Study, kinds: Sequence[str]) -> list:
   for kind in kinds:
     found = study.collection.sets[kind]
     network = study.collection.victim
-    if kind in OWN_SOURCES and study.collection.references:
-      network = study.collection.references[0]
-    guessed = predict(network.classifier, found.images[:NUM_EXAMPLES]).argmax(
-      -1
+    chosen = not study.config.natural_dataset and kind in OWN_SOURCES
+    asked = study.collection.references if chosen else (network,)
+    guesses = np.stack(
+      [
+        predict(n.classifier, found.images[:NUM_EXAMPLES]).argmax(-1)
+        for n in asked
+      ]
     )
+    # The answer of the first network that errs.
+    wrong = guesses != found.labels[:NUM_EXAMPLES]
+    guessed = guesses[wrong.argmax(0), np.arange(guesses.shape[1])]
     names = study.heldout.class_names
     labels.append(
       [
@@ -417,5 +447,6 @@ def _row(
   )
 
 
-def _slug(network: str) -> str:
+def slug(network: str) -> str:
+  """Writes the title of a backbone so that it can be part of a file name."""
   return network.lower().replace(' ', '-')

@@ -128,7 +128,10 @@ class Config(Options):
       given = getattr(self, name)
       if not given:
         raise UserError(f'--{name} is empty; give at least one')
-      if len(set(given)) < len(given):
+      same = given
+      if name != 'attacks':
+        same = [self.taken(text) for text in given]
+      if len(set(same)) < len(given):
         raise UserError(f'--{name} names one twice: {", ".join(given)}')
     for name in (
       'image_size',
@@ -181,7 +184,8 @@ class Config(Options):
         width=network.width,
         image_size=network.size_for(self.image_size),
       )
-    if self.reference[0] in (self.victim, *self.backbones):
+    others = map(self.taken, (self.victim, *self.backbones))
+    if self.taken(self.reference[0]) in others:
       raise UserError(
         f'--reference begins with {self.reference[0]}, which is also the '
         'victim or a backbone; natural kinds need another network'
@@ -200,6 +204,11 @@ class Config(Options):
         )
       if equals and not os.path.isfile(path):
         raise UserError(f'--weights: there is no file {path}')
+
+  def taken(self, network: str) -> NetworkName:
+    """Reads a network with the size that it takes in this run."""
+    read = parse_network(network)
+    return read._replace(size=read.size_for(self.image_size))
 
 
 class NetworkName(NamedTuple):

@@ -274,6 +274,7 @@ def run_cell(
         recipe,
         mesh=networks.mesh(),
         checkpoint_dir=work if together else work / trained[number],
+        data_identity=made_from,
         progress=lambda done, total, _: note(
           f'detectors {cell.name}', (number + done / total) / len(groups)
         ),

@@ -126,7 +126,7 @@ def plan(config: Config, workdir: str) -> str:
   names = categories(config.attacks)
   classes = sum(1 + len(kinds) for kinds in names.values())
   # Each detector learns two classes; as many detectors as `study` trains.
-  share = classes / (2 * (len(config.attacks) + 4))
+  share = classes / (2 * matrix_plan.most_members(config))
   return (
     matrix_plan.plan(config, workdir)
     + f'\nidentifiers: one each of {", ".join(names)} kinds in every cell, not '
@@ -204,6 +204,7 @@ def _identify(
       num_classes=1 + len(kinds),
       mesh=networks.mesh(),
       checkpoint_dir=work,
+      data_identity=made_from,
       progress=lambda done, total, _: note(name, done / total),
     )
     logits = study.score_rows(
@@ -554,7 +555,7 @@ def figures(
   """Says which figures to draw: Figure 6, and the names given."""
   drawn = []
   for network in backbones:
-    slug = network.lower().replace(' ', '-')
+    slug = record.slug(network)
     for category in wanted:
       where = {'backbone': network, 'category': category}
       drawn.append(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
@@ -49,7 +48,8 @@ def read_variables(path: str | os.PathLike[str], template: PyTree) -> PyTree:
         f'{name} in {path} has the shape {found[name].shape}, but the network '
         f'needs {leaf.shape}; look at its width and number of classes'
       )
-  return traverse_util.unflatten_dict(jax.tree.map(jnp.asarray, found), sep='/')
+  arrays = {n: jnp.asarray(found[n], leaf.dtype) for n, leaf in wanted.items()}
+  return traverse_util.unflatten_dict(arrays, sep='/')
 
 
 def check_names(path, found, wanted) -> None:

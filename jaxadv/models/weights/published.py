@@ -96,6 +96,18 @@ def load(
     UserError: If there is no such file, or if its names or shapes do not fit.
   """
   path = find(name, width, image_size, where)
+  own = path.suffix == '.npz' and any(
+    key.startswith('params/') for key in read_npz(path)
+  )
+  if own:
+    return native.read_variables(path, template)
+  if getattr(module, 'small_input', False):
+    # Every shape fits, but the network is another function.
+    raise UserError(
+      f'{path} holds weights of {name} with a stem of stride 2, but for '
+      f'pictures of {image_size} pixels it has stride 1; let it enlarge them, '
+      f'as in {name}:{width:g}:64'
+    )
   if path.suffix == '.h5':
     return keras.load_h5(path, module, template)
   if path.suffix == '.safetensors':
@@ -106,8 +118,6 @@ def load(
         'an .h5 or .npz file'
       )
     return torchvision.load(path, module, template)
-  if any(key.startswith('params/') for key in read_npz(path)):
-    return native.read_variables(path, template)
   return keras.load_npz(path, module, template)
 
 
@@ -189,7 +199,7 @@ def num_classes(path: str | os.PathLike[str]) -> int:
     '.safetensors': torchvision.read,
   }[path.suffix]
   for name, array in read(path).items():
-    layer, leaf = re.split('[/.]', name)[-2:]
+    *_, layer, leaf = '', *re.split('[/.]', name)
     if layer in _CLASSIFIERS and leaf == 'bias':
       return len(array)
   raise UserError(

@@ -62,7 +62,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   """
   try:
     return safetensors.numpy.load_file(path)
-  except (OSError, safetensors.SafetensorError) as error:
+  except (OSError, KeyError, TypeError, safetensors.SafetensorError) as error:
     raise DataError(f'cannot read {os.fspath(path)}: {error}') from error
 
 
