@@ -174,8 +174,8 @@ def test_plan_of_the_paper_variant_tells_memory(run, pictures, capsys):
     assert '  mobilenet:0.05:224 yes' not in found[limit]
     assert '  mobilenet:0.05:224 no' not in found[limit]
     assert '  victim             no' in found[limit]
-  # 6 sets of 20 pictures, 28x28 cells of 12 channels, 2 bytes each.
-  assert '2.2 MiB in bfloat16' in found['1']
+  # 4 sets of 20 pictures, 28x28 cells of 12 channels, 2 bytes each.
+  assert '1.4 MiB in bfloat16' in found['1']
   assert 'one detector after the other' not in found['1']
   assert 'one detector after the other, 0.4 MiB' in found['0.0001']
 
