@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxadv.models import init_variables
@@ -26,9 +27,12 @@ from jaxadv.types import PyTree
 def _task(module, image_size: int, preprocess, flip: bool) -> Task:
   # An eighth of the side: four pixels on CIFAR-10, as is usual there.
   pad = image_size // 8
+  # The network may take other pictures than those that are stored.
+  stored = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+  size = jax.eval_shape(preprocess, stored).shape[1]
   shift = functools.partial(random_shift, pad=pad)
   return classification(
-    lambda key, data, member: init_variables(key, module, image_size),
+    lambda key, data, member: init_variables(key, module, size),
     linen_apply(module),
     gather_images(flip_and_shift(pad) if flip else shift, preprocess),
   )
