@@ -88,19 +88,6 @@ def of_classes(pictures: Pictures, classes: Collection[int]) -> Pictures:
   return subset(pictures, np.isin(pictures.labels, list(classes)))
 
 
-def of_sources(pictures: Pictures, ids: np.ndarray) -> Pictures:
-  """Keeps the pictures with some source ids, in their order.
-
-  Args:
-    pictures: Any.
-    ids: int[n], source ids.
-
-  Returns:
-    `Pictures`.
-  """
-  return subset(pictures, np.isin(pictures.source, ids))
-
-
 def join_sources(crops: Pictures, pictures: Pictures) -> Pictures:
   """Gives every crop the source id of the picture that it was cut from.
 

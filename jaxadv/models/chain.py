@@ -1,8 +1,8 @@
 """Backbones as chains of named stages that can be entered and left anywhere.
 
-A backbone is a Linen module with a method `stages()`, a dict from the name of
-each stage to a constructor that takes `name=`, in the order of computation;
-every stage is called as `stage(x, train)`. Its `__call__` is `run_stages`.
+A backbone is a `Chain` with a method `stages()`, a dict from the name of each
+stage to a constructor that takes `name=`, in the order of computation; every
+stage is called as `stage(x, train)`.
 """
 
 from __future__ import annotations
@@ -17,41 +17,51 @@ import jax.numpy as jnp
 from jaxadv.errors import UserError
 from jaxadv.types import PyTree
 
-Stages = Mapping[str, Callable[..., nn.Module]]
 
+class Chain(nn.Module):
+  """What all backbones share: they run their stages, or a stretch of them."""
 
-def run_stages(
-  stages: Stages,
-  x: jax.Array,
-  train: bool,
-  start: str | None = None,
-  stop: str | None = None,
-) -> jax.Array:
-  """Runs a stretch of a chain; call it in a compact method of the backbone.
+  @nn.nowrap
+  def stages(self) -> Mapping[str, Callable[..., Any]]:
+    """Gives the constructors of the stages, in order; each network has its."""
+    return {}
 
-  Args:
-    stages: Constructors by name, in order.
-    x: The image, or what stage `start` gave.
-    train: Whether BatchNorm uses and updates with the statistics of the batch.
-    start: The stage after which to begin; None for the image.
-    stop: The last stage to run; None for the end, the logits.
+  @nn.compact
+  def __call__(
+    self,
+    x: jax.Array,
+    train: bool = False,
+    *,
+    start: str | None = None,
+    stop: str | None = None,
+  ) -> jax.Array:
+    """Maps preprocessed images to logits, or runs a stretch of the chain.
 
-  Returns:
-    What the last stage gives.
+    Args:
+      x: float32[B, H, W, 3], or what stage `start` gave.
+      train: Whether BatchNorm uses the statistics of the batch; make
+        'batch_stats' mutable then.
+      start: The stage after which to begin; None for the image.
+      stop: The last stage to run; None for the end, the logits.
 
-  Raises:
-    UserError: If a name is not that of a stage, or `start` comes after `stop`.
-  """
-  names = tuple(stages)
-  first = 0 if start is None else _position(names, start) + 1
-  last = len(names) if stop is None else _position(names, stop) + 1
-  if first > last:
-    raise UserError(
-      f'{start!r} comes after {stop!r}; the stages are {", ".join(names)}'
-    )
-  for name in names[first:last]:
-    x = stages[name](name=name)(x, train)
-  return x
+    Returns:
+      float32[B, num_classes], or what stage `stop` gives.
+
+    Raises:
+      UserError: If a name is not that of a stage, or `start` comes after
+        `stop`.
+    """
+    stages = self.stages()
+    names = tuple(stages)
+    first = 0 if start is None else _position(names, start) + 1
+    last = len(names) if stop is None else _position(names, stop) + 1
+    if first > last:
+      raise UserError(
+        f'{start!r} comes after {stop!r}; the stages are {", ".join(names)}'
+      )
+    for name in names[first:last]:
+      x = stages[name](name=name)(x, train)
+    return x
 
 
 class PoolHead(nn.Module):

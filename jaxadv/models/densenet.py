@@ -14,7 +14,7 @@ from jaxadv.models import chain
 from jaxadv.models.layers import Conv, avg_pool, max_pool
 
 
-class DenseNet(nn.Module):
+class DenseNet(chain.Chain):
   """DenseNet-BC with the layer names and the epsilon of Keras.
 
   Stages are stem; every dense layer, conv2_block1 to conv5_block16, which
@@ -53,29 +53,6 @@ class DenseNet(nn.Module):
         stages[f'conv{block}_block{number}'] = layer
     head = partial(chain.PoolHead, num_classes=self.num_classes)
     return stages | {'bn': _Normalisation, 'head': head}
-
-  @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    train: bool = False,
-    *,
-    start: str | None = None,
-    stop: str | None = None,
-  ) -> jax.Array:
-    """Maps preprocessed images to logits, or runs a stretch of the chain.
-
-    Args:
-      x: float32[B, H, W, 3], or what stage `start` gave.
-      train: Whether BatchNorm uses the statistics of the batch; make
-        'batch_stats' mutable then.
-      start: The stage after which to begin.
-      stop: The last stage to run.
-
-    Returns:
-      float32[B, num_classes], or what stage `stop` gives.
-    """
-    return chain.run_stages(self.stages(), x, train, start, stop)
 
 
 def _normalise(x: jax.Array, name: str, train: bool) -> jax.Array:

@@ -91,7 +91,7 @@ _MIXED = (
 _STEM_COUNT = 5
 
 
-class InceptionV3(nn.Module):
+class InceptionV3(chain.Chain):
   """InceptionV3 as in Keras; stages stem, mixed0 to mixed10 and head.
 
   Its layers are called as in the weights that Keras publishes, conv2d_1 to
@@ -120,29 +120,6 @@ class InceptionV3(nn.Module):
       first += spec.convolutions()
     head = partial(chain.PoolHead, num_classes=self.num_classes)
     return stages | {'head': head}
-
-  @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    train: bool = False,
-    *,
-    start: str | None = None,
-    stop: str | None = None,
-  ) -> jax.Array:
-    """Maps preprocessed images to logits, or runs a stretch of the chain.
-
-    Args:
-      x: float32[B, H, W, 3], or what stage `start` gave.
-      train: Whether BatchNorm uses the statistics of the batch; make
-        'batch_stats' mutable then.
-      start: The stage after which to begin.
-      stop: The last stage to run.
-
-    Returns:
-      float32[B, num_classes], or what stage `stop` gives.
-    """
-    return chain.run_stages(self.stages(), x, train, start, stop)
 
 
 def _unit(

@@ -27,7 +27,7 @@ _BLOCKS = (
 )
 
 
-class MobileNet(nn.Module):
+class MobileNet(chain.Chain):
   """MobileNet v1 with the layer names, padding and epsilon of Keras.
 
   Stages stem, block1 to block13 and head. Stride 2 pads below and right only.
@@ -62,29 +62,6 @@ class MobileNet(nn.Module):
     )
     head = partial(_Head, num_classes=self.num_classes)
     return {'stem': stem} | blocks | {'head': head}
-
-  @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    train: bool = False,
-    *,
-    start: str | None = None,
-    stop: str | None = None,
-  ) -> jax.Array:
-    """Maps preprocessed images to logits, or runs a stretch of the chain.
-
-    Args:
-      x: float32[B, H, W, 3], or what stage `start` gave.
-      train: Whether BatchNorm uses the statistics of the batch; make
-        'batch_stats' mutable then.
-      start: The stage after which to begin.
-      stop: The last stage to run.
-
-    Returns:
-      float32[B, num_classes], or what stage `stop` gives.
-    """
-    return chain.run_stages(self.stages(), x, train, start, stop)
 
 
 def _unit(

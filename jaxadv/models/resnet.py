@@ -72,7 +72,7 @@ TORCH = Layout(
 """Names of torchvision with _ for its dots; the stride in the 3x3 ("v1.5")."""
 
 
-class ResNet(nn.Module):
+class ResNet(chain.Chain):
   """A ResNet; stages stem, one for each residual block, and head.
 
   Attributes:
@@ -147,29 +147,6 @@ class ResNet(nn.Module):
       _Convolution(inner, 3, strides[1], groups),
       _Convolution(4 * channels, 1, strides[2]),
     )
-
-  @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    train: bool = False,
-    *,
-    start: str | None = None,
-    stop: str | None = None,
-  ) -> jax.Array:
-    """Maps preprocessed images to logits, or runs a stretch of the chain.
-
-    Args:
-      x: float32[B, H, W, 3], or what stage `start` gave.
-      train: Whether BatchNorm uses the statistics of the batch; make
-        'batch_stats' mutable then.
-      start: The stage after which to begin.
-      stop: The last stage to run.
-
-    Returns:
-      float32[B, num_classes], or what stage `stop` gives.
-    """
-    return chain.run_stages(self.stages(), x, train, start, stop)
 
 
 resnet18 = partial(ResNet, depths=(2, 2, 2, 2), layout=TORCH, bottleneck=False)

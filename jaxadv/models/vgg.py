@@ -22,7 +22,7 @@ DEPTHS = {
 _WIDTHS = (64, 128, 256, 512, 512)
 
 
-class VGG(nn.Module):
+class VGG(chain.Chain):
   """VGG with the layer names of Keras; stages block1 to block5 and head.
 
   Blocks 1 to 4 end with their max pooling. That of block 5 belongs to the
@@ -62,29 +62,6 @@ class VGG(nn.Module):
     }
     head = _DenseHead if self.head == 'dense' else chain.PoolHead
     return blocks | {'head': partial(head, num_classes=self.num_classes)}
-
-  @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    train: bool = False,
-    *,
-    start: str | None = None,
-    stop: str | None = None,
-  ) -> jax.Array:
-    """Maps preprocessed images to logits, or runs a stretch of the chain.
-
-    Args:
-      x: float32[B, H, W, 3], or what stage `start` gave.
-      train: Whether BatchNorm uses the statistics of the batch; make
-        'batch_stats' mutable then.
-      start: The stage after which to begin.
-      stop: The last stage to run.
-
-    Returns:
-      float32[B, num_classes], or what stage `stop` gives.
-    """
-    return chain.run_stages(self.stages(), x, train, start, stop)
 
 
 class _Block(nn.Module):

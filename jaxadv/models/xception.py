@@ -40,7 +40,7 @@ _BLOCKS = (
 )
 
 
-class Xception(nn.Module):
+class Xception(chain.Chain):
   """Xception as in Keras; stages block1 to block14 and head.
 
   Its layers are called as in Keras. The four shortcut convolutions, which
@@ -70,29 +70,6 @@ class Xception(nn.Module):
       )
     head = partial(chain.PoolHead, num_classes=self.num_classes)
     return stages | {'head': head}
-
-  @nn.compact
-  def __call__(
-    self,
-    x: jax.Array,
-    train: bool = False,
-    *,
-    start: str | None = None,
-    stop: str | None = None,
-  ) -> jax.Array:
-    """Maps preprocessed images to logits, or runs a stretch of the chain.
-
-    Args:
-      x: float32[B, H, W, 3], or what stage `start` gave.
-      train: Whether BatchNorm uses the statistics of the batch; make
-        'batch_stats' mutable then.
-      start: The stage after which to begin.
-      stop: The last stage to run.
-
-    Returns:
-      float32[B, num_classes], or what stage `stop` gives.
-    """
-    return chain.run_stages(self.stages(), x, train, start, stop)
 
 
 def _channels(features: int, width: float) -> int:

@@ -410,7 +410,7 @@ def _given_natural(
       load(config.natural_plus_dataset, 'all'), whole
     )
     ids, place = np.unique(crops.source, return_index=True)
-    whole = imagenet.of_sources(whole, ids)
+    whole = sources.subset(whole, np.isin(whole.source, ids))
     crops = sources.subset(crops, place[np.searchsorted(ids, whole.source)])
   everyone = np.ones(len(whole.labels), bool)
   found = _first(config, whole, everyone, f'in {config.natural_dataset}')
