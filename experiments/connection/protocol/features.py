@@ -23,9 +23,8 @@ class Features(NamedTuple):
   Attributes:
     whole: [P, h, w, c] on the device, or None if that is above the limit.
     take: `rows -> [len(rows), h, w, c]` on the device, of rows of the pool;
-      without `whole` they are computed each time. That forward pass costs a
-      few per cent of the training that follows, less than to keep tens of
-      gigabytes on the host would in memory, disk and copying.
+      without `whole` they are computed each time: a single forward pass, and
+      no copy of them on the host or on disk.
   """
 
   whole: jax.Array | None
