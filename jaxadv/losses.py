@@ -8,6 +8,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxadv.errors import UserError
+
+
+def logit_of(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """The logit of one class a row: [B, K] and int32[B] to float32[B]."""
+  return jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Softmax cross-entropy in nats, float32[B].
@@ -18,7 +25,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """
   largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
   shifted = jax.lax.optimization_barrier(logits - largest)
-  own = jnp.take_along_axis(shifted, labels[:, None], axis=-1)[:, 0]
+  own = logit_of(shifted, labels)
   return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - own
 
 
@@ -30,8 +37,71 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """
   is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
   other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
-  own = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-  return other - own
+  return other - logit_of(logits, labels)
+
+
+def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Difference of logits ratio, float32[B] in [-1, 1].
+
+  The margin divided by the distance of the largest logit to the third
+  largest; unlike the margin it does not change when all logits are scaled.
+
+  Args:
+    logits: float32[B, K], K at least 3.
+    labels: int32[B].
+
+  Returns:
+    float32[B], positive where the classifier errs.
+
+  Raises:
+    UserError: If there are fewer than 3 classes.
+
+  References:
+    Croce and Hein, Reliable evaluation of adversarial robustness with an
+    ensemble of diverse parameter-free attacks, 2020,
+    https://arxiv.org/abs/2003.01690, section 4.1, equation 6.
+  """
+  _need_classes('dlr', logits, 3)
+  top, _ = jax.lax.top_k(logits, 3)
+  return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def targeted_dlr(
+  logits: jax.Array, labels: jax.Array, targets: jax.Array
+) -> jax.Array:
+  """Difference of logits ratio towards one class, float32[B].
+
+  Raised, like the others here, by an attack: it grows as the logit of the
+  target passes that of the label.
+
+  Args:
+    logits: float32[B, K], K at least 4.
+    labels: int32[B], the true classes.
+    targets: int32[B], the classes to reach.
+
+  Returns:
+    float32[B], positive where the target beats the label.
+
+  Raises:
+    UserError: If there are fewer than 4 classes.
+
+  References:
+    Croce and Hein, 2020, https://arxiv.org/abs/2003.01690, equation 7.
+  """
+  _need_classes('targeted_dlr', logits, 4)
+  top, _ = jax.lax.top_k(logits, 4)
+  scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
+  ahead = logit_of(logits, targets) - logit_of(logits, labels)
+  return ahead / (scale + 1e-12)
+
+
+def _need_classes(name: str, logits: jax.Array, least: int) -> None:
+  num_classes = logits.shape[-1]
+  if num_classes < least:
+    raise UserError(
+      f'the loss {name} compares {least} classes but the classifier has '
+      f'{num_classes}; use the margin instead'
+    )
 
 
 def succeeded(

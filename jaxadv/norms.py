@@ -26,13 +26,13 @@ def per_row(values: jax.Array, like: jax.Array) -> jax.Array:
   return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
-def l2(images: jax.Array) -> jax.Array:
-  """Euclidean norm of every row: [B, ...] to float32[B].
+def total(images: jax.Array) -> jax.Array:
+  """Sum of every row: [B, ...] to float32[B].
 
   The order of the additions is spelt out: XLA chooses that of `jnp.sum` by
   the size of the batch, and a picture's result would depend on its company.
   """
-  parts = images.reshape(images.shape[0], -1) ** 2
+  parts = images.reshape(images.shape[0], -1)
   while parts.shape[1] > 1:
     width = min(_FAN_IN, parts.shape[1])
     missing = -parts.shape[1] % width
@@ -40,7 +40,17 @@ def l2(images: jax.Array) -> jax.Array:
     # Level by level: fused into one, the whole tree would be one expression.
     parts = jax.lax.optimization_barrier(parts)
     parts = functools.reduce(jnp.add, jnp.split(parts, width, axis=1))
-  return jnp.sqrt(parts[:, 0])
+  return parts[:, 0]
+
+
+def l2(images: jax.Array) -> jax.Array:
+  """Euclidean norm of every row: [B, ...] to float32[B]."""
+  return jnp.sqrt(total(images**2))
+
+
+def l1(images: jax.Array) -> jax.Array:
+  """Sum of the absolute values of every row: [B, ...] to float32[B]."""
+  return total(jnp.abs(images))
 
 
 def linf(images: jax.Array) -> jax.Array:
@@ -60,6 +70,14 @@ def unit_l2(images: jax.Array) -> jax.Array:
   return scaled / jnp.where(length > 0, length, 1)
 
 
+def without_blocked(direction: jax.Array, images: jax.Array) -> jax.Array:
+  """Zeroes the entries of a direction that would leave [0, 1] at once."""
+  blocked = ((images <= 0) & (direction < 0)) | (
+    (images >= 1) & (direction > 0)
+  )
+  return jnp.where(blocked, 0, direction)
+
+
 class Ball(NamedTuple):
   """The set of perturbations of at most a given norm.
 
@@ -67,12 +85,12 @@ class Ball(NamedTuple):
   keeps them with its rows.
 
   Attributes:
-    norm: 'linf' or 'l2'.
+    norm: 'linf', 'l2' or 'l1'.
     epsilon: The radius in image units, a scalar or float32[B].
     distance: `delta -> float32[B]`, the norm of every row.
     project: `(delta, epsilon) -> delta`, the nearest point of the ball.
     steepest: `gradient -> delta` of norm one along which a linear function
-      rises fastest.
+      rises fastest (in L1 nearly, see `l1_ball`).
     sample: `(keys, shape, epsilon) -> delta`, uniform in the ball; `shape` is
       that of the whole batch.
   """
@@ -147,9 +165,75 @@ def l2_ball(epsilon: Radius) -> Ball:
   return Ball('l2', epsilon, l2, project, unit_l2, sample)
 
 
+def l1_ball(epsilon: Radius, share: float = 0.01) -> Ball:
+  """The ball of perturbations whose absolute values add up to `epsilon`.
+
+  A linear function rises fastest in it along a single channel of a single
+  pixel, which a network is far from following. So `steepest` spends a step
+  evenly on a share of the channels, those with the largest gradient, and
+  rises almost as fast.
+
+  Args:
+    epsilon: Radius in image units, above 0; a scalar or float32[B], traced
+      or not. A picture of HxWxC ones has norm HWC.
+    share: Share of the HxWxC channels that a step moves, in (0, 1], rounded
+      up to a whole number of them, exactly as a quantile of 1 - share does.
+
+  Returns:
+    A `Ball`.
+
+  Raises:
+    UserError: If a concrete epsilon is not a positive number, or `share` lies
+      outside (0, 1].
+
+  References:
+    Tramer and Boneh, Adversarial Training and Robustness for Multiple
+    Perturbations, 2019, https://arxiv.org/abs/1904.13000, section 4 (the
+    direction). Duchi et al., Efficient Projections onto the L1-Ball, 2008,
+    figure 1 (the projection).
+  """
+  check_range('epsilon', epsilon, 0, float('inf'), open_low=True)
+  check_range('share', share, 0, 1, open_low=True)
+
+  def project(delta, epsilon):
+    # All sizes shrink by one threshold: that at which they add up to epsilon.
+    sizes = jnp.sort(jnp.abs(delta).reshape(len(delta), -1), descending=True)
+    excess = jnp.cumsum(sizes, axis=1) - epsilon[:, None]
+    thresholds = excess / jnp.arange(1, sizes.shape[1] + 1)
+    last = jnp.sum(sizes > thresholds, axis=1, keepdims=True) - 1
+    threshold = jnp.take_along_axis(thresholds, last, axis=1)[:, 0]
+    shrunk = jnp.maximum(jnp.abs(delta) - per_row(threshold, delta), 0)
+    # The rounding of a long sum is taken out here.
+    factor = epsilon / jnp.maximum(l1(shrunk), 1e-30)
+    shrunk = jnp.sign(delta) * shrunk * per_row(factor, delta)
+    return jnp.where(per_row(l1(delta) > epsilon, delta), shrunk, delta)
+
+  def steepest(gradient):
+    sizes = jnp.abs(gradient).reshape(len(gradient), -1)
+    num_moved = int(share * (sizes.shape[1] - 1)) + 1
+    smallest = jax.lax.top_k(sizes, num_moved)[0][:, -1:]
+    moved = (sizes >= smallest) & (sizes > 0)
+    each = moved / jnp.maximum(jnp.sum(moved, axis=1, keepdims=True), 1)
+    return jnp.sign(gradient) * each.reshape(gradient.shape)
+
+  def sample(keys, shape, epsilon):
+    def draw(key):
+      key_delta, key_rest = jax.random.split(key)
+      rest = jax.random.exponential(key_rest)
+      return jax.random.laplace(key_delta, shape[1:]), rest
+
+    # Exponential draws over their sum are uniform in a simplex; one more draw
+    # than there are channels keeps the points off its surface.
+    delta, rest = jax.vmap(draw)(keys)
+    return delta * per_row(epsilon / (l1(delta) + rest), delta)
+
+  return Ball('l1', epsilon, l1, project, steepest, sample)
+
+
 BALLS: dict[str, Callable[[Radius], Ball]] = {
   'linf': linf_ball,
   'l2': l2_ball,
+  'l1': l1_ball,
 }
 
 
@@ -157,7 +241,7 @@ def ball(norm: str, epsilon: Radius) -> Ball:
   """Builds a ball by the name of its norm.
 
   Args:
-    norm: 'linf' or 'l2'.
+    norm: 'linf', 'l2' or 'l1'.
     epsilon: Radius in image units.
 
   Returns:

@@ -2,8 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from jaxadv import losses
+from jaxadv.errors import UserError
 
 LOGITS = jnp.array([[1.0, 3.0, 2.0], [0.0, -1.0, 4.0], [2.0, 2.0, 0.0]])
 LABELS = jnp.array([1, 0, 0])
@@ -15,6 +17,31 @@ def test_values():
   np.testing.assert_allclose(
     losses.cross_entropy(LOGITS, LABELS), -jnp.log(chosen), rtol=1e-6
   )
+
+
+FOUR = jnp.array([[5.0, 3.0, 2.0, 1.0], [0.0, 1.0, 4.0, 2.0]])
+
+
+def test_difference_of_logits_ratio():
+  labels, targets = jnp.array([0, 1]), jnp.array([2, 2])
+  # (3 - 5) / (5 - 2) and (4 - 1) / (4 - 1).
+  np.testing.assert_allclose(losses.dlr(FOUR, labels), [-2 / 3, 1])
+  # (2 - 5) / (5 - 1.5) and (4 - 1) / (4 - 0.5).
+  found = losses.targeted_dlr(FOUR, labels, targets)
+  np.testing.assert_allclose(found, [-6 / 7, 6 / 7], rtol=1e-6)
+  np.testing.assert_allclose(
+    losses.targeted_dlr(1e3 * FOUR, labels, targets), found, rtol=1e-6
+  )
+  slope = jax.grad(lambda logits: losses.dlr(logits, labels)[0])(FOUR)[0]
+  # The ratio is (b - a) / (a - c) at a, b, c = 5, 3, 2.
+  np.testing.assert_allclose(slope, [-1 / 9, 1 / 3, -2 / 9, 0], atol=1e-6)
+
+
+def test_difference_of_logits_ratio_needs_classes():
+  with pytest.raises(UserError, match='dlr compares 3 classes .* has 2'):
+    losses.dlr(FOUR[:, :2], LABELS[:2])
+  with pytest.raises(UserError, match='targeted_dlr compares 4 .* has 3'):
+    losses.targeted_dlr(LOGITS, LABELS, LABELS)
 
 
 def test_cross_entropy_and_its_gradient_equal_those_of_optax(key):

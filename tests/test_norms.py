@@ -19,15 +19,49 @@ def test_norms_equal_numpy(delta):
   np.testing.assert_allclose(
     norms.l2(delta), np.linalg.norm(flat, axis=1), rtol=1e-6
   )
+  np.testing.assert_allclose(
+    norms.l1(delta), np.abs(flat).sum(axis=1), rtol=1e-6
+  )
 
 
-def test_l2_of_a_row_does_not_depend_on_its_batch(key):
+@pytest.mark.parametrize('norm', [norms.l1, norms.l2])
+def test_norm_of_a_row_does_not_depend_on_its_batch(norm, key):
   delta = jax.random.normal(key, (50, 8, 8, 3))
-  together = jax.jit(norms.l2)(delta)
+  together = jax.jit(norm)(delta)
   for size in (7, 25):
-    np.testing.assert_array_equal(
-      jax.jit(norms.l2)(delta[:size]), together[:size]
-    )
+    np.testing.assert_array_equal(jax.jit(norm)(delta[:size]), together[:size])
+
+
+def test_projection_onto_the_l1_ball_is_soft_thresholding():
+  # Worked by hand: (3, -1, 0.5) shrinks by 1 to norm 2, by 0.5 to 3.
+  delta = jnp.array([[3.0, -1.0, 0.5]] * 3).reshape(3, 1, 1, 3)
+  inside = norms.l1_ball(1.0).project(delta, jnp.array([2.0, 3.0, 4.5]))
+  expected = [[2, 0, 0], [2.5, -0.5, 0], [3, -1, 0.5]]
+  np.testing.assert_allclose(inside[:, 0, 0], expected, atol=1e-6)
+  large = 20 * jax.random.normal(jax.random.key(1), (4, 64, 64, 3))
+  inside = norms.l1_ball(1.0).project(large, jnp.full(4, 12.0))
+  np.testing.assert_allclose(norms.l1(inside), 12, rtol=1e-5)
+  assert norms.l1(inside).max() <= 12 * (1 + 1e-6)
+
+
+def test_l1_step_moves_a_share_of_the_channels_evenly(key):
+  gradient = jax.random.normal(key, (5, 10, 10, 1))
+  step = norms.l1_ball(1.0, share=0.1).steepest(gradient).reshape(5, -1)
+  np.testing.assert_allclose(jnp.abs(step[step != 0]), 0.1, rtol=1e-6)
+  assert jnp.all(jnp.sum(step != 0, axis=1) == 10)
+  sizes = jnp.abs(gradient).reshape(5, -1)
+  left = jnp.where(step == 0, sizes, 0).max(axis=1)
+  taken = jnp.where(step != 0, sizes, jnp.inf).min(axis=1)
+  assert jnp.all(taken >= left)
+  np.testing.assert_array_equal(norms.l1_ball(1.0).steepest(0 * gradient), 0)
+
+
+def test_directions_out_of_the_box_are_blocked():
+  images = jnp.array([0.0, 0.0, 0.5, 1.0, 1.0])
+  direction = jnp.array([-1.0, 1.0, -1.0, 1.0, -1.0])
+  np.testing.assert_array_equal(
+    norms.without_blocked(direction, images), [0, 1, -1, 0, -1]
+  )
 
 
 @pytest.mark.parametrize('name', norms.BALLS)
@@ -42,7 +76,9 @@ def test_projection(name, delta):
   assert jnp.all(norms.l2(others - delta) >= norms.l2(inside - delta) - 1e-5)
 
 
-@pytest.mark.parametrize(('name', 'dual'), [('linf', 1), ('l2', 2)])
+@pytest.mark.parametrize(
+  ('name', 'dual'), [('linf', 1), ('l2', 2), ('l1', jnp.inf)]
+)
 def test_steepest_reaches_the_dual_norm(name, dual, delta):
   ball = norms.ball(name, 0.5)
   step = ball.steepest(delta)
@@ -81,8 +117,11 @@ def test_radii_are_checked():
   for epsilon in (0, -0.1, 1.5, float('nan'), np.array([0.1, 2.0])):
     with pytest.raises(UserError, match='epsilon'):
       norms.linf_ball(epsilon)
-  with pytest.raises(UserError, match='epsilon'):
-    norms.l2_ball(0)
-  with pytest.raises(UserError, match='linf, l2'):
-    norms.ball('l1', 0.1)
+  for ball in (norms.l2_ball, norms.l1_ball):
+    with pytest.raises(UserError, match='epsilon'):
+      ball(0)
+  with pytest.raises(UserError, match=r'share is 0 .*\(0, 1\]'):
+    norms.l1_ball(1.0, share=0)
+  with pytest.raises(UserError, match='linf, l2, l1'):
+    norms.ball('l3', 0.1)
   norms.l2_ball(40.0)
