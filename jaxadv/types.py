@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 
 PyTree = Any
+
+# Names the draws of a stochastic classifier among those of a picture's key.
+_CLASSIFIER = 0x636C6173
 
 
 class Batch(NamedTuple):
@@ -72,12 +75,17 @@ class Attack:
     finish: `(classifier, images, labels, state) -> AttackResult`.
     max_steps: The number of calls of `step` after which the attack ends; 0
       for a one-shot attack, whose `finish` does the work.
+    targeted: Whether labels name the classes to reach.
+
+  The functions call `classifier(images)`, also where the classifier is
+  stochastic: whoever drives them binds it to fresh keys first, see `bound`.
   """
 
   init: Callable[..., Any]
   step: Callable[..., Any]
   finish: Callable[..., AttackResult]
   max_steps: int
+  targeted: bool = False
 
   def __call__(
     self,
@@ -85,6 +93,7 @@ class Attack:
     classifier: ClassifierLike,
     images: jax.Array,
     labels: jax.Array,
+    done: jax.Array | None = None,
   ) -> AttackResult:
     """Drives the attack to its end; a pure function, made to be jitted.
 
@@ -94,11 +103,13 @@ class Attack:
       images: float32[B, H, W, C] in [0, 1].
       labels: int32[B], the true classes, or the classes to reach if the
         attack is targeted.
+      done: bool[B], rows that nobody will read, or None; the loop does not
+        wait for them.
 
     Returns:
       The attacked images and which rows succeeded.
     """
-    state = self.init(keys, classifier, images, labels)
+    state = self.start(keys, classifier, images, labels, done)
 
     def unfinished(carry):
       step, state = carry
@@ -106,11 +117,51 @@ class Attack:
 
     def advance(carry):
       step, state = carry
-      return step + 1, self.step(classifier, images, labels, state)
+      now = bound(classifier, keys, step + 1)
+      return step + 1, self.step(now, images, labels, state)
 
     if self.max_steps:
       _, state = jax.lax.while_loop(unfinished, advance, (0, state))
-    return self.finish(classifier, images, labels, state)
+    end = bound(classifier, keys, self.max_steps + 1)
+    return self.finish(end, images, labels, state)
+
+  def start(
+    self,
+    keys: jax.Array,
+    classifier: ClassifierLike,
+    images: jax.Array,
+    labels: jax.Array,
+    done: jax.Array | None = None,
+  ) -> Any:
+    """Gives the first state, in which the rows of `done` rest; see `init`."""
+    state = self.init(keys, bound(classifier, keys, 0), images, labels)
+    if done is None or not self.max_steps:
+      return state
+    return state._replace(done=state.done | done)
+
+
+def bound(
+  classifier: ClassifierLike, keys: jax.Array, turn: int | jax.Array
+) -> ClassifierLike:
+  """Binds a stochastic classifier to the draws of one step of an attack.
+
+  Args:
+    classifier: Any classifier; a deterministic one is given back as it is.
+    keys: key[B], one a picture.
+    turn: Number of the step, int32 or int32[B]; each has draws of its own.
+
+  Returns:
+    A classifier that gives the same logits at every call.
+  """
+  if not getattr(classifier, 'stochastic', False):
+    return classifier
+
+  def draw(key, turn):
+    # The first fold keeps it apart from what attacks draw from the same key.
+    return jax.random.fold_in(jax.random.fold_in(key, _CLASSIFIER), turn)
+
+  drawn = jax.vmap(draw)(keys, jnp.broadcast_to(turn, keys.shape))
+  return lambda images: cast(Any, classifier)(images, drawn)
 
 
 def picture_keys(key: jax.Array, source: jax.Array) -> jax.Array:

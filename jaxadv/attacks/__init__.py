@@ -6,8 +6,9 @@ import functools
 import inspect
 from collections.abc import Callable
 
+from jaxadv.attacks.combine import over, restarts, sequence
 from jaxadv.attacks.deepfool import deepfool
-from jaxadv.attacks.drive import drive
+from jaxadv.attacks.drive import Composite, drive
 from jaxadv.attacks.evaluate import Evaluation, evaluate
 from jaxadv.attacks.hsv import hsv
 from jaxadv.attacks.noise_inherent import ni
@@ -20,6 +21,7 @@ __all__ = [
   'ATTACKS',
   'Attack',
   'AttackResult',
+  'Composite',
   'Evaluation',
   'bim',
   'deepfool',
@@ -29,8 +31,11 @@ __all__ = [
   'hsv',
   'make',
   'ni',
+  'over',
   'pgd',
   'picture_keys',
+  'restarts',
+  'sequence',
 ]
 
 

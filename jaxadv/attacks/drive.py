@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from jaxadv.errors import UserError
-from jaxadv.types import Attack, AttackResult, ClassifierLike
+from jaxadv.types import Attack, AttackResult, ClassifierLike, bound
+
+
+@dataclasses.dataclass(frozen=True)
+class Composite:
+  """Several attacks that run one after the other; see `attacks.combine`.
+
+  Called like an `Attack`.
+
+  Attributes:
+    run: `(drive, keys, classifier, images, labels, done) -> AttackResult`,
+      where `drive(attack, keys, classifier, images, labels, done=done)` runs
+      a part in the way that was asked for.
+    targeted: Whether labels name the classes to reach.
+  """
+
+  run: Callable[..., AttackResult]
+  targeted: bool = False
+
+  def __call__(
+    self,
+    keys: jax.Array,
+    classifier: ClassifierLike,
+    images: jax.Array,
+    labels: jax.Array,
+    done: jax.Array | None = None,
+  ) -> AttackResult:
+    """Drives the parts to their ends; see `Attack`."""
+    return self.run(drive, keys, classifier, images, labels, done)
 
 
 def drive(
-  attack: Attack,
+  attack: Attack | Composite,
   keys: jax.Array,
   classifier: ClassifierLike,
   images: jax.Array,
   labels: jax.Array,
   *,
   num_slots: int | None = None,
+  done: jax.Array | None = None,
 ) -> AttackResult:
   """Drives an attack to its end over a batch; pure, made to be jitted.
 
@@ -26,7 +59,7 @@ def drive(
   than they need. The result of a row is the same either way.
 
   Args:
-    attack: Any `Attack`.
+    attack: Any `Attack`, or several of them as a `Composite`.
     keys: key[B], one a picture; see `picture_keys`.
     classifier: The classifier under attack.
     images: float32[B, H, W, C] in [0, 1].
@@ -34,6 +67,7 @@ def drive(
     num_slots: Number of slots (16 to 32 do well on CPU), or None for the
       plain loop. One slot counts as two. The first and last forward pass of
       an attack still take the whole batch at once.
+    done: bool[B], rows that nobody will read, or None; they get no slot.
 
   Returns:
     The attacked images and which rows succeeded.
@@ -43,14 +77,17 @@ def drive(
   """
   if num_slots is not None and num_slots < 1:
     raise UserError(f'num_slots is {num_slots} but must be at least 1 or None')
+  if isinstance(attack, Composite):
+    part = functools.partial(drive, num_slots=num_slots)
+    return attack.run(part, keys, classifier, images, labels, done)
   num_rows = labels.shape[0]
   if num_slots is not None:
     # A lone row is multiplied as a vector, which rounds differently.
     num_slots = max(num_slots, 2)
   if num_slots is None or attack.max_steps == 0 or num_slots >= num_rows:
-    return attack(keys, classifier, images, labels)
+    return attack(keys, classifier, images, labels, done)
 
-  state = attack.init(keys, classifier, images, labels)
+  state = attack.start(keys, classifier, images, labels, done)
   queue = jnp.argsort(state.done, stable=True)
   num_waiting = jnp.sum(~state.done)
 
@@ -66,7 +103,10 @@ def drive(
     state, rows, steps, taken = carry
     read = lambda leaf: leaf.at[rows].get(mode='clip')
     local = attack.step(
-      classifier, read(images), read(labels), jax.tree.map(read, state)
+      bound(classifier, read(keys), steps + 1),
+      read(images),
+      read(labels),
+      jax.tree.map(read, state),
     )
     write = lambda leaf, new: leaf.at[rows].set(new, mode='drop')
     state = jax.tree.map(write, state, local)
@@ -81,4 +121,5 @@ def drive(
   steps = jnp.zeros(num_slots, jnp.int32)
   carry = (state, first, steps, jnp.asarray(num_slots))
   state, *_ = jax.lax.while_loop(occupied, advance, carry)
-  return attack.finish(classifier, images, labels, state)
+  end = bound(classifier, keys, attack.max_steps + 1)
+  return attack.finish(end, images, labels, state)
