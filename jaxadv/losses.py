@@ -5,6 +5,8 @@ All take logits float32[B, K] and labels int32[B] and give one value a row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -93,6 +95,30 @@ def targeted_dlr(
   scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
   ahead = logit_of(logits, targets) - logit_of(logits, labels)
   return ahead / (scale + 1e-12)
+
+
+LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+  'ce': cross_entropy,
+  'margin': margin,
+  'dlr': dlr,
+}
+
+
+def loss(name: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """Gives a loss by its name.
+
+  Args:
+    name: 'ce' (cross-entropy), 'margin' or 'dlr'.
+
+  Returns:
+    `(logits, labels) -> float32[B]`.
+
+  Raises:
+    UserError: If the name is unknown.
+  """
+  if name not in LOSSES:
+    raise UserError(f'loss is {name!r} but must be one of {", ".join(LOSSES)}')
+  return LOSSES[name]
 
 
 def _need_classes(name: str, logits: jax.Array, least: int) -> None:

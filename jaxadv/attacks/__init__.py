@@ -6,9 +6,13 @@ import functools
 import inspect
 from collections.abc import Callable
 
+from jaxadv import losses
+from jaxadv.attacks.carlini_wagner import carlini_wagner, carlini_wagner_linf
 from jaxadv.attacks.combine import over, restarts, sequence
+from jaxadv.attacks.ddn import ddn
 from jaxadv.attacks.deepfool import deepfool
 from jaxadv.attacks.drive import Composite, drive
+from jaxadv.attacks.ead import ead
 from jaxadv.attacks.evaluate import Evaluation, evaluate
 from jaxadv.attacks.hsv import hsv
 from jaxadv.attacks.noise_inherent import ni
@@ -24,8 +28,12 @@ __all__ = [
   'Composite',
   'Evaluation',
   'bim',
+  'carlini_wagner',
+  'carlini_wagner_linf',
+  'ddn',
   'deepfool',
   'drive',
+  'ead',
   'evaluate',
   'fgsm',
   'hsv',
@@ -57,18 +65,29 @@ def _pgd(
   random_start=True,
   targeted=False,
   early_stop=False,
-) -> Attack:
-  return pgd(
+  loss='ce',
+  num_restarts=1,
+) -> Attack | Composite:
+  attack = pgd(
     ball(norm, epsilon),
     step_size,
     num_steps,
     random_start=random_start,
     targeted=targeted,
     early_stop=early_stop,
+    loss=losses.loss(loss),
   )
+  if num_restarts == 1:
+    return attack
+  if not random_start:
+    raise UserError(
+      f'num_restarts is {num_restarts} but without random_start every run is '
+      'the same; allow random_start or leave num_restarts at 1'
+    )
+  return restarts(attack, num_restarts)
 
 
-ATTACKS: dict[str, Callable[..., Attack]] = {
+ATTACKS: dict[str, Callable[..., Attack | Composite]] = {
   'fgsm': _fgsm,
   'bim': _bim,
   'pgd': _pgd,
@@ -76,19 +95,26 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
   'hsv': hsv,
   'ni_plus': functools.partial(ni, 1),
   'ni_minus': functools.partial(ni, -1),
+  'carlini_wagner': carlini_wagner,
+  'carlini_wagner_linf': functools.partial(
+    carlini_wagner_linf, epsilon=8 / 255
+  ),
+  'ddn': ddn,
+  'ead': ead,
 }
 
 
-def make(name: str, **hyper) -> Attack:
+def make(name: str, **hyper) -> Attack | Composite:
   """Builds an attack by name, with plain numbers as hyperparameters.
 
   Args:
     name: A key of `ATTACKS`.
     **hyper: What differs from the defaults, such as `epsilon=16 / 255`; PGD
-      and BIM take `norm` ('linf' or 'l2') and `epsilon` in place of a ball.
+      and BIM take `norm` ('linf', 'l2' or 'l1') and `epsilon` in place of a
+      ball, PGD also `loss` ('ce', 'margin' or 'dlr') and `num_restarts`.
 
   Returns:
-    An `Attack`.
+    An `Attack`, or a `Composite` of several, which is used alike.
 
   Raises:
     UserError: If the name or a hyperparameter is unknown or out of range.

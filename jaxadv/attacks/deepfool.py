@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxadv.losses import succeeded
-from jaxadv.norms import Radius, l2, per_row
+from jaxadv.errors import UserError
+from jaxadv.losses import logit_of, succeeded
+from jaxadv.norms import Radius, l1, l2, per_row
 from jaxadv.types import Attack, AttackResult
 from jaxadv.utils import check_range
 
@@ -24,7 +26,7 @@ class DeepFoolState(NamedTuple):
     delta: float32[B, H, W, C], the sum of the steps, without overshoot.
     overshoot: float32[B].
     rivals: int32[B, N], the classes whose boundaries are looked at.
-    done: bool[B], whether the overshot picture is misclassified.
+    done: bool[B], whether the overshot picture is a success.
   """
 
   delta: jax.Array
@@ -38,11 +40,15 @@ def deepfool(
   *,
   overshoot: Radius = 0.02,
   num_candidates: int = 10,
+  norm: str = 'l2',
+  targeted: bool = False,
 ) -> Attack:
-  """Finds a small L2 change that crosses the nearest class boundary.
+  """Finds a small change that crosses the nearest class boundary.
 
   A minimal-norm attack. Each step linearises the logits, takes the boundary
-  nearest in L2 between the label and its strongest rivals, and walks there.
+  nearest in the norm between the label and its strongest rivals, and walks
+  there. If targeted, it walks to the boundary between the class to reach and
+  the strongest of the others, which each step finds anew.
 
   Args:
     num_steps: Largest number of steps, at least 1.
@@ -51,10 +57,13 @@ def deepfool(
     num_candidates: Number of classes looked at, the label among them, at
       least 2: those with the largest logits on the clean picture. A step
       costs a forward pass to linearise, one backward pass for every rival
-      and a forward pass to judge.
+      and a forward pass to judge. Not used if targeted: the class to reach
+      is then the only rival.
+    norm: 'l2' or 'linf', in which the change is small.
+    targeted: Whether `labels` name the classes to reach.
 
   Returns:
-    An `Attack`. A row that is still correct after `num_steps` holds the clean
+    An `Attack`. A row without success after `num_steps` holds the clean
     picture.
 
   Raises:
@@ -62,15 +71,26 @@ def deepfool(
 
   Departs from the paper as the authors' own code does: overshoot enters every
   step, and only the strongest rivals are looked at. Images are clipped to
-  [0, 1].
+  [0, 1]. The paper has no targeted version.
 
   References:
     Moosavi-Dezfooli et al., DeepFool, 2016, https://arxiv.org/abs/1511.04599,
-    section 3, algorithm 2.
+    section 3, algorithm 2, and equations 10 and 11 (other norms).
   """
   check_range('num_steps', num_steps, 1, float('inf'))
   check_range('overshoot', overshoot, 0, float('inf'))
   check_range('num_candidates', num_candidates, 2, float('inf'))
+  if norm not in ('l2', 'linf'):
+    raise UserError(f"norm is {norm!r} but must be 'l2' or 'linf'")
+
+  def to_boundary(gradient, gap):
+    """Distance to where a linear function closes its gap, and the move."""
+    # The dual norm says how much the function rises over a unit of distance.
+    slope = jnp.maximum((l2 if norm == 'l2' else l1)(gradient), 1e-12)
+    distance = gap / slope
+    if norm == 'l2':
+      return distance, gradient * per_row((distance + _EXTRA) / slope, gradient)
+    return distance, jnp.sign(gradient) * per_row(distance + _EXTRA, gradient)
 
   def attacked(images, state):
     delta = state.delta * per_row(1 + state.overshoot, images)
@@ -79,35 +99,39 @@ def deepfool(
   def init(keys, classifier, images, labels):
     del keys  # Deterministic.
     logits = classifier(images)
-    _, strongest = jax.lax.top_k(logits, min(num_candidates, logits.shape[-1]))
+    if targeted:
+      rivals = labels[:, None]
+    else:
+      _, strongest = jax.lax.top_k(
+        logits, min(num_candidates, logits.shape[-1])
+      )
+      # The first is the label itself in all rows that will be attacked.
+      rivals = strongest[:, 1:]
     return DeepFoolState(
       delta=jnp.zeros_like(images),
       overshoot=jnp.broadcast_to(
         jnp.asarray(overshoot, jnp.float32), labels.shape
       ),
-      # The first is the label itself in all rows that will be attacked.
-      rivals=strongest[:, 1:],
-      done=succeeded(logits, labels),
+      rivals=rivals,
+      done=succeeded(logits, labels, targeted=targeted),
     )
 
   def step(classifier, images, labels, state):
     logits, pullback = jax.vjp(classifier, attacked(images, state))
-    num_classes = logits.shape[-1]
-    own = jax.nn.one_hot(labels, num_classes)
-    pick = lambda classes: jnp.take_along_axis(logits, classes[:, None], 1)[
-      :, 0
-    ]
+    one_hot = functools.partial(
+      jax.nn.one_hot, num_classes=logits.shape[-1], dtype=logits.dtype
+    )
+    leading = labels
+    if targeted:
+      others = jnp.where(one_hot(labels) > 0, -jnp.inf, logits)
+      leading = jnp.argmax(others, axis=-1)
 
     def nearer(best, rival):
       # One backward pass after the other: on CPU faster than one vmapped
       # batch, and a fraction of its memory.
-      towards = jax.nn.one_hot(rival, num_classes) - own
-      (gradient,) = pullback(towards.astype(logits.dtype))
-      slope = jnp.maximum(l2(gradient), 1e-12)
-      gap = jnp.abs(pick(rival) - pick(labels))
-      distance = gap / slope
-      scale = (distance + _EXTRA) / slope
-      move = gradient * per_row(scale, gradient)
+      (gradient,) = pullback(one_hot(rival) - one_hot(leading))
+      gap = jnp.abs(logit_of(logits, rival) - logit_of(logits, leading))
+      distance, move = to_boundary(gradient, gap)
       closer = distance < best[0]
       return (
         jnp.where(closer, distance, best[0]),
@@ -118,8 +142,9 @@ def deepfool(
     (_, move), _ = jax.lax.scan(nearer, nothing, state.rivals.T)
     delta = jnp.where(per_row(state.done, move), 0, move) + state.delta
     state = state._replace(delta=delta)
-    judged = succeeded(classifier(attacked(images, state)), labels)
-    return state._replace(done=state.done | judged)
+    judged = classifier(attacked(images, state))
+    success = succeeded(judged, labels, targeted=targeted)
+    return state._replace(done=state.done | success)
 
   def finish(classifier, images, labels, state):
     del classifier, labels  # Each step judged its own result.
@@ -128,4 +153,4 @@ def deepfool(
     )
     return AttackResult(result, state.done)
 
-  return Attack(init, step, finish, max_steps=num_steps)
+  return Attack(init, step, finish, num_steps, targeted)

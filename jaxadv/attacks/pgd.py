@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxadv import losses
-from jaxadv.norms import Ball, Radius, linf_ball, per_row
+from jaxadv.norms import Ball, Radius, linf_ball, per_row, without_blocked
 from jaxadv.types import Attack, AttackResult
 from jaxadv.utils import check_range
 
@@ -50,7 +50,7 @@ def pgd(
   result costs one more forward pass, a random start another.
 
   Args:
-    ball: `linf_ball(epsilon)` or `l2_ball(epsilon)`.
+    ball: `linf_ball(epsilon)`, `l2_ball(epsilon)` or `l1_ball(epsilon)`.
     step_size: Length of a step in image units and in the ball's norm, above
       0; a scalar or float32[B], traced or not.
     num_steps: Number of steps, at least 1.
@@ -59,7 +59,7 @@ def pgd(
       lowered.
     early_stop: Whether a row rests as soon as it succeeds. If not, rows keep
       climbing, and one that succeeded may in theory lose it again.
-    loss: `(logits, labels) -> float32[B]`.
+    loss: `(logits, labels) -> float32[B]`, such as those of `jaxadv.losses`.
 
   Returns:
     An `Attack`. Its images stay within the ball and [0, 1]; a row that is
@@ -74,7 +74,9 @@ def pgd(
 
   References:
     Madry et al., Towards Deep Learning Models Resistant to Adversarial
-    Attacks, 2018, https://arxiv.org/abs/1706.06083, section 2.1.
+    Attacks, 2018, https://arxiv.org/abs/1706.06083, section 2.1. In L1:
+    Tramer and Boneh, Adversarial Training and Robustness for Multiple
+    Perturbations, 2019, https://arxiv.org/abs/1904.13000, section 4.
   """
   check_range('step_size', step_size, 0, float('inf'), open_low=True)
   check_range('num_steps', num_steps, 1, float('inf'))
@@ -109,8 +111,12 @@ def pgd(
     # on the first step, and all of them if rows stop early.
     success = losses.succeeded(logits, labels, targeted=targeted)
     done = state.done | (success & (state.fresh | early_stop))
-    direction = ball.steepest(-gradient if targeted else gradient)
-    delta = state.images + per_row(state.step_size, images) * direction - images
+    direction = -gradient if targeted else gradient
+    if ball.norm == 'l1':
+      # The few channels of a step should be such as can still move.
+      direction = without_blocked(direction, state.images)
+    move = per_row(state.step_size, images) * ball.steepest(direction)
+    delta = state.images + move - images
     moved = jnp.clip(images + ball.project(delta, state.epsilon), 0, 1)
     return state._replace(
       images=jnp.where(per_row(done, images), state.images, moved),
@@ -121,7 +127,7 @@ def pgd(
   def finish(classifier, images, labels, state):
     return AttackResult(state.images, judge(classifier, state.images, labels))
 
-  return Attack(init, step, finish, max_steps=num_steps)
+  return Attack(init, step, finish, num_steps, targeted)
 
 
 def fgsm(epsilon: Radius, *, targeted: bool = False) -> Attack:

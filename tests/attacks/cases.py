@@ -1,5 +1,6 @@
 """The table of all attacks, a row each; most tests run over it."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,7 +23,8 @@ class Case(NamedTuple):
   epsilon: float = 0.0  # Used on the small network.
   targeted: bool = False
   random: bool = False
-  optimal: bool = False  # Finds the best point of a linear classifier.
+  optimal: bool = False  # Finds the best point of a linear classifier,
+  within: float = 1.021  # a minimal-norm attack up to this factor.
 
 
 def _pgd(ball, **options):
@@ -86,7 +88,94 @@ CASES = [
     targeted=True,
     optimal=True,
   ),
+  Case(
+    'pgd_l1',
+    _pgd(functools.partial(norms.l1_ball, share=0.005)),
+    'l1',
+    'budget',
+    2.0,
+    random=True,
+    optimal=True,
+  ),
   Case('deepfool', attacks.deepfool, 'l2', 'minimal', optimal=True),
+  Case(
+    'deepfool_linf',
+    lambda: attacks.deepfool(norm='linf'),
+    'linf',
+    'minimal',
+    optimal=True,
+  ),
+  Case(
+    'deepfool_targeted',
+    lambda: attacks.deepfool(targeted=True),
+    'l2',
+    'minimal',
+    targeted=True,
+    optimal=True,
+  ),
+  Case(
+    'carlini_wagner',
+    lambda: attacks.carlini_wagner(
+      30, binary_search_steps=4, initial_const=0.1
+    ),
+    'l2',
+    'minimal',
+  ),
+  Case(
+    'carlini_wagner_targeted',
+    lambda: attacks.carlini_wagner(
+      30, binary_search_steps=1, initial_const=1.0, targeted=True
+    ),
+    'l2',
+    'minimal',
+    targeted=True,
+  ),
+  Case(
+    'carlini_wagner_linf',
+    lambda epsilon: attacks.carlini_wagner_linf(epsilon, 20),
+    'linf',
+    'budget',
+    0.03,
+    optimal=True,
+  ),
+  Case(
+    'ddn',
+    lambda: attacks.ddn(60, init_norm=0.3, gamma=0.1, levels=None),
+    'l2',
+    'minimal',
+    optimal=True,
+    within=1.25,
+  ),
+  Case(
+    'ddn_targeted',
+    lambda: attacks.ddn(20, targeted=True),
+    'l2',
+    'minimal',
+    targeted=True,
+  ),
+  Case(
+    'ead',
+    lambda: attacks.ead(
+      50,
+      binary_search_steps=4,
+      initial_const=0.1,
+      beta=0.02,
+      decision_rule='l1',
+    ),
+    'l1',
+    'minimal',
+    optimal=True,
+    within=1.25,
+  ),
+  Case(
+    'ead_targeted',
+    lambda: attacks.ead(
+      20, binary_search_steps=2, initial_const=0.1, targeted=True
+    ),
+    'l1',
+    'minimal',
+    targeted=True,
+  ),
   Case('hsv', lambda: attacks.hsv(30), random=True),
   Case('ni_plus', lambda: attacks.ni(1)),
   Case('ni_minus', lambda: attacks.ni(-1, filter='mixed'), random=True),
