@@ -25,6 +25,7 @@ class DDNState(NamedTuple):
     best: float32[B, H, W, C], the nearest success so far, else clean.
     distance: float32[B], L2 distance of `best`, infinity without success.
     norm: float32[B], the length that the change is given.
+    farthest: float32[B], the largest length that [0, 1] has room for.
     gamma: float32[B].
     keys: key[B].
     count: int32[B], the number of steps so far.
@@ -35,6 +36,7 @@ class DDNState(NamedTuple):
   best: jax.Array
   distance: jax.Array
   norm: jax.Array
+  farthest: jax.Array
   gamma: jax.Array
   keys: jax.Array
   count: jax.Array
@@ -102,6 +104,7 @@ def ddn(
       best=images,
       distance=per_picture(jnp.inf),
       norm=per_picture(init_norm),
+      farthest=l2(jnp.maximum(images, 1 - images)),
       gamma=per_picture(gamma),
       keys=keys,
       count=jnp.zeros(labels.shape, jnp.int32),
@@ -122,12 +125,11 @@ def ddn(
 
     direction = _somewhere(unit_l2(gradient), state.keys, state.count)
     step_size = jnp.asarray(step_sizes, jnp.float32)[state.count]
-    delta = unit_l2(delta + per_row(step_size, delta) * direction)
-    # No picture is farther away than this.
-    farthest = l2(jnp.maximum(images, 1 - images))
+    delta += per_row(step_size, delta) * direction
     change = jnp.where(hit, 1 - state.gamma, 1 + state.gamma)
-    norm = jnp.minimum(state.norm * change, farthest)
-    moved = jnp.clip(images + per_row(norm, delta) * delta, 0, 1)
+    norm = jnp.minimum(state.norm * change, state.farthest)
+    scale = norm / jnp.maximum(l2(delta), 1e-12)
+    moved = jnp.clip(images + per_row(scale, delta) * delta, 0, 1)
     if levels is not None:
       moved = jnp.round(moved * (levels - 1)) * np.float32(1 / (levels - 1))
 

@@ -122,15 +122,6 @@ CASES = [
     'minimal',
   ),
   Case(
-    'carlini_wagner_targeted',
-    lambda: attacks.carlini_wagner(
-      30, binary_search_steps=1, initial_const=1.0, targeted=True
-    ),
-    'l2',
-    'minimal',
-    targeted=True,
-  ),
-  Case(
     'carlini_wagner_linf',
     lambda epsilon: attacks.carlini_wagner_linf(epsilon, 20),
     'linf',
@@ -147,17 +138,10 @@ CASES = [
     within=1.25,
   ),
   Case(
-    'ddn_targeted',
-    lambda: attacks.ddn(20, targeted=True),
-    'l2',
-    'minimal',
-    targeted=True,
-  ),
-  Case(
     'ead',
     lambda: attacks.ead(
       50,
-      binary_search_steps=4,
+      binary_search_steps=6,
       initial_const=0.1,
       beta=0.02,
       decision_rule='l1',
@@ -166,15 +150,6 @@ CASES = [
     'minimal',
     optimal=True,
     within=1.25,
-  ),
-  Case(
-    'ead_targeted',
-    lambda: attacks.ead(
-      20, binary_search_steps=2, initial_const=0.1, targeted=True
-    ),
-    'l1',
-    'minimal',
-    targeted=True,
   ),
   Case('hsv', lambda: attacks.hsv(30), random=True),
   Case('ni_plus', lambda: attacks.ni(1)),
