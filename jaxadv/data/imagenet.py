@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxadv.data.sources import Pictures, pictures_from_arrays, subset
+from jaxadv.data.sources import Pictures, pictures_from_arrays
 from jaxadv.errors import DataError, UserError
 
 # The 200 classes of ImageNet-A among the 1,000 of ImageNet, a fact listed at
@@ -71,21 +71,6 @@ def relabel(pictures: Pictures) -> Pictures:
     source=pictures.source,
     file_names=pictures.file_names,
   )
-
-
-def of_classes(pictures: Pictures, classes: Collection[int]) -> Pictures:
-  """Keeps the pictures of some classes.
-
-  To read no others in the first place, give `load` the classes.
-
-  Args:
-    pictures: Any.
-    classes: Labels, as `IMAGENET_A_CLASSES`.
-
-  Returns:
-    `Pictures` with the labels and class names that they had.
-  """
-  return subset(pictures, np.isin(pictures.labels, list(classes)))
 
 
 def join_sources(crops: Pictures, pictures: Pictures) -> Pictures:

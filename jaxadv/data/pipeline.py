@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxadv.data import images as image_tools
 from jaxadv.errors import UserError
@@ -74,22 +73,6 @@ def select(batch: Batch, rows: np.ndarray) -> Batch:
     The rows, still uint8.
   """
   return Batch(*(column[rows] for column in batch))
-
-
-def to_device(batch: Batch, mesh: Mesh | None = None) -> Batch:
-  """Puts a stored set onto the default device, or onto all of a mesh.
-
-  Args:
-    batch: A stored set, uint8.
-    mesh: If given, every device of it holds the whole set, so that each can
-      index its own share of a batch.
-
-  Returns:
-    The set as JAX arrays.
-  """
-  if mesh is None:
-    return jax.device_put(batch)
-  return jax.device_put(batch, NamedSharding(mesh, PartitionSpec()))
 
 
 def epoch_order(
@@ -185,7 +168,7 @@ def batches(pictures: Labelled | Batch, batch_size: int) -> Batches:
     raise UserError(f'batch_size is {batch_size} but must be at least 1')
   if not len(batch.labels):
     raise UserError('the set holds no pictures; batches need at least one')
-  return Batches(to_device(batch), batch_size)
+  return Batches(jax.device_put(batch), batch_size)
 
 
 def split_by_source(

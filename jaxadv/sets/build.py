@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxadv.attacks.drive import Composite
 from jaxadv.attacks.evaluate import Progress, evaluate
 from jaxadv.classifier import Classifier, predict
 from jaxadv.data.sources import Pictures, subset
@@ -57,7 +58,7 @@ def correct_pictures(
 
 
 def build(
-  attack: Attack,
+  attack: Attack | Composite,
   key: jax.Array,
   classifier: Classifier,
   pictures: Pictures,
@@ -73,7 +74,7 @@ def build(
   """Attacks every picture and rounds what comes out to 8 bit.
 
   Args:
-    attack: An untargeted `Attack`.
+    attack: An untargeted attack.
     key: One key; each picture has its own by its source id.
     classifier: The victim.
     pictures: Clean pictures, those of `correct_pictures`: of others the

@@ -12,7 +12,7 @@ from jaxadv.training.loop import (
   measure_members,
   take_member,
 )
-from jaxadv.training.mesh import data_mesh, replicate, shard_batch
+from jaxadv.training.mesh import data_mesh, replicate
 from jaxadv.training.state import TrainConfig, TrainState
 from jaxadv.training.tasks import (
   Task,
@@ -35,6 +35,5 @@ __all__ = [
   'linen_apply',
   'measure_members',
   'replicate',
-  'shard_batch',
   'take_member',
 ]

@@ -45,15 +45,19 @@ def open_checkpoints(
   """
   path = Path(directory).absolute()
   record = path / 'training.json'
-  if record.exists():
-    differing = differences(read_json(record), identity)
-    if differing:
-      raise UserError(
-        f'the checkpoints in {path} are of another training ({differing}); '
-        'delete them or use another folder'
-      )
-  elif jax.process_index() == 0:
-    write_json(record, as_plain(identity))
+
+  def claim() -> Any:
+    if not record.exists():
+      write_json(record, as_plain(identity))
+    return read_json(record)
+
+  # All hosts go by what the first one finds.
+  differing = differences(on_first(claim), identity)
+  if differing:
+    raise UserError(
+      f'the checkpoints in {path} are of another training ({differing}); '
+      'delete them or use another folder'
+    )
   return ocp.CheckpointManager(
     path,
     options=ocp.CheckpointManagerOptions(

@@ -42,24 +42,6 @@ def replicate(tree: PyTree, mesh: Mesh | None) -> PyTree:
   return _place(tree, mesh, PartitionSpec())
 
 
-def shard_batch(tree: PyTree, mesh: Mesh | None) -> PyTree:
-  """Splits the leading axis of every array over the devices.
-
-  Args:
-    tree: Arrays [B, ...]; on several hosts, the same global batch on each.
-    mesh: The mesh, or None for the default device.
-
-  Returns:
-    The tree on the devices.
-
-  Raises:
-    UserError: If B is not a multiple of the number of devices.
-  """
-  for leaf in jax.tree.leaves(tree):
-    check_batch_size(leaf.shape[0], mesh)
-  return _place(tree, mesh, PartitionSpec('data'))
-
-
 def constrain_batch(tree: PyTree, mesh: Mesh | None) -> PyTree:
   """Inside `jit`: asks that leading axes be split over the devices.
 

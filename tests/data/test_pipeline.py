@@ -1,7 +1,6 @@
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 
 from jaxadv.data import fake, pipeline
 from jaxadv.errors import UserError
@@ -30,7 +29,7 @@ def test_take_scales_and_keeps_what_is_known():
   stored = pipeline.stored(pictures, kind=3)
   rows = np.array([5, 0, 11])
   batch = jax.jit(pipeline.take)(
-    pipeline.to_device(stored), rows, np.array([True, True, False])
+    jax.device_put(stored), rows, np.array([True, True, False])
   )
   np.testing.assert_allclose(
     batch.images, pictures.images[rows] / np.float32(255), rtol=1e-6
@@ -60,15 +59,6 @@ def test_batches_refuse_what_they_cannot_make():
   empty = pipeline.select(pipeline.stored(pictures), np.zeros(4, bool))
   with pytest.raises(UserError, match='no pictures'):
     pipeline.batches(empty, 2)
-
-
-def test_a_mesh_holds_the_set_on_every_device():
-  mesh = Mesh(np.array(jax.devices()), ('data',))
-  stored = pipeline.stored(fake.generated_pictures(5, 8))
-  placed = pipeline.to_device(stored, mesh)
-  assert placed.images.sharding.is_fully_replicated
-  assert placed.images.devices() == set(jax.devices())
-  np.testing.assert_array_equal(placed.images, stored.images)
 
 
 def test_joined_sets_keep_their_rows():

@@ -15,7 +15,6 @@ from jaxadv.training import (
   fit,
   fit_members,
   measure_members,
-  shard_batch,
   take_member,
 )
 from tests.training.nets import (
@@ -193,10 +192,6 @@ def test_batches_are_really_split(data):
   config = dataclasses.replace(PLAIN, batch_size=16)
   fit(KEYS[0], task, np.ones(16), np.arange(16), None, config, mesh=mesh)
   assert seen and all(s.shard_shape((16,)) == (2,) for s in seen)
-  assert shard_batch(np.ones((16, 3)), mesh).sharding.shard_shape((16, 3)) == (
-    2,
-    3,
-  )
 
 
 def test_same_key_same_bits_other_key_other_result(data, three):
@@ -335,8 +330,6 @@ def test_wrong_rows_and_batches_are_user_errors(data):
     odd = dataclasses.replace(CONFIG, batch_size=20)
     with pytest.raises(UserError, match='--batch_size=24'):
       fit(KEYS[0], TASK, data, TRAIN, VALID, odd, mesh=mesh)
-    with pytest.raises(UserError, match='--batch_size=24'):
-      shard_batch(np.ones(20), mesh)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ class Matrix:
   Attributes:
     backbones: Names, in the order of the run.
     kinds: Kinds that detectors were trained on.
+    num_tested: Test pictures of a kind.
     spread: {(backbone, trained, tested): standard deviation over seeds}, of
       the cells computed so far that have several.
   """
@@ -104,6 +105,8 @@ class Matrix:
     """
     self.backbones = tuple(cells)
     self.kinds = tuple(kinds)
+    # All sets have as many, and all cells the same ones.
+    self.num_tested = next(iter(cells.values()))[0].sources.shape[1]
     self._cells = cells
     self._figures: dict[tuple[str, str, str], Figure] = {}
     self.spread: dict[tuple[str, str, str], float] = {}

@@ -90,7 +90,7 @@ def printed(table: str) -> dict[tuple[str, str, str], float]:
   }
 
 
-def auc_rows(study: Study, matrix: Matrix, *, unseen: bool) -> list[Row]:
+def auc_rows(matrix: Matrix, *, unseen: bool) -> list[Row]:
   """Gives the rows of the matrix of kinds: all of it, or its diagonal."""
   paper = printed('table1')
   rows = []
@@ -101,7 +101,7 @@ def auc_rows(study: Study, matrix: Matrix, *, unseen: bool) -> list[Row]:
         names = (PAPER_NAME[trained], PAPER_NAME[tested])
         rows.append(
           _row(
-            study,
+            matrix,
             {
               'backbone': network,
               'trained_on': names[0],
@@ -141,7 +141,7 @@ def control_rows(study: Study, matrix: Matrix) -> list[Row]:
   ]
   return [
     _row(
-      study,
+      matrix,
       {
         'backbone': network,
         'control': f'trained on {PAPER_NAME[trained]}, '
@@ -431,7 +431,7 @@ def example_labels(study: Study, kinds: Sequence[str]) -> list:
 
 
 def _row(
-  study: Study, keys: dict, figure: Figure, paper: float | None = None
+  matrix: Matrix, keys: dict, figure: Figure, paper: float | None = None
 ) -> Row:
   interval = percentile_interval(figure.draws)
   if keys['role'] == 'kind':
@@ -442,7 +442,7 @@ def _row(
     figure.value,
     interval.low,
     interval.high,
-    n=study.config.num_pictures // 2,
+    n=matrix.num_tested,
     paper=paper,
   )
 

@@ -71,7 +71,7 @@ def run(
     matrix = Matrix(cells, config.attacks)
     return Findings(
       claims=claims.evaluate(matrix, unseen=unseen),
-      rows=record.auc_rows(prepared, matrix, unseen=unseen)
+      rows=record.auc_rows(matrix, unseen=unseen)
       + record.picture_rows(prepared)
       + record.control_rows(prepared, matrix),
       answer=answer(matrix, unseen=unseen),

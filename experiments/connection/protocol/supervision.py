@@ -266,7 +266,7 @@ def run(config: Config, workdir: str, *, name: str) -> reports.Record | None:
     )
     return protocol.Findings(
       claims=evaluate(judged, wanted),
-      rows=rows(judged, matrix, wanted, config.num_pictures // 2)
+      rows=rows(judged, matrix, wanted)
       + record.picture_rows(prepared)
       + record.control_rows(prepared, matrix),
       answer=answer(judged, wanted),
@@ -417,7 +417,6 @@ def rows(
   judged: Judged,
   matrix: Matrix,
   wanted: Mapping[str, Sequence[str]],
-  n: int,
 ) -> list[Row]:
   """Gives the measured figures.
 
@@ -425,9 +424,8 @@ def rows(
     judged: Accuracies and names given.
     matrix: AUC of detectors and identifiers.
     wanted: {category: kinds}.
-    n: Test pictures of a kind.
   """
-  paper = record.printed('figure6')
+  n, paper = matrix.num_tested, record.printed('figure6')
 
   def shown(name: str) -> str:
     return PAPER_NAME.get(name, name)
