@@ -13,6 +13,7 @@ import torch
 FILE = pathlib.Path(__file__).parent / 'golden.npz'
 EPSILON = 0.03
 EPSILON_L2 = 0.5
+EPSILON_L1 = 4.0
 
 
 class Net(torch.nn.Module):
@@ -29,6 +30,23 @@ class Net(torch.nn.Module):
     return 8 * self.logits(hidden.permute(0, 2, 3, 1).flatten(1))
 
 
+class SparseL1Descent(foolbox.attacks.SparseL1DescentAttack):
+  """Foolbox's, whose own projection (3.3.4) can end outside of the ball."""
+
+  def project(self, x, x0, epsilon):
+    delta = (x - x0).raw.double().flatten(1)
+    low, high = torch.zeros(len(delta), 1), torch.ones(len(delta), 1)
+    shrink = lambda by: delta.sign() * (delta.abs() - by).clamp(min=0)
+    for _ in range(60):  # Halves the interval that holds the threshold.
+      middle = (low + high) / 2
+      outside = shrink(middle).abs().sum(1, keepdim=True) > epsilon
+      low = torch.where(outside, middle, low)
+      high = torch.where(outside, high, middle)
+    inside = delta.abs().sum(1, keepdim=True) <= epsilon
+    nearest = torch.where(inside, delta, shrink(high)).float()
+    return x0 + nearest.reshape(x0.shape)
+
+
 def main():
   torch.manual_seed(0)
   net = Net().eval()
@@ -36,6 +54,7 @@ def main():
   labels = net(images).argmax(-1)
   model = foolbox.PyTorchModel(net, bounds=(0, 1))
   pgd = {'steps': 10, 'random_start': False}
+  deepfool = dict(steps=50, candidates=10, overshoot=0.02, loss='logits')
   runs = {
     'fgsm': (foolbox.attacks.LinfFastGradientAttack(), EPSILON),
     'bim': (
@@ -54,12 +73,12 @@ def main():
       ),
       EPSILON_L2,
     ),
-    'deepfool': (
-      foolbox.attacks.L2DeepFoolAttack(
-        steps=50, candidates=10, overshoot=0.02, loss='logits'
-      ),
-      None,
+    'pgd_l1': (
+      SparseL1Descent(abs_stepsize=EPSILON_L1 / 4, **pgd),
+      EPSILON_L1,
     ),
+    'deepfool': (foolbox.attacks.L2DeepFoolAttack(**deepfool), None),
+    'deepfool_linf': (foolbox.attacks.LinfDeepFoolAttack(**deepfool), None),
   }
   to_nhwc = lambda batch: batch.detach().permute(0, 2, 3, 1).numpy()
   record = {
@@ -67,6 +86,7 @@ def main():
     'labels': labels.numpy().astype(np.int32),
     'epsilon': np.float32(EPSILON),
     'epsilon_l2': np.float32(EPSILON_L2),
+    'epsilon_l1': np.float32(EPSILON_L1),
   }
   for name, layer in net.named_children():
     weight = layer.weight.detach()

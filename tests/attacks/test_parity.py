@@ -45,15 +45,23 @@ def run(golden):
   return lambda attack: jax.jit(attack)(keys, classifier, images, labels)
 
 
-@pytest.mark.parametrize('name', ['fgsm', 'bim', 'pgd_linf', 'pgd_l2'])
+BUDGET = {
+  'fgsm': lambda epsilon: attacks.fgsm(epsilon),
+  'bim': lambda epsilon: attacks.bim(norms.linf_ball(epsilon), epsilon / 4, 10),
+  **{
+    f'pgd_{norm}': lambda epsilon, norm=norm: attacks.pgd(
+      norms.ball(norm, epsilon), epsilon / 4, 10, random_start=False
+    )
+    for norm in norms.BALLS
+  },
+}
+
+
+@pytest.mark.parametrize('name', BUDGET)
 def test_budget_attacks_end_at_the_same_pictures(name, golden, run):
-  epsilon = golden['epsilon_l2' if name == 'pgd_l2' else 'epsilon'].item()
-  ball = (norms.l2_ball if name == 'pgd_l2' else norms.linf_ball)(epsilon)
-  attack = {
-    'fgsm': lambda: attacks.fgsm(epsilon),
-    'bim': lambda: attacks.bim(ball, epsilon / 4, 10),
-  }.get(name, lambda: attacks.pgd(ball, epsilon / 4, 10, random_start=False))
-  result = run(attack())
+  radius = {'pgd_l2': 'epsilon_l2', 'pgd_l1': 'epsilon_l1'}
+  epsilon = golden[radius.get(name, 'epsilon')].item()
+  result = run(BUDGET[name](epsilon))
   assert 0 < golden[f'{name}_success'].sum()
   np.testing.assert_array_equal(result.success, golden[f'{name}_success'])
   same = np.abs(result.images - golden[name]) <= 2e-6
@@ -61,10 +69,14 @@ def test_budget_attacks_end_at_the_same_pictures(name, golden, run):
   assert same.mean() == 1 if name == 'fgsm' else same.mean() > 0.995
 
 
-def test_deepfool_finds_the_same_distances(golden, run):
-  result = run(attacks.deepfool(50, overshoot=0.02, num_candidates=10))
-  size = norms.l2(result.images - golden['images'])
-  expected = norms.l2(golden['deepfool'] - golden['images'])
+@pytest.mark.parametrize('norm', ['l2', 'linf'])
+def test_deepfool_finds_the_same_distances(norm, golden, run):
+  hyper = {'overshoot': 0.02, 'num_candidates': 10, 'norm': norm}
+  result = run(attacks.deepfool(50, **hyper))
+  theirs = golden['deepfool' if norm == 'l2' else 'deepfool_linf']
+  distance = norms.ball(norm, 1.0).distance
+  size = distance(result.images - golden['images'])
+  expected = distance(theirs - golden['images'])
   assert jnp.all(result.success)
   np.testing.assert_allclose(jnp.median(size), jnp.median(expected), rtol=0.01)
   np.testing.assert_allclose(size, expected, rtol=0.02)
