@@ -319,6 +319,21 @@ def from_function(
   )
 
 
+def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Makes any callable an argument that compiled functions accept.
+
+  Args:
+    function: A `Classifier` or other pytree, given back as it is, or a plain
+      function.
+
+  Returns:
+    A callable pytree; that of a plain function has no leaves.
+  """
+  if jax.tree_util.all_leaves([function]):
+    return jax.tree_util.Partial(function)
+  return function
+
+
 @dataclasses.dataclass(frozen=True)
 class _WithoutVariables:
   """Drops the empty variables before a function that takes none."""

@@ -7,6 +7,9 @@ import inspect
 from collections.abc import Callable
 
 from jaxadv import losses
+from jaxadv.attacks.adaptive import bpda, eot, evading, joint_classifier
+from jaxadv.attacks.apgd import apgd, apgd_t
+from jaxadv.attacks.auto import auto_attack
 from jaxadv.attacks.carlini_wagner import carlini_wagner, carlini_wagner_linf
 from jaxadv.attacks.combine import over, restarts, sequence
 from jaxadv.attacks.ddn import ddn
@@ -14,9 +17,20 @@ from jaxadv.attacks.deepfool import deepfool
 from jaxadv.attacks.drive import Composite, drive
 from jaxadv.attacks.ead import ead
 from jaxadv.attacks.evaluate import Evaluation, evaluate
+from jaxadv.attacks.fab import fab, fab_t
 from jaxadv.attacks.hsv import hsv
 from jaxadv.attacks.noise_inherent import ni
+from jaxadv.attacks.patch import (
+  apply_patch,
+  in_square,
+  lavan,
+  patch,
+  train_patch,
+)
 from jaxadv.attacks.pgd import bim, fgsm, pgd
+from jaxadv.attacks.square import square
+from jaxadv.attacks.universal import apply_delta, universal_perturbation
+from jaxadv.attacks.wrap import one_shot
 from jaxadv.errors import UserError
 from jaxadv.norms import ball
 from jaxadv.types import Attack, AttackResult, picture_keys
@@ -27,23 +41,41 @@ __all__ = [
   'AttackResult',
   'Composite',
   'Evaluation',
+  'apgd',
+  'apgd_t',
+  'apply_delta',
+  'apply_patch',
+  'auto_attack',
   'bim',
+  'bpda',
   'carlini_wagner',
   'carlini_wagner_linf',
   'ddn',
   'deepfool',
   'drive',
   'ead',
+  'eot',
+  'evading',
   'evaluate',
+  'fab',
+  'fab_t',
   'fgsm',
   'hsv',
+  'in_square',
+  'joint_classifier',
+  'lavan',
   'make',
   'ni',
+  'one_shot',
   'over',
+  'patch',
   'pgd',
   'picture_keys',
   'restarts',
   'sequence',
+  'square',
+  'train_patch',
+  'universal_perturbation',
 ]
 
 
@@ -87,11 +119,74 @@ def _pgd(
   return restarts(attack, num_restarts)
 
 
+def _patch(
+  epsilon=8 / 255,
+  size=8,
+  num_steps=100,
+  step_size=0.01,
+  targeted=False,
+  early_stop=False,
+) -> Attack:
+  return patch(
+    epsilon,
+    size,
+    num_steps,
+    step_size,
+    targeted=targeted,
+    early_stop=early_stop,
+  )
+
+
+def _lavan(
+  size=8, num_steps=100, step_size=0.05, targeted=False, early_stop=False
+) -> Attack:
+  return lavan(
+    size, num_steps, step_size, targeted=targeted, early_stop=early_stop
+  )
+
+
+def _apgd(
+  epsilon=8 / 255, num_steps=100, norm='linf', targeted=False, loss='ce'
+) -> Attack:
+  return apgd(
+    ball(norm, epsilon),
+    num_steps,
+    targeted=targeted,
+    loss=losses.loss(loss),
+  )
+
+
+def _apgd_t(
+  epsilon=8 / 255, num_steps=100, norm='linf', num_targets=9
+) -> Composite:
+  return apgd_t(ball(norm, epsilon), num_steps, num_targets=num_targets)
+
+
+def _square(
+  epsilon=8 / 255, num_queries=5000, norm='linf', targeted=False
+) -> Attack:
+  return square(ball(norm, epsilon), num_queries, targeted=targeted)
+
+
+def _auto_attack(
+  epsilon=8 / 255, norm='linf', num_steps=100, num_queries=5000, num_targets=9
+) -> Composite:
+  return auto_attack(
+    epsilon,
+    norm,
+    num_steps=num_steps,
+    num_queries=num_queries,
+    num_targets=num_targets,
+  )
+
+
 ATTACKS: dict[str, Callable[..., Attack | Composite]] = {
   'fgsm': _fgsm,
   'bim': _bim,
   'pgd': _pgd,
   'deepfool': deepfool,
+  'patch': _patch,
+  'lavan': _lavan,
   'hsv': hsv,
   'ni_plus': functools.partial(ni, 1),
   'ni_minus': functools.partial(ni, -1),
@@ -101,6 +196,12 @@ ATTACKS: dict[str, Callable[..., Attack | Composite]] = {
   ),
   'ddn': ddn,
   'ead': ead,
+  'apgd': _apgd,
+  'apgd_t': _apgd_t,
+  'fab': fab,
+  'fab_t': fab_t,
+  'square': _square,
+  'auto_attack': _auto_attack,
 }
 
 

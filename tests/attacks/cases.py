@@ -34,6 +34,13 @@ def _pgd(ball, **options):
   return build
 
 
+_PATCH = jnp.linspace(0, 1, 75).reshape(5, 5, 3)
+
+
+def _never_flagged(images):
+  return images[:, 0, 0, 0] - 2
+
+
 CASES = [
   Case('fgsm', attacks.fgsm, 'linf', 'budget', 0.03, optimal=True),
   Case(
@@ -150,6 +157,96 @@ CASES = [
     'minimal',
     optimal=True,
     within=1.25,
+  ),
+  Case(
+    'patch',
+    lambda epsilon: attacks.patch(epsilon, 5, 10, epsilon / 4),
+    'linf',
+    'budget',
+    0.1,
+    random=True,
+  ),
+  Case('lavan', lambda: attacks.lavan(3, 15), random=True),
+  Case(
+    'lavan_targeted',
+    lambda: attacks.lavan(4, 15, targeted=True, early_stop=True, place=(1, 2)),
+    targeted=True,
+  ),
+  Case('apply_patch', lambda: attacks.apply_patch(_PATCH), random=True),
+  Case(
+    'apply_delta', lambda: attacks.apply_delta(jnp.array([0.05, -0.05, 0.0]))
+  ),
+  Case(
+    'evading',
+    lambda epsilon: attacks.evading(
+      attacks.pgd(norms.linf_ball(epsilon), epsilon / 4, 10), _never_flagged
+    ),
+    'linf',
+    'budget',
+    0.03,
+    random=True,
+    optimal=True,
+  ),
+  Case(
+    'apgd',
+    lambda epsilon: attacks.apgd(norms.linf_ball(epsilon), 10),
+    'linf',
+    'budget',
+    0.03,
+    random=True,
+    optimal=True,
+  ),
+  Case(
+    'apgd_targeted',
+    lambda epsilon: attacks.apgd(
+      norms.l2_ball(epsilon), 10, targeted=True, random_start=False
+    ),
+    'l2',
+    'budget',
+    0.8,
+    targeted=True,
+    optimal=True,
+  ),
+  Case(
+    'apgd_t',
+    lambda epsilon: attacks.apgd_t(norms.l2_ball(epsilon), 10),
+    'l2',
+    'budget',
+    0.4,
+    random=True,
+  ),
+  Case(
+    'fab_targeted',
+    lambda epsilon: attacks.fab('linf', 10, targeted=True, epsilon=epsilon),
+    'linf',
+    'budget',
+    0.05,
+    targeted=True,
+    optimal=True,
+  ),
+  Case(
+    'fab_t',
+    lambda: attacks.fab_t('l2', 15),
+    'l2',
+    'minimal',
+    optimal=True,
+    within=1.01,
+  ),
+  Case(
+    'square',
+    lambda epsilon: attacks.square(norms.linf_ball(epsilon), 30),
+    'linf',
+    'budget',
+    0.05,
+    random=True,
+  ),
+  Case(
+    'square_l2',
+    lambda epsilon: attacks.square(norms.l2_ball(epsilon), 30),
+    'l2',
+    'budget',
+    0.8,
+    random=True,
   ),
   Case('hsv', lambda: attacks.hsv(30), random=True),
   Case('ni_plus', lambda: attacks.ni(1)),

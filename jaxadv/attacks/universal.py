@@ -1,0 +1,183 @@
+"""One perturbation for all pictures, and how such things are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from numpy.typing import ArrayLike
+
+from jaxadv import losses
+from jaxadv.attacks.wrap import one_shot
+from jaxadv.classifier import as_pytree
+from jaxadv.data.images import to_float
+from jaxadv.errors import UserError
+from jaxadv.norms import Ball, Radius
+from jaxadv.types import Attack, ClassifierLike, PyTree, bound, picture_keys
+from jaxadv.utils import check_range
+
+
+def over_batches(
+  update: Callable[..., PyTree],
+  start: PyTree,
+  key: jax.Array,
+  classifier: ClassifierLike,
+  images: ArrayLike,
+  labels: ArrayLike,
+  *,
+  num_epochs: int,
+  batch_size: int,
+) -> PyTree:
+  """Improves a value on batches of a set that lies on the device.
+
+  All epochs are one compiled loop. Every epoch has an order of its own and
+  leaves out the pictures that do not fill a last batch.
+
+  Args:
+    update: `(value, keys, classifier, images, labels) -> value`, with
+      pictures as float32 and a key for each.
+    start: The first value.
+    key: Decides the order and what `update` and a stochastic classifier draw.
+    classifier: The classifier under attack.
+    images: [N, H, W, C], uint8 or float32 in [0, 1].
+    labels: int[N].
+    num_epochs: How often every picture is seen, at least 1.
+    batch_size: Pictures at a time, at least 1; all of them if there are fewer.
+
+  Returns:
+    The last value.
+
+  Raises:
+    UserError: If a number is below 1, or labels do not fit the pictures.
+  """
+  check_range('num_epochs', num_epochs, 1, float('inf'))
+  check_range('batch_size', batch_size, 1, float('inf'))
+  images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
+  if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
+    raise UserError(
+      f'images have shape {images.shape} and labels {labels.shape} but must '
+      'be [N, H, W, C] and [N] with N > 0'
+    )
+  num = len(labels)
+  batch_size = min(batch_size, num)
+  per_epoch = num // batch_size
+
+  @jax.jit
+  def run(classifier, images, labels, key, start):
+    def step(carry, rows):
+      value, key = carry
+      pictures = images[rows]
+      if pictures.dtype == jnp.uint8:
+        pictures = to_float(pictures)
+      keys = picture_keys(key, rows)
+      now = bound(classifier, keys, 0)
+      return (update(value, keys, now, pictures, labels[rows]), key), None
+
+    def epoch(value, index):
+      key_order, key_draws = jax.random.split(jax.random.fold_in(key, index))
+      order = jax.random.permutation(key_order, num)
+      batches = order[: per_epoch * batch_size].reshape(per_epoch, batch_size)
+      (value, _), _ = jax.lax.scan(step, (value, key_draws), batches)
+      return value, None
+
+    return jax.lax.scan(epoch, start, jnp.arange(num_epochs))[0]
+
+  return run(as_pytree(classifier), images, labels, key, start)
+
+
+def universal_perturbation(
+  key: jax.Array,
+  classifier: ClassifierLike,
+  images: ArrayLike,
+  labels: ArrayLike,
+  ball: Ball,
+  *,
+  step_size: Radius,
+  num_epochs: int = 10,
+  batch_size: int = 128,
+  targeted: bool = False,
+  largest_loss: float = 9.0,
+) -> jax.Array:
+  """Trains one perturbation that fools the classifier on most pictures.
+
+  Each step moves the perturbation along the steepest direction of the mean
+  loss of a batch and projects it onto the ball. The cross-entropy of a
+  picture counts up to `largest_loss` only: it has no upper bound, and few
+  pictures that are fooled long since would decide the direction.
+
+  This is the gradient form, which the field uses today in place of the first
+  one (Moosavi-Dezfooli et al., 2017): that adds up a DeepFool run for every
+  picture, one picture after the other, and is both slower and weaker.
+
+  Args:
+    key: Decides the order of the pictures.
+    classifier: The classifier under attack.
+    images: [N, H, W, C], uint8 or float32 in [0, 1].
+    labels: int[N], the true classes, or the classes to reach.
+    ball: `linf_ball(epsilon)` or any other, its radius a scalar.
+    step_size: Length of a step in image units and in the ball's norm, above
+      0; a tenth of epsilon does well.
+    num_epochs: How often every picture is seen, at least 1.
+    batch_size: Pictures at a time.
+    targeted: Whether `labels` name the classes to reach; the loss is then
+      lowered, and not bounded.
+    largest_loss: In nats, above 0.
+
+  Returns:
+    float32[H, W, C], a point of the ball; see `apply_delta`.
+
+  Raises:
+    UserError: If an argument has the wrong shape or range.
+
+  Departs from the paper: steps of fixed length in the ball's steepest
+  direction, where the paper has those of an optimiser too; the default bound
+  of the loss is ours.
+
+  References:
+    Shafahi et al., Universal Adversarial Training, 2020,
+    https://arxiv.org/abs/1811.11304, section 3, algorithm 2.
+  """
+  check_range('step_size', step_size, 0, float('inf'), open_low=True)
+  check_range('largest_loss', largest_loss, 0, float('inf'), open_low=True)
+  epsilon = jnp.full(1, ball.epsilon, jnp.float32)
+
+  def update(delta, keys, classifier, images, labels):
+    del keys  # Nothing is drawn.
+
+    def gain(delta):
+      logits = classifier(jnp.clip(images + delta, 0, 1))
+      loss = losses.cross_entropy(logits, labels)
+      return (
+        -loss.mean() if targeted else jnp.minimum(loss, largest_loss).mean()
+      )
+
+    direction = ball.steepest(jax.grad(gain)(delta))
+    return ball.project(delta + step_size * direction, epsilon)
+
+  start = jnp.zeros((1, *jnp.shape(images)[1:]))
+  return over_batches(
+    update,
+    start,
+    key,
+    classifier,
+    images,
+    labels,
+    num_epochs=num_epochs,
+    batch_size=batch_size,
+  )[0]
+
+
+def apply_delta(delta: jax.Array, *, targeted: bool = False) -> Attack:
+  """Adds the same perturbation to every picture.
+
+  Args:
+    delta: float32[H, W, C] in image units; see `universal_perturbation`.
+    targeted: Whether `labels` name the classes to reach.
+
+  Returns:
+    A one-shot `Attack` that clips to [0, 1].
+  """
+  return one_shot(
+    lambda keys, images: jnp.clip(images + delta, 0, 1), targeted=targeted
+  )
