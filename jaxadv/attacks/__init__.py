@@ -11,6 +11,7 @@ from jaxadv.attacks.adaptive import bpda, eot, evading, joint_classifier
 from jaxadv.attacks.apgd import apgd, apgd_t
 from jaxadv.attacks.auto import auto_attack
 from jaxadv.attacks.carlini_wagner import carlini_wagner, carlini_wagner_linf
+from jaxadv.attacks.checks import check
 from jaxadv.attacks.combine import over, restarts, sequence
 from jaxadv.attacks.ddn import ddn
 from jaxadv.attacks.deepfool import deepfool
@@ -50,6 +51,7 @@ __all__ = [
   'bpda',
   'carlini_wagner',
   'carlini_wagner_linf',
+  'check',
   'ddn',
   'deepfool',
   'drive',

@@ -1,0 +1,299 @@
+"""Square Attack: random search that needs no gradient."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxadv import losses, norms
+from jaxadv.attacks.rows import keep_done
+from jaxadv.errors import UserError
+from jaxadv.norms import Ball, per_row
+from jaxadv.types import Attack, AttackResult
+from jaxadv.utils import check_range
+
+# After these numbers of queries the squares cover half as much.
+_SHRINKS = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000])
+
+
+class SquareState(NamedTuple):
+  """State of Square Attack, one row a picture.
+
+  Attributes:
+    images: float32[B, H, W, C], the best point; at first the clean picture.
+    margin: float32[B], by how much it succeeds; raised by the attack.
+    keys: key[B].
+    epsilon: float32[B], radius of the ball.
+    steps: int32[B], how many points were judged.
+    success: bool[B].
+    done: bool[B], the same; a row rests as soon as it succeeds.
+  """
+
+  images: jax.Array
+  margin: jax.Array
+  keys: jax.Array
+  epsilon: jax.Array
+  steps: jax.Array
+  success: jax.Array
+  done: jax.Array
+
+
+def halvings(query: jax.Array) -> jax.Array:
+  """How often the share of a square was halved before a query, int32."""
+  return jnp.searchsorted(jnp.asarray(_SHRINKS), query)
+
+
+def square(
+  ball: Ball,
+  num_queries: int = 5000,
+  *,
+  p_init: float = 0.8,
+  targeted: bool = False,
+) -> Attack:
+  """Changes one random square at a time and keeps what raises the margin.
+
+  A budget attack that only looks at logits: a check on defences that hide
+  their gradients. Starts with stripes (Linf) or a grid of bumps (L2) on the
+  surface of the ball. A query costs one forward pass; the clean picture and
+  the start take one each. A row rests as soon as it succeeds.
+
+  Args:
+    ball: `linf_ball(epsilon)` or `l2_ball(epsilon)`.
+    num_queries: Number of squares tried, at least 1.
+    p_init: Share of the picture that the first squares cover, in (0, 1]. It
+      is halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000
+      queries, whatever `num_queries`.
+    targeted: Whether `labels` name the classes to reach.
+
+  Returns:
+    An `Attack`. Its images stay within the ball and [0, 1]; a row that is
+    misclassified when clean comes back clean, one without success holds the
+    point of the largest margin.
+
+  Raises:
+    UserError: If a hyperparameter lies outside its range.
+
+  Departs from the authors' code: each picture has squares of its own, and a
+  square may touch the last row and column (as in algorithms 2 and 3 of the
+  paper).
+
+  References:
+    Andriushchenko et al., Square Attack, 2020,
+    https://arxiv.org/abs/1912.00049, algorithms 1 to 3; schedule and p_init
+    of github.com/fra31/auto-attack.
+  """
+  check_range('num_queries', num_queries, 1, float('inf'))
+  check_range('p_init', p_init, 0, 1, open_low=True)
+  if ball.norm not in ('linf', 'l2'):
+    raise UserError(
+      f'Square Attack has no squares in the norm {ball.norm}; use linf or l2'
+    )
+  start, propose = (
+    (_stripes, _flip_square)
+    if ball.norm == 'linf'
+    else (_grid_of_bumps, _move_mass)
+  )
+
+  def init(keys, classifier, images, labels):
+    del classifier
+    rows = labels.shape
+    return SquareState(
+      images=images,
+      margin=jnp.full(rows, -jnp.inf),
+      keys=keys,
+      epsilon=jnp.broadcast_to(jnp.asarray(ball.epsilon, jnp.float32), rows),
+      steps=jnp.zeros(rows, jnp.int32),
+      success=jnp.zeros(rows, bool),
+      done=jnp.zeros(rows, bool),
+    )
+
+  def step(classifier, images, labels, state):
+    # The first pass judges the clean picture, the second one the start.
+    keys = jax.vmap(jax.random.fold_in)(state.keys, state.steps)
+    sides = jnp.asarray(_sides(ball.norm, p_init, images.shape))
+    side = sides[halvings(jnp.maximum(state.steps - 2, 0))]
+    delta = propose(keys, state.images - images, state.epsilon, side)
+    delta = jnp.where(
+      per_row(state.steps == 1, images),
+      start(keys, images.shape, state.epsilon),
+      delta,
+    )
+    delta = jnp.where(per_row(state.steps == 0, images), 0, delta)
+    tried = jnp.clip(images + ball.project(delta, state.epsilon), 0, 1)
+
+    logits = classifier(tried)
+    success = losses.succeeded(logits, labels, targeted=targeted)
+    sign = -1 if targeted else 1
+    margin = sign * losses.margin(logits, labels)
+    # The start replaces the clean picture even if that was better.
+    better = success | (margin > state.margin) | (state.steps == 1)
+    new = SquareState(
+      images=jnp.where(per_row(better, images), tried, state.images),
+      margin=jnp.where(better, margin, state.margin),
+      keys=state.keys,
+      epsilon=state.epsilon,
+      steps=state.steps + 1,
+      success=success,
+      done=success,
+    )
+    return keep_done(state, new)
+
+  def finish(classifier, images, labels, state):
+    del classifier, images, labels  # Each step judged its own point.
+    return AttackResult(state.images, state.success)
+
+  return Attack(init, step, finish, num_queries + 2, targeted=targeted)
+
+
+def _sides(norm: str, p_init: float, shape: tuple[int, ...]) -> np.ndarray:
+  """Side of a square after every number of halvings, in pixels.
+
+  In L2 it is odd and at least 3.
+  """
+  _, height, width, _ = shape
+  shares = p_init / 2.0 ** np.arange(len(_SHRINKS) + 1)
+  sides = np.round(np.sqrt(shares * height * width)).astype(np.int32)
+  if norm == 'l2':
+    sides = np.maximum(sides, 3)
+    sides += sides % 2 == 0
+  return np.clip(sides, 1, min(height, width))
+
+
+def _uniform(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Draws in [0, 1) for every row, float32[B, *shape].
+
+  All draws of a step come from one call: each call of the generator takes
+  long to compile.
+  """
+  return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+
+
+def _signs(uniform: jax.Array) -> jax.Array:
+  return jnp.where(uniform < 0.5, -1.0, 1.0)
+
+
+def _stripes(keys, shape, epsilon):
+  """Vertical stripes, one pixel wide, of random sign in each channel."""
+  stripes = _signs(_uniform(keys, (1, *shape[2:])))
+  return jnp.broadcast_to(stripes, shape) * per_row(epsilon, stripes)
+
+
+def _offsets(uniform, side, shape):
+  """Places a square anywhere in the picture.
+
+  Args:
+    uniform: float32[B, 2], draws in [0, 1).
+    side: int32[B], side of the square.
+    shape: That of the pictures.
+
+  Returns:
+    Rows and columns of all pixels, counted from the top left pixel of the
+    square, int32[B, H, W] each, and whether they lie inside, bool[B, H, W, 1].
+  """
+  _, height, width, _ = shape
+  free = jnp.array([height, width]) - side[:, None] + 1
+  corner = jnp.floor(uniform * free).astype(jnp.int32)[:, :, None, None]
+  down = jnp.arange(height)[:, None] - corner[:, 0]
+  across = jnp.arange(width) - corner[:, 1]
+  down, across = jnp.broadcast_arrays(down, across)
+  return down, across, _inside(down, across, side)[..., None]
+
+
+def _inside(down, across, side):
+  side = side[:, None, None]
+  return (down >= 0) & (down < side) & (across >= 0) & (across < side)
+
+
+def _flip_square(keys, delta, epsilon, side):
+  """Linf: moves a square by epsilon, up or down in each channel."""
+  draws = _uniform(keys, (2 + delta.shape[-1],))
+  _, _, window = _offsets(draws[:, :2], side, delta.shape)
+  signs = _signs(draws[:, None, None, 2:])
+  return jnp.where(window, signs * per_row(epsilon, delta), delta)
+
+
+def _bump(down, across, side):
+  """Two hills, the upper one upwards and the lower one downwards.
+
+  Each falls off in square rings around its middle, and has the same length;
+  see equation 2 of the paper.
+
+  Args:
+    down: int32[B, H, W], rows counted from the top of the square.
+    across: int32[B, H, W], columns counted from its left.
+    side: int32[B], side of the square.
+
+  Returns:
+    float32[B, H, W], of length one and zero outside of the square.
+  """
+  inside = _inside(down, across, side)
+  side = side[:, None, None]
+  half = side // 2
+  upper = down < half
+  height = jnp.where(upper, half, side - half)
+  ring = jnp.maximum(
+    jnp.abs(jnp.where(upper, down, down - half) - height // 2),
+    jnp.abs(across - side // 2),
+  )
+  # A pixel of ring r has the terms r + 1 to n of the sum of 1 / k^2.
+  terms = 1.0 / np.arange(1, max(down.shape[1:]) + 2) ** 2
+  sums = jnp.asarray(np.append(0, np.cumsum(terms)), jnp.float32)
+  at = lambda index: sums.at[index].get(mode='clip')
+  hill = at(jnp.maximum(height, side) // 2 + 1) - at(ring)
+  up = norms.unit_l2(jnp.where(inside & upper, hill, 0))
+  return norms.unit_l2(up - norms.unit_l2(jnp.where(inside & ~upper, hill, 0)))
+
+
+def _grid_of_bumps(keys, shape, epsilon):
+  """A grid of about five by five bumps that share the length epsilon."""
+  batch, height, width, channels = shape
+  side = max(min(height, width) // 5, 1)
+  rows, columns = height // side, width // side
+  down, across = jnp.mgrid[:side, :side]
+  upright = _bump(down[None], across[None], jnp.array([side]))[0]
+
+  draws = _uniform(keys, (rows, columns, 1, 1, 1 + channels))
+  turned = draws[..., :1] < 0.5
+  bumps = jnp.where(turned, upright.T[..., None], upright[..., None])
+  bumps *= _signs(draws[..., 1:])
+  # From rows and columns of the grid and of a bump to those of a picture.
+  picture = bumps.transpose(0, 1, 3, 2, 4, 5).reshape(
+    batch, rows * side, columns * side, channels
+  )
+  left_over = [
+    (rest // 2, rest - rest // 2) for rest in (height % side, width % side)
+  ]
+  picture = jnp.pad(picture, [(0, 0), *left_over, (0, 0)])
+  return norms.unit_l2(picture) * per_row(epsilon, picture)
+
+
+def _move_mass(keys, delta, epsilon, side):
+  """L2: empties one square into another, which gets a bump added."""
+  batch, height, width, channels = delta.shape
+  draws = _uniform(keys, (5 + channels,))
+  down, across, filled = _offsets(draws[:, :2], side, delta.shape)
+  _, _, emptied = _offsets(draws[:, 2:4], side, delta.shape)
+  turned = draws[:, 4, None, None] < 0.5
+  bump = _bump(
+    jnp.where(turned, across, down), jnp.where(turned, down, across), side
+  )
+  signs = _signs(draws[:, None, None, 5:])
+
+  def squares(values):
+    """Sum of the squares of every channel, float32[B, 1, 1, C]."""
+    planes = values.transpose(0, 3, 1, 2).reshape(-1, height * width)
+    return norms.total(planes**2).reshape(batch, 1, 1, channels)
+
+  unit = lambda values: values / (jnp.sqrt(squares(values)) + 1e-12)
+  used = norms.l2(delta)
+  # As a product: a difference of squares would round with the context.
+  unused = jnp.maximum((epsilon - used) * (epsilon + used), 0) / channels
+  moved = squares(jnp.where(filled | emptied, delta, 0))
+  new = bump[..., None] * signs + unit(jnp.where(filled, delta, 0))
+  new = unit(jnp.where(filled, new, 0))
+  new *= jnp.sqrt(per_row(unused, delta) + moved)
+  changed = jnp.where(filled, new, jnp.where(emptied, 0, delta))
+  return norms.unit_l2(changed) * per_row(epsilon, delta)
