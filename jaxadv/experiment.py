@@ -10,10 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import jax
+import rich.console
+import rich.progress
+
 from jaxadv.errors import UserError
+from jaxadv.storage import fingerprint
 
 VARIANTS = ('quick', 'small', 'paper')
 
@@ -146,3 +153,64 @@ def cache_dir(config: Options, workdir: str) -> str:
   return config.cache_dir or os.path.join(
     os.path.dirname(os.path.abspath(workdir)), 'cache'
   )
+
+
+def stream(seed: int, name: str) -> jax.Array:
+  """Gives the random key of one part of a run, whatever the order."""
+  return jax.random.key(int(fingerprint([seed, name])[:8], 16))
+
+
+class Progress:
+  """Shows on standard error what is being done and the time left.
+
+  A terminal gets a bar; a log file a line for each piece of work, with the
+  seconds since the start.
+  """
+
+  def __init__(self, total: float):
+    """Starts the clock.
+
+    Args:
+      total: Number of units of work.
+    """
+    console = rich.console.Console(stderr=True)
+    self._bar = rich.progress.Progress(
+      rich.progress.TextColumn('{task.description:<34}'),
+      rich.progress.BarColumn(),
+      rich.progress.TaskProgressColumn(),
+      rich.progress.TimeElapsedColumn(),
+      rich.progress.TextColumn('left'),
+      rich.progress.TimeRemainingColumn(),
+      console=console,
+      disable=not console.is_terminal,
+    )
+    self._task = self._bar.add_task('', total=total)
+    self._text = ''
+    self._done = 0.0
+    self._started = time.monotonic()
+
+  def __enter__(self) -> Progress:
+    """Shows the bar."""
+    self._bar.start()
+    return self
+
+  def __exit__(self, *error) -> None:
+    """Leaves the bar as it is."""
+    self._bar.stop()
+
+  def note(self, text: str, share: float = 0.0) -> None:
+    """Tells what is being done.
+
+    Args:
+      text: A few words.
+      share: How much of the unit under way is done, in [0, 1].
+    """
+    self._bar.update(self._task, description=text, completed=self._done + share)
+    if self._bar.disable and text != self._text:
+      seconds = time.monotonic() - self._started
+      print(f'[{seconds:6.1f} s] {text}', file=sys.stderr, flush=True)
+    self._text = text
+
+  def advance(self, units: float = 1.0) -> None:
+    """Counts units as finished."""
+    self._done += units

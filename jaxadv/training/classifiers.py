@@ -5,12 +5,22 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxadv import models
+from jaxadv.classifier import Classifier, Normalise, from_linen, predict
+from jaxadv.data.sources import Pictures
 from jaxadv.models import init_variables
+from jaxadv.models.names import NetworkName
+from jaxadv.models.pretrained import resized
+from jaxadv.models.weights import native
+from jaxadv.storage import Cache, read_json, write_json
 from jaxadv.training.augment import flip_and_shift, random_shift
 from jaxadv.training.loop import fit
 from jaxadv.training.state import TrainConfig
@@ -21,6 +31,9 @@ from jaxadv.training.tasks import (
   linen_apply,
 )
 from jaxadv.types import PyTree
+
+# Data sets whose mirrored pictures are no pictures of their class.
+UPRIGHT = ('digits', 'mnist')
 
 
 @functools.cache
@@ -85,3 +98,132 @@ def fit_classifier(
     checkpoint_dir=checkpoint_dir,
   )
   return result.state.variables
+
+
+class Trained(NamedTuple):
+  """A network that was trained as a classifier of a data set.
+
+  Attributes:
+    module: Linen module, a chain of stages.
+    classifier: The module with weights and preprocessing.
+    identity: Hash of all that made the weights.
+    accuracy: Share of the held-out pictures that it classifies correctly.
+  """
+
+  module: nn.Module
+  classifier: Classifier
+  identity: str
+  accuracy: float
+
+
+def cached_classifier(
+  key: jax.Array,
+  cache: Cache,
+  network: NetworkName,
+  train: Pictures,
+  heldout: Pictures,
+  num_epochs: int,
+  *,
+  image_size: int,
+  flip: bool,
+  identity: dict[str, Any],
+  batch_size: int = 256,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Trained:
+  """Trains a backbone of `jaxadv.models`, or finds it in a cache.
+
+  Args:
+    key: One key.
+    cache: Keeps the weights.
+    network: The backbone, its width and the size of its pictures.
+    train: Pictures to train on.
+    heldout: Pictures to measure the accuracy on; no choice depends on it.
+    num_epochs: Number of epochs.
+    image_size: Side of the pictures, in pixels.
+    flip: See `fit_classifier`.
+    identity: What tells this training from others, such as the seed that
+      `key` was made from; see `Cache.entry`.
+    batch_size: Pictures at a time when the accuracy is measured.
+    mesh: See `fit_classifier`.
+
+  Returns:
+    The network.
+
+  Raises:
+    DataError: If the loss is not finite, or memory or disk are full.
+  """
+  name, width, _ = network
+  size = network.size_for(image_size)
+  recipe = TrainConfig(
+    num_epochs=num_epochs,
+    # Small sets need more steps an epoch than batches of 128 would give.
+    batch_size=128 if len(train.labels) > 5000 else 32,
+    learning_rate=1e-3,
+    schedule='cosine',
+    weight_decay=1e-2,
+  )
+  module = models.build(
+    name,
+    num_classes=len(train.class_names),
+    width=width,
+    image_size=size,
+    **models.BACKBONES[name].from_scratch,
+  )
+  preprocess = resized(image_size, size, standardise(train.images))
+  template = jax.eval_shape(
+    lambda: models.init_variables(jax.random.key(0), module, size)
+  )
+  settings = identity | {
+    'module': module,
+    'recipe': recipe,
+    'flip': flip,
+    'train': train.fingerprint,
+    'heldout': heldout.fingerprint,
+    'size': size,
+  }
+
+  def make(folder, work):
+    variables = fit_classifier(
+      key,
+      module,
+      train.images,
+      train.labels,
+      recipe,
+      preprocess=preprocess,
+      flip=flip,
+      mesh=mesh,
+      checkpoint_dir=work,
+    )
+    native.write_variables(folder / 'variables.npz', variables)
+    logits = predict(
+      from_linen(module, variables, preprocess=preprocess),
+      heldout.images,
+      batch_size,
+    )
+    accuracy = float(np.mean(logits.argmax(-1) == heldout.labels))
+    write_json(folder / 'accuracy.json', {'heldout': accuracy})
+
+  folder = cache.get_or_make('classifier', 1, settings, make)
+  variables = native.read_variables(folder / 'variables.npz', template)
+  return Trained(
+    module,
+    from_linen(module, variables, preprocess=preprocess),
+    folder.name,
+    read_json(folder / 'accuracy.json')['heldout'],
+  )
+
+
+def standardise(images: np.ndarray) -> Normalise:
+  """Gives the preprocessing that makes channels zero-mean with unit spread.
+
+  Args:
+    images: uint8[N, H, W, C].
+  """
+  scaled = images.reshape(-1, images.shape[-1]) / 255
+  round4 = lambda values: tuple(round(float(v), 4) for v in values)
+  return Normalise(round4(scaled.mean(0)), round4(scaled.std(0)))
+
+
+def may_mirror(dataset: str) -> bool:
+  """Tells whether a mirrored picture of a data set is one of its class."""
+  return Path(dataset).name.partition(':')[0] not in UPRIGHT

@@ -95,3 +95,8 @@ def check_batch_size(batch_size: int, mesh: Mesh | None) -> None:
     f'a batch size of {batch_size} cannot be split evenly over {mesh.size} '
     f'devices; try --batch_size={fitting}'
   )
+
+
+def all_devices() -> Mesh | None:
+  """Gives the mesh of all devices, or None if there is one device."""
+  return data_mesh() if jax.device_count() > 1 else None

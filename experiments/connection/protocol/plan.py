@@ -12,15 +12,13 @@ import numpy as np
 
 from experiments.connection.protocol import networks, pictures, study
 from experiments.connection.protocol.features import num_bytes
-from experiments.connection.protocol.setting import (
-  Config,
-  is_published,
-  parse_network,
-)
+from experiments.connection.protocol.setting import Config, is_published
 from jaxadv import experiment, models
 from jaxadv.classifier import from_linen
 from jaxadv.data import sources
 from jaxadv.experiment import Cell
+from jaxadv.models.names import parse_network
+from jaxadv.models.pretrained import resized
 from jaxadv.storage import Cache
 from jaxadv.training.frozen import Design, prefix_features, task
 
@@ -192,7 +190,7 @@ def _needs(config: Config, network: str) -> Needs:
   variables = jax.eval_shape(
     lambda: models.init_variables(jax.random.key(0), module, size)
   )
-  preprocess = networks.resized(config, size, known.preprocess)
+  preprocess = resized(config.image_size, size, known.preprocess)
   classifier = from_linen(module, variables, preprocess=preprocess)
   design = Design(module, known.split, known.features)
   _, rest = models.split_variables(module, variables, design.split)

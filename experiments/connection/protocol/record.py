@@ -15,10 +15,11 @@ from experiments.connection.protocol.matrix import (
   Figure,
   Matrix,
 )
-from experiments.connection.protocol.setting import is_published, parse_network
+from experiments.connection.protocol.setting import is_published
 from experiments.connection.protocol.study import Study
 from jaxadv.classifier import predict
 from jaxadv.metrics.intervals import percentile_interval, wilson
+from jaxadv.models.names import parse_network
 from jaxadv.reports import Figure as Drawing
 from jaxadv.reports import Row, Table
 from jaxadv.sets.types import KINDS

@@ -122,7 +122,7 @@ def conduct(
     workdir, {'experiment': name} | experiment.result_config(config)
   )
   num_cells = len(experiment.shard_of(study.cells(config), config.shard))
-  with study.Progress(PREPARING + num_cells) as progress:
+  with experiment.Progress(PREPARING + num_cells) as progress:
 
     def note_piece(text: str) -> None:
       progress.note(text)

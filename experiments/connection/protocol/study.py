@@ -7,8 +7,6 @@ compiled program and scored on every kind.
 from __future__ import annotations
 
 import functools
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.console
-import rich.progress
 from flax import traverse_util
 
 from experiments.connection.protocol import features, networks, pictures
@@ -26,18 +22,16 @@ from experiments.connection.protocol.matrix import (
   CellScores,
   auc_of,
 )
-from experiments.connection.protocol.setting import (
-  Config,
-  parse_network,
-  weight_file,
-)
+from experiments.connection.protocol.setting import Config, weight_file
 from jaxadv import experiment, models, storage
 from jaxadv.classifier import Classifier
 from jaxadv.data import pipeline
 from jaxadv.data.sources import Pictures
 from jaxadv.detectors import backbone as detectors
 from jaxadv.detectors import saved
-from jaxadv.experiment import Cell
+from jaxadv.experiment import Cell, Progress
+from jaxadv.models.names import parse_network
+from jaxadv.models.pretrained import load_classifier
 from jaxadv.models.weights import native
 from jaxadv.storage import Cache, fingerprint
 from jaxadv.training import FitResult, TrainConfig
@@ -80,62 +74,6 @@ def cells(config: Config) -> list[Cell]:
   ]
 
 
-class Progress:
-  """Shows on standard error what is being done and the time left.
-
-  A terminal gets a bar; a log file a line for each piece of work, with the
-  seconds since the start.
-  """
-
-  def __init__(self, total: float):
-    """Starts the clock.
-
-    Args:
-      total: Number of units of work.
-    """
-    console = rich.console.Console(stderr=True)
-    self._bar = rich.progress.Progress(
-      rich.progress.TextColumn('{task.description:<34}'),
-      rich.progress.BarColumn(),
-      rich.progress.TaskProgressColumn(),
-      rich.progress.TimeElapsedColumn(),
-      rich.progress.TextColumn('left'),
-      rich.progress.TimeRemainingColumn(),
-      console=console,
-      disable=not console.is_terminal,
-    )
-    self._task = self._bar.add_task('', total=total)
-    self._text = ''
-    self._done = 0.0
-    self._started = time.monotonic()
-
-  def __enter__(self) -> Progress:
-    """Shows the bar."""
-    self._bar.start()
-    return self
-
-  def __exit__(self, *error) -> None:
-    """Leaves the bar as it is."""
-    self._bar.stop()
-
-  def note(self, text: str, share: float = 0.0) -> None:
-    """Tells what is being done.
-
-    Args:
-      text: A few words.
-      share: How much of the unit under way is done, in [0, 1].
-    """
-    self._bar.update(self._task, description=text, completed=self._done + share)
-    if self._bar.disable and text != self._text:
-      seconds = time.monotonic() - self._started
-      print(f'[{seconds:6.1f} s] {text}', file=sys.stderr, flush=True)
-    self._text = text
-
-  def advance(self, units: float = 1.0) -> None:
-    """Counts units as finished."""
-    self._done += units
-
-
 def prepare(config: Config, workdir: str, note: Callable[[str], None]) -> Study:
   """Makes or finds everything that the cells share.
 
@@ -158,7 +96,7 @@ def prepare(config: Config, workdir: str, note: Callable[[str], None]) -> Study:
   for network in networks.networks_of(config):
     path = weight_file(config, network)
     if path:
-      networks.load_weights(config, network, path)
+      load_classifier(parse_network(network), config.image_size, path)
   train, heldout = pictures.load_pictures(config, cache)
   collection = pictures.collect(config, cache, train, heldout, note)
   return Study(config, cache, train, heldout, collection, Path(workdir), {})
