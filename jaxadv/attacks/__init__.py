@@ -17,7 +17,12 @@ from jaxadv.attacks.ddn import ddn
 from jaxadv.attacks.deepfool import deepfool
 from jaxadv.attacks.drive import Composite, drive
 from jaxadv.attacks.ead import ead
-from jaxadv.attacks.evaluate import Evaluation, evaluate
+from jaxadv.attacks.evaluate import (
+  Evaluation,
+  evaluate,
+  evaluate_over,
+  robust_accuracy_curve,
+)
 from jaxadv.attacks.fab import fab, fab_t
 from jaxadv.attacks.hsv import hsv
 from jaxadv.attacks.noise_inherent import ni
@@ -59,6 +64,7 @@ __all__ = [
   'eot',
   'evading',
   'evaluate',
+  'evaluate_over',
   'fab',
   'fab_t',
   'fgsm',
@@ -74,6 +80,7 @@ __all__ = [
   'pgd',
   'picture_keys',
   'restarts',
+  'robust_accuracy_curve',
   'sequence',
   'square',
   'train_patch',

@@ -113,9 +113,9 @@ def square(
   def step(classifier, images, labels, state):
     # The first pass judges the clean picture, the second one the start.
     keys = jax.vmap(jax.random.fold_in)(state.keys, state.steps)
-    sides = jnp.asarray(_sides(ball.norm, p_init, images.shape))
-    side = sides[halvings(jnp.maximum(state.steps - 2, 0))]
-    delta = propose(keys, state.images - images, state.epsilon, side)
+    sides = _sides(ball.norm, p_init, images.shape)
+    size = halvings(jnp.maximum(state.steps - 2, 0))
+    delta = propose(keys, state.images - images, state.epsilon, sides, size)
     delta = jnp.where(
       per_row(state.steps == 1, images),
       start(keys, images.shape, state.epsilon),
@@ -199,52 +199,45 @@ def _offsets(uniform, side, shape):
   down = jnp.arange(height)[:, None] - corner[:, 0]
   across = jnp.arange(width) - corner[:, 1]
   down, across = jnp.broadcast_arrays(down, across)
-  return down, across, _inside(down, across, side)[..., None]
-
-
-def _inside(down, across, side):
   side = side[:, None, None]
-  return (down >= 0) & (down < side) & (across >= 0) & (across < side)
+  inside = (down >= 0) & (down < side) & (across >= 0) & (across < side)
+  return down, across, inside[..., None]
 
 
-def _flip_square(keys, delta, epsilon, side):
-  """Linf: moves a square by epsilon, up or down in each channel."""
+def _flip_square(keys, delta, epsilon, sides, size):
+  """Linf: moves a square of side sides[size] up or down in each channel."""
+  side = jnp.asarray(sides)[size]
   draws = _uniform(keys, (2 + delta.shape[-1],))
   _, _, window = _offsets(draws[:, :2], side, delta.shape)
   signs = _signs(draws[:, None, None, 2:])
   return jnp.where(window, signs * per_row(epsilon, delta), delta)
 
 
-def _bump(down, across, side):
+def _bump(side: int) -> np.ndarray:
   """Two hills, the upper one upwards and the lower one downwards.
 
-  Each falls off in square rings around its middle, and has the same length;
-  see equation 2 of the paper.
+  Each falls off in square rings around its middle; see equation 2 of the
+  paper.
 
   Args:
-    down: int32[B, H, W], rows counted from the top of the square.
-    across: int32[B, H, W], columns counted from its left.
-    side: int32[B], side of the square.
+    side: Height and width in pixels.
 
   Returns:
-    float32[B, H, W], of length one and zero outside of the square.
+    float32[side, side], of length one, of which both hills have the same
+    share.
   """
-  inside = _inside(down, across, side)
-  side = side[:, None, None]
+
+  def hill(height):
+    down, across = np.mgrid[:height, :side]
+    ring = np.maximum(np.abs(down - height // 2), np.abs(across - side // 2))
+    # A pixel of ring r has the terms r + 1 to n of the sum of 1 / k^2.
+    terms = 1 / np.arange(1, side // 2 + 2) ** 2
+    sums = np.cumsum(terms[::-1])[::-1]
+    return sums[ring] / max(np.linalg.norm(sums[ring]), 1e-12)
+
   half = side // 2
-  upper = down < half
-  height = jnp.where(upper, half, side - half)
-  ring = jnp.maximum(
-    jnp.abs(jnp.where(upper, down, down - half) - height // 2),
-    jnp.abs(across - side // 2),
-  )
-  # A pixel of ring r has the terms r + 1 to n of the sum of 1 / k^2.
-  terms = 1.0 / np.arange(1, max(down.shape[1:]) + 2) ** 2
-  sums = jnp.asarray(np.append(0, np.cumsum(terms)), jnp.float32)
-  at = lambda index: sums.at[index].get(mode='clip')
-  hill = at(jnp.maximum(height, side) // 2 + 1) - at(ring)
-  up = norms.unit_l2(jnp.where(inside & upper, hill, 0))
-  return norms.unit_l2(up - norms.unit_l2(jnp.where(inside & ~upper, hill, 0)))
+  bump = np.concatenate([hill(half), -hill(side - half)])
+  return np.float32(bump / np.linalg.norm(bump))
 
 
 def _grid_of_bumps(keys, shape, epsilon):
@@ -252,8 +245,7 @@ def _grid_of_bumps(keys, shape, epsilon):
   batch, height, width, channels = shape
   side = max(min(height, width) // 5, 1)
   rows, columns = height // side, width // side
-  down, across = jnp.mgrid[:side, :side]
-  upright = _bump(down[None], across[None], jnp.array([side]))[0]
+  upright = jnp.asarray(_bump(side))
 
   draws = _uniform(keys, (rows, columns, 1, 1, 1 + channels))
   turned = draws[..., :1] < 0.5
@@ -270,16 +262,26 @@ def _grid_of_bumps(keys, shape, epsilon):
   return norms.unit_l2(picture) * per_row(epsilon, picture)
 
 
-def _move_mass(keys, delta, epsilon, side):
-  """L2: empties one square into another, which gets a bump added."""
+def _move_mass(keys, delta, epsilon, sides, size):
+  """L2: empties one square into another, which gets a bump added.
+
+  Both have the side sides[size].
+  """
   batch, height, width, channels = delta.shape
+  side = jnp.asarray(sides)[size]
   draws = _uniform(keys, (5 + channels,))
   down, across, filled = _offsets(draws[:, :2], side, delta.shape)
   _, _, emptied = _offsets(draws[:, 2:4], side, delta.shape)
   turned = draws[:, 4, None, None] < 0.5
-  bump = _bump(
-    jnp.where(turned, across, down), jnp.where(turned, down, across), side
-  )
+  bumps = np.zeros((len(sides), max(sides), max(sides)), np.float32)
+  for bump, length in zip(bumps, sides, strict=True):
+    bump[:length, :length] = _bump(length)
+  # Pixels outside of the square read anything; they are not filled.
+  bump = jnp.asarray(bumps)[
+    size[:, None, None],
+    jnp.where(turned, across, down),
+    jnp.where(turned, down, across),
+  ]
   signs = _signs(draws[:, None, None, 5:])
 
   def squares(values):

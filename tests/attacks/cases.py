@@ -197,34 +197,6 @@ CASES = [
     optimal=True,
   ),
   Case(
-    'apgd_targeted',
-    lambda epsilon: attacks.apgd(
-      norms.l2_ball(epsilon), 10, targeted=True, random_start=False
-    ),
-    'l2',
-    'budget',
-    0.8,
-    targeted=True,
-    optimal=True,
-  ),
-  Case(
-    'apgd_t',
-    lambda epsilon: attacks.apgd_t(norms.l2_ball(epsilon), 10),
-    'l2',
-    'budget',
-    0.4,
-    random=True,
-  ),
-  Case(
-    'fab_targeted',
-    lambda epsilon: attacks.fab('linf', 10, targeted=True, epsilon=epsilon),
-    'linf',
-    'budget',
-    0.05,
-    targeted=True,
-    optimal=True,
-  ),
-  Case(
     'fab_t',
     lambda: attacks.fab_t('l2', 15),
     'l2',
@@ -234,14 +206,6 @@ CASES = [
   ),
   Case(
     'square',
-    lambda epsilon: attacks.square(norms.linf_ball(epsilon), 30),
-    'linf',
-    'budget',
-    0.05,
-    random=True,
-  ),
-  Case(
-    'square_l2',
     lambda epsilon: attacks.square(norms.l2_ball(epsilon), 30),
     'l2',
     'budget',

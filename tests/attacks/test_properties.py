@@ -124,17 +124,17 @@ def test_sharded_equals_unsharded(case, trained, run):
 
 
 @over_all
-def test_new_weights_do_not_retrace(case, linear):
+def test_new_weights_do_not_retrace(case, trained):
   traces = []
 
   def counted(variables, images):
     traces.append(None)
-    return linear.classifier.apply(variables, images)
+    return trained.classifier.apply(variables, images)
 
   attack = jax.jit(cases.build(case))
-  weights = linear.classifier.variables
+  weights = trained.classifier.variables
   other = jax.tree.map(lambda leaf: -leaf, weights)
-  keys, _, images, labels = part(case, linear, jnp.arange(3))
+  keys, _, images, labels = part(case, trained, jnp.arange(3))
   attack(keys, from_function(counted, weights), images, labels)
   once = len(traces)
   attack(keys, from_function(counted, other), images, labels)
