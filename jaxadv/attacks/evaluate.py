@@ -6,7 +6,8 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +19,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike
 
 from jaxadv import hosts
-from jaxadv.attacks.drive import drive
+from jaxadv.attacks.drive import Composite, drive
 from jaxadv.classifier import from_function
 from jaxadv.data.images import to_float, to_uint8
 from jaxadv.errors import DataError, UserError, explain_out_of_memory
 from jaxadv.losses import succeeded
+from jaxadv.metrics.accuracy import Share, share
 from jaxadv.metrics.distortion import distortion
 from jaxadv.storage import (
   fingerprint,
@@ -31,9 +33,13 @@ from jaxadv.storage import (
   write_json,
   write_npz,
 )
-from jaxadv.types import Attack, ClassifierLike, picture_keys
+from jaxadv.types import Attack, ClassifierLike, bound, picture_keys
 
 Progress = Callable[[int, int], None]
+Radius = float | jax.Array
+
+# Turns of a stochastic classifier, far from the numbers of steps of attacks.
+_CLEAN, _ATTACKED, _ROUNDED = range(2**31 - 4, 2**31 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +49,12 @@ class Evaluation:
   Attributes:
     images: float32[N, H, W, C] in [0, 1], as the attack returned them.
     images_uint8: uint8[N, H, W, C], the same rounded to 8 bit.
-    correct: bool[N], whether the clean picture is classified correctly
-      (targeted: is not of the class to reach already).
-    success: bool[N], judged on `images`; True where not `correct`.
+    correct: bool[N], whether the clean picture is classified correctly.
+    success: bool[N], judged on `images`: whether another class than the true
+      one is predicted (so True where not `correct`), or that to reach.
     success_uint8: bool[N], judged on `images_uint8`.
+    l0: int[N], pixels changed in at least one channel.
+    l1: float64[N], sum of the changes of all channels in image units.
     l2: float64[N], Euclidean norm of the change in image units.
     linf: float64[N], largest change of a channel in image units.
   """
@@ -56,6 +64,8 @@ class Evaluation:
   correct: np.ndarray
   success: np.ndarray
   success_uint8: np.ndarray
+  l0: np.ndarray
+  l1: np.ndarray
   l2: np.ndarray
   linf: np.ndarray
 
@@ -71,8 +81,8 @@ class Evaluation:
 
   @property
   def robust_accuracy(self) -> float:
-    """Share of all pictures on which the attack has no success."""
-    return _mean(~self.success)
+    """Share of all pictures that are correct and withstand the attack."""
+    return _mean(self.correct & ~self.success)
 
 
 def _mean(flags: np.ndarray) -> float:
@@ -91,16 +101,16 @@ class _Outcome(NamedTuple):
 
 
 def evaluate(
-  attack: Attack,
+  attack: Attack | Composite,
   key: jax.Array,
   classifier: ClassifierLike,
   images: ArrayLike,
   labels: ArrayLike,
   source: ArrayLike | None = None,
   *,
+  targets: ArrayLike | None = None,
   batch_size: int = 128,
   num_slots: int | None = None,
-  targeted: bool = False,
   mesh: Mesh | None = None,
   progress: Progress | bool = False,
   resume_dir: str | os.PathLike[str] | None = None,
@@ -112,17 +122,21 @@ def evaluate(
   batch size, the slots or the number of devices: on CPU to the bit, as long
   as a device has at least two rows at a time.
 
+  A stochastic classifier is judged with draws that the attack has not seen,
+  so that an attack gains nothing from a lucky draw.
+
   Args:
-    attack: Any `Attack`, its hyperparameters scalars.
+    attack: Any attack, its hyperparameters scalars.
     key: One key.
-    classifier: The classifier under attack, not stochastic.
+    classifier: The classifier under attack. If its outputs are random, it has
+      to say so: `from_function(..., stochastic=True)`.
     images: [N, H, W, C], uint8 or float32 in [0, 1].
-    labels: int[N], the true classes, or those to reach.
+    labels: int[N], the true classes, for a targeted attack too.
     source: int[N], ids of the pictures, or None for 0 to N - 1.
+    targets: int[N], the classes to reach, for a targeted attack only.
     batch_size: Number of pictures on the devices at a time.
     num_slots: Number of slots of each device, see `drive`; give it a batch
       several times as large.
-    targeted: Whether the attack was built with `targeted=True`.
     mesh: Devices with one axis 'data' over which batches are split, or None
       for the default device. The batch size must be a multiple of its size.
     progress: `(done, total) -> None`, called after every batch, or True for
@@ -135,146 +149,339 @@ def evaluate(
     An `Evaluation`.
 
   Raises:
-    UserError: If an argument has the wrong shape, type or range, or
-      `resume_dir` belongs to something else.
+    UserError: If an argument has the wrong shape, type or range, the attack
+      and `targets` do not fit each other, the classifier is random and does
+      not declare it, or `resume_dir` belongs to something else.
     DataError: If a picture holds a NaN, the classifier gives one, a kept
       batch is broken, or memory or disk are full.
   """
-  images, labels, source = _checked(images, labels, source)
-  as_float = to_float if images.dtype == np.uint8 else np.asarray
-  if getattr(classifier, 'stochastic', False):
-    raise UserError(
-      'the classifier is stochastic, which no attack here supports; pass one '
-      'that gives the same logits every time'
-    )
-  if jax.tree_util.all_leaves([classifier]):
-    # A plain function cannot be an argument of a compiled one.
-    classifier = from_function(classifier)
-  if batch_size < 1:
-    raise UserError(f'batch_size is {batch_size} but must be at least 1')
-  if mesh is not None and (
-    'data' not in mesh.shape or mesh.size != mesh.shape['data']
-  ):
-    raise UserError(
-      f"the mesh has axes {dict(mesh.shape)} but needs one, 'data'"
-    )
-  if mesh is not None and batch_size % mesh.size:
-    raise UserError(
-      f'batch_size is {batch_size} but must be a multiple of the number of '
-      f'devices, {mesh.size}'
-    )
-
-  def attack_batch(classifier, key, images, labels, source):
-    keys = picture_keys(key, source)
-    return drive(attack, keys, classifier, images, labels, num_slots=num_slots)
-
-  outcome = _Outcome(
-    images=np.empty(images.shape, np.float32),
-    images_uint8=np.empty(images.shape, np.uint8),
-    **{name: np.zeros(len(labels), bool) for name in _Outcome._fields[2:]},
+  run = _Run(
+    make=lambda _: attack,
+    key=key,
+    classifier=_as_argument(classifier),
+    pictures=_checked(images, labels, source, targets),
+    batch_size=batch_size,
+    num_slots=num_slots,
+    mesh=mesh,
   )
-  waiting = np.arange(len(labels))
-  if resume_dir is not None:
-    folder = Path(resume_dir)
-    _claim(
-      folder,
-      _identity(attack, key, classifier, images, labels, source, targeted),
-    )
-    finished = _read_chunks(folder, outcome)
-    if hosts.on_first(finished.tolist) != finished.tolist():
-      raise DataError(
-        f'the hosts find different batches in {folder}; it must be a folder '
-        'that all of them share'
-      )
-    waiting = np.setdiff1d(waiting, finished)
+  (found,) = _evaluate(run, [0.0], [resume_dir], progress)
+  return found
 
-  program = attack_batch
-  if mesh is not None:
+
+def evaluate_over(
+  make: Callable[[Radius], Attack | Composite],
+  epsilons: Sequence[float],
+  key: jax.Array,
+  classifier: ClassifierLike,
+  images: ArrayLike,
+  labels: ArrayLike,
+  source: ArrayLike | None = None,
+  *,
+  targets: ArrayLike | None = None,
+  batch_size: int = 128,
+  num_slots: int | None = None,
+  mesh: Mesh | None = None,
+  progress: Progress | bool = False,
+  resume_dir: str | os.PathLike[str] | None = None,
+) -> list[Evaluation]:
+  """Attacks every picture of a set at many epsilons, compiled once for all.
+
+  Args:
+    make: `epsilon -> attack`. The epsilon is traced; it may be any other
+      hyperparameter that attacks take as a traced scalar.
+    epsilons: Its values, at least one.
+    key: As in `evaluate`, and so on; all epsilons get the same draws.
+    classifier: See `evaluate`.
+    images: See `evaluate`.
+    labels: See `evaluate`.
+    source: See `evaluate`.
+    targets: See `evaluate`.
+    batch_size: See `evaluate`.
+    num_slots: See `evaluate`.
+    mesh: See `evaluate`.
+    progress: See `evaluate`; the total counts a picture once an epsilon.
+    resume_dir: See `evaluate`; each epsilon has a folder of its own in it, so
+      more of them can be added later.
+
+  Returns:
+    An `Evaluation` for each epsilon.
+
+  Raises:
+    UserError: As `evaluate`, or if there is no epsilon.
+    DataError: As `evaluate`.
+
+  Example:
+    >>> epsilons = [2 / 255, 4 / 255, 8 / 255]
+    >>> found = evaluate_over(
+    ...   lambda epsilon: pgd(linf_ball(epsilon), epsilon / 4, 10),
+    ...   epsilons, key, classifier, images, labels,
+    ... )
+    >>> [each.robust_accuracy for each in found]
+  """
+  if not len(epsilons):
+    raise UserError('epsilons are empty; give at least one')
+  run = _Run(
+    make=make,
+    key=key,
+    classifier=_as_argument(classifier),
+    pictures=_checked(images, labels, source, targets),
+    batch_size=batch_size,
+    num_slots=num_slots,
+    mesh=mesh,
+  )
+  folders = [
+    None if resume_dir is None else Path(resume_dir) / f'{epsilon:.9g}'
+    for epsilon in epsilons
+  ]
+  return _evaluate(run, epsilons, folders, progress)
+
+
+def robust_accuracy_curve(
+  found: Evaluation | Sequence[Evaluation],
+  epsilons: Sequence[float],
+  norm: str,
+) -> list[Share]:
+  """Counts the pictures that withstand all that was tried, for each epsilon.
+
+  A picture counts as broken at an epsilon if it was wrong when clean or if
+  one of its successful changes is at most that large. So one evaluation of a
+  minimal-norm attack gives the whole curve, several budget attacks give one
+  that never rises, and both can be mixed.
+
+  Args:
+    found: Untargeted evaluations of the same pictures, one or several.
+    epsilons: Radii in image units.
+    norm: 'linf', 'l2', 'l1' or 'l0', in which changes are measured.
+
+  Returns:
+    A `Share` of all pictures for each epsilon, with its `value` and
+    `interval`.
+
+  Raises:
+    UserError: If the norm is unknown or the evaluations differ in length.
+  """
+  several = [found] if isinstance(found, Evaluation) else found
+  if norm not in ('linf', 'l2', 'l1', 'l0'):
+    raise UserError(f'norm is {norm!r} but must be one of linf, l2, l1, l0')
+  if len({len(each.correct) for each in several}) != 1:
+    raise UserError(
+      f'evaluations of {[len(each.correct) for each in several]} pictures; '
+      'give at least one, and all of the same pictures'
+    )
+  correct = np.all([each.correct for each in several], axis=0)
+  distance = np.min(
+    [np.where(each.success, getattr(each, norm), np.inf) for each in several],
+    axis=0,
+  )
+  # A change that fills its ball may exceed epsilon by a rounding.
+  slack = 1e-6
+  return [share(correct & (distance > epsilon + slack)) for epsilon in epsilons]
+
+
+class _Pictures(NamedTuple):
+  """What is attacked, of NumPy; `targets` are those of a targeted attack."""
+
+  images: np.ndarray
+  labels: np.ndarray
+  source: np.ndarray
+  targets: np.ndarray | None
+
+  @property
+  def aims(self) -> np.ndarray:
+    """The labels that the attack is given."""
+    return self.labels if self.targets is None else self.targets
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """The arguments of an evaluation; see `evaluate_over`."""
+
+  make: Callable[[Any], Attack | Composite]
+  key: jax.Array
+  classifier: Any
+  pictures: _Pictures
+  batch_size: int
+  num_slots: int | None
+  mesh: Mesh | None
+
+
+def _evaluate(
+  run: _Run,
+  values: Sequence[float],
+  folders: Sequence[str | os.PathLike[str] | None],
+  progress: Progress | bool,
+) -> list[Evaluation]:
+  """Runs `run.make(value)` for every value, each with a folder to resume."""
+  _check_devices(run)
+  # Made once with plain numbers: factories check the ranges of those.
+  _check_aims(run, [run.make(float(value)) for value in values])
+  with explain_out_of_memory(run.batch_size):
+    _check_classifier(run)
+  attack_batch = _compiled(run)
+  num_rows = len(run.pictures.labels)
+  total = num_rows * len(values)
+  found: list[Evaluation] = []
+  with _reporting(progress, total) as report:
+    for value, folder in zip(values, folders, strict=True):
+      outcome = _Outcome(
+        images=np.empty(run.pictures.images.shape, np.float32),
+        images_uint8=np.empty(run.pictures.images.shape, np.uint8),
+        **{name: np.zeros(num_rows, bool) for name in _Outcome._fields[2:]},
+      )
+      waiting = np.arange(num_rows)
+      if folder is not None:
+        folder = Path(folder)
+        _claim(folder, _identity(run, value))
+        waiting = np.setdiff1d(waiting, _finished(folder, outcome))
+      before = num_rows * len(found) + num_rows - len(waiting)
+      report(before, total)
+      for start in range(0, len(waiting), run.batch_size):
+        rows = waiting[start : start + run.batch_size]
+        chunk = attack_batch(value, rows)
+        if chunk.broken.any():
+          raise DataError(
+            'the classifier gives NaN for the picture in row '
+            f'{rows[np.argmax(chunk.broken)]}; check its weights and '
+            'preprocessing'
+          )
+        _put(outcome, rows, chunk)
+        if folder is not None and hosts.is_first():
+          name = f'rows-{rows[0]}-{len(rows)}.npz'
+          write_npz(folder / name, rows=rows, **chunk._asdict())
+        report(before + start + len(rows), total)
+      found.append(_measured(run.pictures.images, outcome))
+  return found
+
+
+def _compiled(run: _Run) -> Callable[[float, np.ndarray], _Outcome]:
+  """Gives `(value, rows) -> outcome` of one batch, at most `batch_size` rows.
+
+  The value is an argument of the compiled program, not a part of it.
+  """
+
+  def attack(value, classifier, key, images, aims, source):
+    return drive(
+      run.make(value),
+      picture_keys(key, source),
+      classifier,
+      images,
+      aims,
+      num_slots=run.num_slots,
+    )
+
+  classifier, key, place = run.classifier, run.key, None
+  program: Callable[..., Any] = attack
+  if run.mesh is not None:
     # Each device loops over its own rows and never waits for another.
     rows, everywhere = PartitionSpec('data'), PartitionSpec()
     program = jax.shard_map(
-      attack_batch,
-      mesh=mesh,
-      in_specs=(everywhere, everywhere, rows, rows, rows),
+      attack,
+      mesh=run.mesh,
+      in_specs=(everywhere, everywhere, everywhere, rows, rows, rows),
       out_specs=rows,
       check_vma=False,
     )
+    place = NamedSharding(run.mesh, rows)
     classifier, key = hosts.put(
-      (classifier, key), NamedSharding(mesh, everywhere)
+      (classifier, key), NamedSharding(run.mesh, everywhere)
     )
   program = jax.jit(program)
-  place = (
-    NamedSharding(mesh, PartitionSpec('data')) if mesh is not None else None
-  )
+  pictures, targeted = run.pictures, run.pictures.targets is not None
+  as_float = to_float if pictures.images.dtype == np.uint8 else np.asarray
+  declared = getattr(classifier, 'stochastic', False)
+  checked = declared
 
-  with _reporting(progress, len(labels)) as report:
-    report(len(labels) - len(waiting), len(labels))
-    for start in range(0, len(waiting), batch_size):
-      rows_now = waiting[start : start + batch_size]
-      padded = np.resize(rows_now, batch_size)
-      batch = (as_float(images[padded]), labels[padded], source[padded])
-      with explain_out_of_memory(batch_size):
-        pictures, truth, ids = hosts.put(batch, place)
-        result = program(classifier, key, pictures, truth, ids)
-        rounded = to_uint8(result.images)
-        judge = functools.partial(
-          _judge, classifier, labels=truth, targeted=targeted
+  def attack_batch(value, rows):
+    nonlocal checked
+    padded = np.resize(rows, run.batch_size)
+    numbers = (pictures.labels, pictures.aims, pictures.source)
+    batch = (
+      as_float(pictures.images[padded]),
+      *(part[padded] for part in numbers),
+    )
+    with explain_out_of_memory(run.batch_size):
+      clean, labels, aims, source = hosts.put(batch, place)
+      judge = functools.partial(_judge, classifier, key, source)
+      seen = judge(clean, labels, _CLEAN, targeted=False)
+      if not checked:
+        again = judge(clean, labels, _CLEAN, targeted=False)
+        _check_equal(seen.logits, again.logits)
+        checked = True
+      result = program(np.float32(value), classifier, key, clean, aims, source)
+      rounded = to_uint8(result.images)
+      judge_aims = functools.partial(judge, labels=aims, targeted=targeted)
+      success = result.success
+      if declared:
+        success = judge_aims(result.images, turn=_ATTACKED).success
+      outcome = hosts.fetch(
+        _Outcome(
+          images=result.images,
+          images_uint8=rounded,
+          correct=~seen.success,
+          success=success,
+          success_uint8=judge_aims(to_float(rounded), turn=_ROUNDED).success,
+          broken=seen.broken,
         )
-        wrong, broken = judge(pictures)
-        fooled, _ = judge(to_float(rounded))
-        outcomes = hosts.fetch(
-          _Outcome(
-            images=result.images,
-            images_uint8=rounded,
-            correct=~wrong,
-            success=result.success,
-            success_uint8=fooled,
-            broken=broken,
-          )
-        )
-      chunk = _Outcome(*(leaf[: len(rows_now)] for leaf in outcomes))
-      if chunk.broken.any():
-        raise DataError(
-          'the classifier gives NaN for the picture in row '
-          f'{rows_now[np.argmax(chunk.broken)]}; check its weights and '
-          'preprocessing'
-        )
-      _put(outcome, rows_now, chunk)
-      if resume_dir is not None and hosts.is_first():
-        name = f'rows-{rows_now[0]}-{len(rows_now)}.npz'
-        write_npz(folder / name, rows=rows_now, **chunk._asdict())
-      report(len(labels) - len(waiting) + start + len(rows_now), len(labels))
+      )
+    return _Outcome(*(leaf[: len(rows)] for leaf in outcome))
 
-  # In pieces, because it works in float64.
-  sizes = [
-    distortion(images[start : start + 128], outcome.images[start : start + 128])
-    for start in range(0, len(images), 128)
-  ]
-  kept = outcome._asdict()
-  del kept['broken']
-  return Evaluation(
-    l2=np.concatenate([size.l2 for size in sizes]),
-    linf=np.concatenate([size.linf for size in sizes]),
-    **kept,
-  )
+  return attack_batch
+
+
+class _Judgement(NamedTuple):
+  """What a classifier says of a batch."""
+
+  success: jax.Array
+  broken: jax.Array
+  logits: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames='targeted')
-def _judge(classifier, images, labels, *, targeted):
+def _judge(classifier, key, source, images, labels, turn, *, targeted):
   """Tells which rows are successes, and which get a NaN.
 
   Apart from the attack, so that one compilation serves all attacks.
   """
-  logits = classifier(images)
+  logits = bound(classifier, picture_keys(key, source), turn)(images)
   broken = jnp.any(jnp.isnan(logits), axis=-1)
-  return succeeded(logits, labels, targeted=targeted), broken
+  return _Judgement(
+    succeeded(logits, labels, targeted=targeted), broken, logits
+  )
+
+
+def _measured(clean: np.ndarray, outcome: _Outcome) -> Evaluation:
+  """Adds the sizes of the changes, in pieces, because it takes float64."""
+  sizes = [
+    distortion(clean[start : start + 128], outcome.images[start : start + 128])
+    for start in range(0, len(clean), 128)
+  ]
+  kept = outcome._asdict()
+  del kept['broken']
+  return Evaluation(
+    **kept,
+    **{
+      name: np.concatenate([getattr(size, name) for size in sizes])
+      for name in ('l0', 'l1', 'l2', 'linf')
+    },
+  )
+
+
+def _as_argument(classifier: ClassifierLike) -> Any:
+  """A plain function cannot be an argument of a compiled one."""
+  if not jax.tree_util.all_leaves([classifier]):
+    return classifier
+  stochastic = getattr(classifier, 'stochastic', False)
+  return from_function(classifier, stochastic=stochastic)
 
 
 def _checked(
-  images: ArrayLike, labels: ArrayLike, source: ArrayLike | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  images: ArrayLike,
+  labels: ArrayLike,
+  source: ArrayLike | None,
+  targets: ArrayLike | None,
+) -> _Pictures:
   """Refuses what cannot be attacked; gives NumPy arrays."""
-  images, labels = np.asarray(images), np.asarray(labels)
+  images = np.asarray(images)
   if images.ndim != 4 or not len(images):
     raise UserError(
       f'images have shape {images.shape} but must be [N, H, W, C] with N > 0'
@@ -298,33 +505,146 @@ def _checked(
         f'{per_picture[row].max():g} but must lie in [0, 1]; normalisation '
         'belongs inside the classifier'
       )
-  source = np.arange(len(images)) if source is None else np.asarray(source)
-  for name, values in (('labels', labels), ('source', source)):
+
+  def integers(name: str, values: ArrayLike) -> np.ndarray:
+    values = np.asarray(values)
     if values.shape != images.shape[:1] or values.dtype.kind not in 'iu':
       raise UserError(
         f'{name} are {values.dtype}{list(values.shape)} but must be integers, '
         f'one for each of the {len(images)} pictures'
       )
-  return images, labels.astype(np.int32), source.astype(np.int32)
+    return values.astype(np.int32)
+
+  return _Pictures(
+    images,
+    integers('labels', labels),
+    integers('source', np.arange(len(images)) if source is None else source),
+    None if targets is None else integers('targets', targets),
+  )
 
 
-def _identity(
-  attack, key, classifier, images, labels, source, targeted
-) -> dict[str, str]:
+def _check_devices(run: _Run) -> None:
+  batch_size, mesh = run.batch_size, run.mesh
+  if batch_size < 1:
+    raise UserError(f'batch_size is {batch_size} but must be at least 1')
+  if mesh is not None and (
+    'data' not in mesh.shape or mesh.size != mesh.shape['data']
+  ):
+    raise UserError(
+      f"the mesh has axes {dict(mesh.shape)} but needs one, 'data'"
+    )
+  if mesh is not None and batch_size % mesh.size:
+    raise UserError(
+      f'batch_size is {batch_size} but must be a multiple of the number of '
+      f'devices, {mesh.size}'
+    )
+
+
+def _check_aims(run: _Run, attacks: Sequence[Attack | Composite]) -> None:
+  """Refuses targets that do not fit the attack or the labels."""
+  targeted, pictures = attacks[0].targeted, run.pictures
+  if targeted and pictures.targets is None:
+    raise UserError(
+      'the attack is targeted but targets are None; give the classes to reach '
+      'as targets, and the true classes as labels'
+    )
+  if pictures.targets is None:
+    return
+  if not targeted:
+    raise UserError(
+      'targets are given but the attack is untargeted; build it with '
+      'targeted=True or leave the targets out'
+    )
+  same = pictures.targets == pictures.labels
+  if same.any():
+    row = np.argmax(same)
+    raise UserError(
+      f'the target in row {row} is {pictures.targets[row]}, the true label; '
+      'give another class to reach'
+    )
+
+
+def _check_classifier(run: _Run) -> None:
+  """Refuses labels that the classifier lacks, and randomness when traced."""
+  picture = jax.ShapeDtypeStruct((1, *run.pictures.images.shape[1:]), 'float32')
+
+  def trace():
+    # A new function every time: JAX would remember the trace of an old one.
+    forward = lambda key, images: bound(run.classifier, key[None], 0)(images)
+    return jax.make_jaxpr(forward)(run.key, picture)
+
+  first = trace()
+  shape = first.out_avals[0].shape
+  if len(shape) != 2:
+    raise UserError(
+      f'the classifier gives {list(shape)} for one picture but must give '
+      'logits, [1, number of classes]'
+    )
+  for name in ('labels', 'targets'):
+    classes = getattr(run.pictures, name)
+    if classes is None:
+      continue
+    outside = (classes < 0) | (classes >= shape[1])
+    if outside.any():
+      row = np.argmax(outside)
+      raise UserError(
+        f'{name} hold {classes[row]} in row {row} but the classifier has '
+        f'classes 0 to {shape[1] - 1}'
+      )
+  if not getattr(run.classifier, 'stochastic', False):
+    second = trace()
+    # Functions inside are printed with addresses that mean nothing.
+    text = lambda traced: re.sub('0x[0-9a-f]+', '', str(traced.jaxpr))
+    if text(first) != text(second) or not all(
+      map(_same, first.consts, second.consts)
+    ):
+      raise UserError(_UNDECLARED)
+
+
+def _same(one: Any, other: Any) -> bool:
+  if one is other:
+    return True
+  if jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
+    one, other = jax.random.key_data(one), jax.random.key_data(other)
+  return bool(np.array_equal(one, other))
+
+
+def _check_equal(logits: jax.Array, again: jax.Array) -> None:
+  """Refuses logits that differ by more than the order of additions does."""
+  far = jnp.abs(logits - again) > 1e-3 * (1 + jnp.abs(logits))
+  if jnp.any(far):
+    raise UserError(_UNDECLARED)
+
+
+_UNDECLARED = (
+  'the classifier gives other logits for the same pictures when it is called '
+  'again; switch dropout and other noise off, or declare it with '
+  'from_function(..., stochastic=True) and draw from the keys that it then gets'
+)
+
+
+def _identity(run: _Run, value: float) -> dict[str, str]:
   """Names all that results depend on, so that no foreign chunk is taken in.
 
   An attack is a closure; what it computes is told by its lowered program.
   """
-  keys = picture_keys(key, source[:1])
-  picture = jnp.zeros_like(images[:1], jnp.float32)
-  program = jax.jit(attack).lower(keys, classifier, picture, labels[:1])
+  pictures = run.pictures
+
+  def attack(value, *given):
+    return run.make(value)(*given)
+
+  program = jax.jit(attack).lower(
+    np.float32(value),
+    picture_keys(run.key, jnp.asarray(pictures.source[:1])),
+    run.classifier,
+    jnp.zeros_like(pictures.images[:1], jnp.float32),
+    pictures.aims[:1],
+  )
   parts = {
-    'attack': (program.as_text(), targeted),
-    'weights': jax.tree.leaves(classifier),
-    'key': key,
-    'images': images,
-    'labels': labels,
-    'source': source,
+    'attack': (program.as_text(), float(value)),
+    'weights': jax.tree.leaves(run.classifier),
+    'key': run.key,
+    **pictures._asdict(),
   }
   return {name: fingerprint(part) for name, part in parts.items()}
 
@@ -352,7 +672,7 @@ def _put(outcome: _Outcome, rows: np.ndarray, chunk: _Outcome) -> None:
     whole[rows] = part
 
 
-def _read_chunks(folder: Path, outcome: _Outcome) -> np.ndarray:
+def _finished(folder: Path, outcome: _Outcome) -> np.ndarray:
   """Reads finished batches into `outcome`; gives their rows."""
   finished = [np.zeros(0, int)]
   for path in sorted(folder.glob('rows-*.npz')):
@@ -363,7 +683,13 @@ def _read_chunks(folder: Path, outcome: _Outcome) -> np.ndarray:
     except (KeyError, TypeError, ValueError, IndexError) as error:
       raise DataError(f'{path} does not hold a finished batch') from error
     finished.append(rows)
-  return np.concatenate(finished)
+  every = np.concatenate(finished)
+  if hosts.on_first(every.tolist) != every.tolist():
+    raise DataError(
+      f'the hosts find different batches in {folder}; it must be a folder '
+      'that all of them share'
+    )
+  return every
 
 
 @contextlib.contextmanager

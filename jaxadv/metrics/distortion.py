@@ -15,11 +15,13 @@ class Distortion(NamedTuple):
 
   Attributes:
     l0: int[n], pixels changed in at least one channel.
+    l1: float64[n], sum of the changes of all channels in image units.
     l2: float64[n], Euclidean norm in image units.
     linf: float64[n], largest change of a channel in image units.
   """
 
   l0: np.ndarray
+  l1: np.ndarray
   l2: np.ndarray
   linf: np.ndarray
 
@@ -46,6 +48,7 @@ def distortion(clean: ArrayLike, attacked: ArrayLike) -> Distortion:
   size = np.abs(attacked - clean)
   return Distortion(
     l0=(size > 0).any(axis=3).sum(axis=(1, 2)),
+    l1=size.sum(axis=(1, 2, 3)),
     l2=np.sqrt((size**2).sum(axis=(1, 2, 3))),
     linf=size.max(axis=(1, 2, 3)),
   )

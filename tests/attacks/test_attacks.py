@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxadv import attacks, losses
+from jaxadv import attacks, losses, norms
 from jaxadv.classifier import from_function
 from jaxadv.errors import UserError
 from jaxadv.norms import l2_ball, linf_ball
@@ -47,6 +47,43 @@ def test_pgd_counts_one_pass_a_step_and_what_judging_costs(trained):
     )
     jax.effects_barrier()
     assert len(calls) == passes
+
+
+def test_pgd_by_name_takes_a_loss_and_restarts(trained):
+  keys = picture_keys(jax.random.key(0), jnp.arange(40))
+  hyper = {'epsilon': 0.012, 'step_size': 0.012, 'num_steps': 1}
+
+  def run(**options):
+    attack = attacks.make('pgd', **hyper, **options)
+    return jax.jit(attack)(keys, *trained)
+
+  alone, thrice = run(), run(num_restarts=3)
+  assert jnp.sum(thrice.success) > jnp.sum(alone.success)
+  found = [run(loss=loss).images for loss in losses.LOSSES]
+  assert not np.array_equal(found[0], found[1])
+  # The sign of the margin's gradient is not changed by a scale.
+  with pytest.raises(UserError, match='dlr compares 3 classes .* has 2'):
+    two = from_function(lambda images: images.mean(axis=(1, 2))[:, :2])
+    attacks.make('pgd', loss='dlr')(
+      keys, two, trained.images, trained.labels % 2
+    )
+
+
+def test_l1_pgd_moves_pixels_that_can_still_move():
+  # The steepest channel stands at the border of the box.
+  weights = jnp.array([9.0, 3.0, 1.0])
+  classifier = from_function(
+    lambda images: jnp.stack(
+      [0 * images.sum((1, 2, 3)), images.sum((1, 2)) @ weights - 12.6], axis=1
+    )
+  )
+  images = jnp.array([1.0, 0.5, 0.5]).reshape(1, 1, 1, 3)
+  labels = jnp.zeros(1, jnp.int32)
+  keys = picture_keys(jax.random.key(0), jnp.arange(1))
+  attack = attacks.pgd(norms.l1_ball(0.8), 0.2, 4, random_start=False)
+  result = attack(keys, classifier, images, labels)
+  assert result.success[0]
+  np.testing.assert_allclose(result.images[0, 0, 0], [1, 1, 0.7], atol=1e-6)
 
 
 def test_early_stop_keeps_the_first_success(trained):
@@ -126,14 +163,22 @@ def test_a_broken_classifier_was_not_fooled():
 @pytest.mark.parametrize(
   ('name', 'hyper', 'words'),
   [
-    ('cw', {}, 'must be one of fgsm, bim, pgd, deepfool, hsv'),
+    ('cw', {}, 'must be one of fgsm, bim, pgd, deepfool, '),
     ('fgsm', {'epsilon': 8}, r'epsilon is 8 .*\(0, 1\].*8/255'),
     ('fgsm', {'epsilon': float('nan')}, 'epsilon is nan'),
     ('fgsm', {'eps': 0.1}, 'no hyperparameter eps; it has epsilon'),
-    ('pgd', {'norm': 'l3'}, "norm is 'l3' but must be one of linf, l2"),
+    ('pgd', {'norm': 'l3'}, "norm is 'l3' but must be one of linf, l2, l1"),
+    ('pgd', {'loss': 'l2'}, "loss is 'l2' but must be one of ce, margin, dlr"),
+    ('pgd', {'num_restarts': 0}, 'num_restarts is 0'),
+    (
+      'pgd',
+      {'num_restarts': 2, 'random_start': False},
+      'without random_start every run is the same',
+    ),
     ('pgd', {'step_size': 0}, 'step_size is 0'),
     ('bim', {'num_steps': 0}, 'num_steps is 0'),
     ('deepfool', {'overshoot': -1}, 'overshoot is -1'),
+    ('deepfool', {'norm': 'l1'}, "norm is 'l1' but must be 'l2' or 'linf'"),
     ('deepfool', {'num_candidates': 1}, 'num_candidates is 1'),
     ('hsv', {'num_trials': 0}, 'num_trials is 0'),
     ('ni_plus', {'filter': 'median'}, 'gaussian, laplacian, integral, mixed'),

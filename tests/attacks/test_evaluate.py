@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxadv import attacks
-from jaxadv.attacks import evaluate
+from jaxadv import attacks, norms
+from jaxadv.attacks import evaluate, evaluate_over, robust_accuracy_curve
 from jaxadv.classifier import from_function
 from jaxadv.data.images import to_float
 from jaxadv.errors import DataError, UserError
@@ -54,6 +54,11 @@ def test_figures(trained, whole):
   np.testing.assert_allclose(whole.linf, np.abs(delta).max((1, 2, 3)))
   np.testing.assert_allclose(
     whole.l2, np.sqrt((delta**2).sum((1, 2, 3))), rtol=1e-5
+  )
+  flat = np.abs(delta).reshape(40, -1)
+  np.testing.assert_allclose(whole.l1, flat.sum(1), rtol=1e-5)
+  np.testing.assert_array_equal(
+    whole.l0, (delta != 0).any(axis=3).sum(axis=(1, 2))
   )
   right = whole.correct
   assert 0 < right.sum() < 40
@@ -145,6 +150,198 @@ def test_out_of_memory_says_which_batch_size_to_try(trained):
     run(trained._replace(classifier=from_function(full)))
 
 
+def targets_of(target):
+  """The class after the true one."""
+  return (np.asarray(target.labels) + 1) % 4
+
+
+def test_targets_are_reached_and_labels_stay_the_truth(trained, whole):
+  attack = attacks.make('pgd', epsilon=0.05, step_size=0.01, targeted=True)
+  targets = targets_of(trained)
+  found = run(trained, attack, targets=targets)
+  np.testing.assert_array_equal(found.correct, whole.correct)
+  predicted = np.argmax(trained.classifier(jnp.asarray(found.images)), axis=-1)
+  np.testing.assert_array_equal(found.success, predicted == targets)
+  assert 0.3 < found.attack_success_rate < 1
+  lost = ~found.correct | found.success
+  assert found.robust_accuracy == np.mean(~lost) < found.correct.mean()
+
+
+def test_attacks_made_of_attacks_go_the_same_way(trained, whole):
+  parts = [attacks.fgsm(0.005), PGD]
+  found = run(trained, attacks.sequence(parts), num_slots=8)
+  assert np.all(found.success >= whole.success)
+  assert found.linf[found.success].max() <= 0.03 + 1e-6
+  again = run(trained, attacks.sequence(parts), batch_size=16)
+  assert_same(found, again)
+
+
+EPSILONS = [0.005, 0.01, 0.02]
+
+
+def pgd(epsilon):
+  return attacks.pgd(norms.linf_ball(epsilon), epsilon / 3, 4)
+
+
+def run_over(target, **options):
+  images, labels = np.asarray(target.images), np.asarray(target.labels)
+  return evaluate_over(
+    pgd,
+    EPSILONS,
+    jax.random.key(0),
+    target.classifier,
+    images,
+    labels,
+    100 + np.arange(40),
+    **options,
+  )
+
+
+@pytest.fixture(scope='module')
+def several(trained):
+  return run_over(trained)
+
+
+def test_many_epsilons_are_compiled_once(trained, several):
+  def num_traces(epsilons):
+    traces = []
+
+    def counted(images):
+      traces.append(None)
+      return trained.classifier(images)
+
+    images, labels = np.asarray(trained.images), np.asarray(trained.labels)
+    evaluate_over(pgd, epsilons, jax.random.key(0), counted, images, labels)
+    return len(traces)
+
+  assert num_traces(EPSILONS[:1]) == num_traces(EPSILONS)
+  for epsilon, found in zip(EPSILONS, several, strict=True):
+    alone = run(trained, pgd(epsilon))
+    np.testing.assert_array_equal(found.success, alone.success)
+    np.testing.assert_allclose(found.images, alone.images, atol=1e-6)
+    assert found.linf.max() == pytest.approx(epsilon, abs=1e-6)
+
+
+def test_many_epsilons_resume(trained, several, tmp_path):
+  steps = []
+
+  def stop(done, total):
+    steps.append((done, total))
+    if done == 60:
+      raise KeyboardInterrupt
+
+  options = {'batch_size': 20, 'resume_dir': tmp_path, 'progress': stop}
+  with pytest.raises(KeyboardInterrupt):
+    run_over(trained, **options)
+  assert steps[:2] == [(0, 120), (20, 120)]
+  steps.clear()
+  stop_not = lambda done, total: steps.append((done, total))
+  again = run_over(trained, **options | {'progress': stop_not})
+  # Every epsilon reports what it finds, then what it does.
+  assert steps == [(40, 120), (60, 120), (80, 120), (80, 120)] + [
+    (100, 120),
+    (120, 120),
+  ]
+  for one, other in zip(several, again, strict=True):
+    assert_same(one, other)
+
+
+def test_curve_takes_the_smallest_change_that_succeeded(trained, several):
+  shares = robust_accuracy_curve(several, EPSILONS, 'linf')
+  values = [share.value for share in shares]
+  assert values == sorted(values, reverse=True)
+  assert len(set(values)) == 3
+  for share, found in zip(shares, several, strict=True):
+    assert share.n == 40
+    assert share.value <= found.robust_accuracy
+  first = robust_accuracy_curve(several[0], [0.004, 0.005], 'linf')
+  assert first[0].value > first[1].value == several[0].robust_accuracy
+  minimal = run(trained, attacks.deepfool(norm='linf'))
+  curve = robust_accuracy_curve(minimal, [0.0, *EPSILONS, 1.0], 'linf')
+  assert curve[0].value == minimal.correct.mean()
+  held = minimal.correct & (minimal.linf > EPSILONS[1])
+  assert curve[2].hits == held.sum()
+  assert curve[-1].hits == 0
+  both = robust_accuracy_curve([minimal, *several], EPSILONS, 'linf')
+  for share, one, other in zip(both, curve[1:], shares, strict=False):
+    assert share.hits <= min(one.hits, other.hits)
+  with pytest.raises(UserError, match='must be one of linf, l2'):
+    robust_accuracy_curve(minimal, EPSILONS, 'l7')
+  with pytest.raises(UserError, match=r'evaluations of \[\] pictures'):
+    robust_accuracy_curve([], EPSILONS, 'linf')
+
+
+def noisy(target, scale=3.0):
+  """The classifier with declared noise on its logits."""
+
+  def logits(variables, images, keys):
+    draw = jax.vmap(lambda key: jax.random.normal(key, (4,)))
+    return target.classifier(images) + scale * draw(keys)
+
+  return target._replace(classifier=from_function(logits, {}, stochastic=True))
+
+
+def test_a_declared_stochastic_classifier_is_judged_with_fresh_draws(trained):
+  nothing = attacks.pgd(norms.linf_ball(1e-6), 1e-6, 20, early_stop=True)
+  found = run(noisy(trained), nothing)
+  assert_same(found, run(noisy(trained), nothing, batch_size=7, num_slots=3))
+  # The attack meets an error in one of 20 draws, but has changed nothing.
+  errs = ~found.correct
+  assert 0.1 < errs.mean() < 0.9
+  assert np.any(found.success != errs)
+  assert abs(found.success.mean() - errs.mean()) < 0.35
+  other = run(noisy(trained), nothing, seed=1)
+  assert np.any(found.correct != other.correct)
+
+
+@pytest.mark.parametrize('when', ['traced', 'run', 'picked'])
+def test_undeclared_randomness_is_refused(trained, when):
+  generator = np.random.default_rng(0)
+
+  def draw(images):
+    noise = generator.normal(size=(len(images), 4))
+    return noise.astype(np.float32)
+
+  def logits(images):
+    clean = trained.classifier(images)
+    if when == 'traced':
+      return clean + draw(images)
+    if when == 'picked':
+      return clean * float(generator.uniform())
+    shape = jax.ShapeDtypeStruct((len(images), 4), jnp.float32)
+    return clean + jax.pure_callback(draw, shape, images)
+
+  with pytest.raises(UserError, match='other logits .* stochastic=True'):
+    run(trained._replace(classifier=from_function(logits)))
+
+
+@pytest.mark.parametrize(
+  ('attack', 'labels', 'targets', 'words'),
+  [
+    ('fgsm', [0, 1, 3], None, 'labels hold 3 in row 2 .* classes 0 to 2'),
+    ('fgsm', [0, -1, 2], None, 'labels hold -1 in row 1'),
+    ('fgsm', [0, 1, 2], [1, 2, 0], 'targets are given .* untargeted'),
+    ('targeted', [0, 1, 2], None, 'targeted but targets are None'),
+    ('targeted', [0, 1, 2], [1, 1, 0], 'target in row 1 is 1, the true'),
+    ('targeted', [0, 1, 2], [1, 2, 9], 'targets hold 9 in row 2'),
+    ('targeted', [0, 1, 2], [1, 2], 'targets are .* one for each of the 3'),
+  ],
+)
+def test_wrong_classes_are_named(attack, labels, targets, words):
+  classifier = from_function(lambda images: images.mean(axis=(1, 2)))
+  attack = attacks.fgsm(0.1, targeted=attack == 'targeted')
+  with pytest.raises(UserError, match=words):
+    evaluate(
+      attack, jax.random.key(0), classifier, GOOD, labels, targets=targets
+    )
+
+
+def test_a_classifier_that_gives_no_logits_is_named():
+  classifier = from_function(lambda images: images.mean(axis=(1, 2, 3)))
+  with pytest.raises(UserError, match=r'gives \[1\] for one picture'):
+    evaluate(PGD, jax.random.key(0), classifier, GOOD, np.zeros(3, int))
+
+
 GOOD = np.full((3, 4, 4, 3), 0.5, np.float32)
 
 
@@ -180,5 +377,9 @@ def test_wrong_options_are_named(trained):
     run(trained, batch_size=0)
   with pytest.raises(UserError, match='num_slots is 0'):
     run(trained, num_slots=0)
+  with pytest.raises(UserError, match='epsilon is 2.0'):
+    evaluate_over(pgd, [0.1, 2.0], jax.random.key(0), *trained)
+  with pytest.raises(UserError, match='epsilons are empty'):
+    evaluate_over(pgd, [], jax.random.key(0), *trained)
   with pytest.raises(UserError, match="needs one, 'data'"):
     run(trained, mesh=jax.make_mesh((4,), ('model',)))

@@ -29,6 +29,7 @@ def test_distortion_by_hand():
   attacked[0, 1, 1, 1] = 1.2
   found = distortion.distortion(clean, attacked)
   np.testing.assert_array_equal(found.l0, [2, 0])
+  np.testing.assert_allclose(found.l1, [1.9, 0])
   np.testing.assert_allclose(found.l2, [1.3, 0])
   np.testing.assert_allclose(found.linf, [1.2, 0])
 
