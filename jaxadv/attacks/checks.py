@@ -1,0 +1,331 @@
+"""Signs that an evaluation flatters a defence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from jaxadv import losses
+from jaxadv.attacks.combine import restarts
+from jaxadv.attacks.drive import Composite
+from jaxadv.attacks.pgd import pgd
+from jaxadv.attacks.square import square
+from jaxadv.attacks.wrap import one_shot
+from jaxadv.classifier import as_pytree
+from jaxadv.data.images import to_float
+from jaxadv.errors import UserError
+from jaxadv.norms import ball, linf
+from jaxadv.types import Attack, ClassifierLike, bound, picture_keys
+from jaxadv.utils import check_range
+
+# A margin from which exp(-margin), and with it the gradient of the softmax
+# cross-entropy, is 0 in float32.
+SATURATED = 87.0
+
+_NUM_NOISES = 10
+_FACTORS = (0.5, 1.0, 2.0, 4.0)
+
+
+class Finding(NamedTuple):
+  """One sign that robustness is overestimated.
+
+  Attributes:
+    name: 'random_outputs', 'saturated_logits', 'zero_gradients',
+      'vanishing_gradients', 'success_falls', 'blind_attack_wins' or
+      'black_box_wins'.
+    message: What was seen, with the numbers, and what to do about it.
+  """
+
+  name: str
+  message: str
+
+
+class Report(NamedTuple):
+  """What `check` returns.
+
+  Attributes:
+    warnings: None if all is well.
+    numbers: All that was measured, by name, warned of or not. Shares and
+      rates are of the pictures classified correctly when clean.
+  """
+
+  warnings: list[Finding]
+  numbers: dict[str, float]
+
+
+class _Look(NamedTuple):
+  """What is seen at the clean pictures, a row each."""
+
+  logits: Any
+  correct: Any
+  margin: Any
+  flat: Any
+  vanishing: Any
+
+
+def _look(classifier, keys, images, labels):
+  """Measures outputs and gradients at the clean pictures."""
+  classifier = bound(classifier, keys, 0)
+
+  def total(loss):
+    def value(images):
+      logits = classifier(images)
+      return loss(logits, labels).sum(), logits
+
+    return jax.grad(value, has_aux=True)(images)
+
+  slope, logits = total(losses.margin)
+  steepness, _ = total(losses.cross_entropy)
+  usable = lambda gradient: (linf(gradient) > 0) & jnp.isfinite(linf(gradient))
+  return _Look(
+    logits=logits,
+    correct=~losses.succeeded(logits, labels),
+    margin=losses.margin(logits, labels),
+    flat=~usable(slope),
+    vanishing=usable(slope) & ~usable(steepness),
+  )
+
+
+def check(
+  key: jax.Array,
+  classifier: ClassifierLike,
+  images: ArrayLike,
+  labels: ArrayLike,
+  *,
+  norm: str = 'linf',
+  epsilon: float = 8 / 255,
+  attack: Callable[[jax.Array], Attack | Composite] | None = None,
+  attacked: Mapping[str, ArrayLike] | None = None,
+  num_steps: int = 20,
+  num_queries: int = 200,
+  batch_size: int = 128,
+  tolerance: float = 0.02,
+) -> Report:
+  """Looks for signs that attacks fail for the wrong reason.
+
+  Warns if outputs are random, logits so far apart that the cross-entropy has
+  no gradient, gradients zero or not finite, a larger budget helps less, or
+  an attack without gradients beats the one with them. No warning is no proof
+  of robustness.
+
+  Args:
+    key: For random starts, noise, and the draws of a stochastic classifier.
+    classifier: The classifier in question, with its defence.
+    images: [N, H, W, C], uint8 or float32 in [0, 1]; some hundreds are
+      enough.
+    labels: int[N], the true classes.
+    norm: 'linf' or 'l2', that of the budget.
+    epsilon: Radius of the budget in image units.
+    attack: `epsilon -> attack`, the untargeted gradient attack in question,
+      where epsilon is traced; None for PGD with `num_steps` steps of a
+      quarter of epsilon.
+    attacked: Pictures [N, H, W, C] by the name of the attack that made them
+      of `images` without gradients of this classifier, within epsilon: by
+      queries, or against another network.
+    num_steps: Of PGD.
+    num_queries: Of the Square attack, the stronger of two blind ones; the
+      other takes the best of ten draws of noise.
+    batch_size: Pictures at a time.
+    tolerance: Warnings of shares begin above this, those of rates at a
+      difference above it, in [0, 1].
+
+  Returns:
+    A `Report`.
+
+  Raises:
+    UserError: If an argument has the wrong shape or range, attacked pictures
+      exceed the budget, or no picture is classified correctly.
+
+  References:
+    Athalye et al., Obfuscated Gradients Give a False Sense of Security, 2018,
+    https://arxiv.org/abs/1802.00420, section 3.1; Carlini et al., On
+    Evaluating Adversarial Robustness, 2019,
+    https://arxiv.org/abs/1902.06705, section 4; the limit of a margin is
+    ours.
+  """
+  budget = ball(norm, epsilon)
+  check_range('tolerance', tolerance, 0, 1)
+  check_range('batch_size', batch_size, 1, float('inf'))
+  images, labels = _as_float(images), np.asarray(labels, np.int32)
+  if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
+    raise UserError(
+      f'images have shape {images.shape} and labels {labels.shape} but must '
+      'be [N, H, W, C] and [N] with N > 0'
+    )
+  classifier = as_pytree(classifier)
+  num = len(labels)
+  size = min(batch_size, num)
+
+  def over_set(function, pictures=images):
+    """Compiles anew, so that draws made while tracing show as differences."""
+    compiled = jax.jit(lambda *given: function(*given))
+
+    def run(*extra):
+      parts = []
+      for start in range(0, num, size):
+        rows = np.resize(np.arange(start, min(start + size, num)), size)
+        given = picture_keys(key, rows), pictures[rows], labels[rows]
+        parts.append(compiled(classifier, *given, *extra))
+      # Only the last batch is padded.
+      return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num], *parts)
+
+    return run
+
+  look, again = over_set(_look)(), over_set(_logits)(1)
+  correct = look.correct
+  if not correct.any():
+    raise UserError(
+      'the classifier gets none of the pictures right; check the labels and '
+      'the preprocessing'
+    )
+
+  def success_of(make):
+    run = over_set(
+      lambda classifier, keys, images, labels, epsilon: (
+        make(epsilon)(keys, classifier, images, labels).success
+      )
+    )
+    return lambda epsilon: float(run(np.float32(epsilon))[correct].mean())
+
+  def by_gradient(epsilon):
+    return pgd(ball(norm, epsilon), epsilon / 4, num_steps, early_stop=True)
+
+  def by_noise(epsilon):
+    def perturb(keys, images):
+      radius = jnp.full(len(images), epsilon)
+      noise = budget.sample(keys, images.shape, radius)
+      return jnp.clip(images + noise, 0, 1)
+
+    return restarts(one_shot(perturb), _NUM_NOISES)
+
+  by_search = lambda epsilon: square(ball(norm, epsilon), num_queries)
+  gradient_attack = success_of(attack or by_gradient)
+  largest = 1.0 if norm == 'linf' else float('inf')
+  radii = [epsilon * factor for factor in _FACTORS]
+  curve = {
+    radius: gradient_attack(radius) for radius in radii if radius <= largest
+  }
+  blind = {
+    'noise': success_of(by_noise)(epsilon),
+    'square': success_of(by_search)(epsilon),
+  }
+  others = {}
+  for name, pictures in (attacked or {}).items():
+    pictures = _as_float(pictures)
+    if pictures.shape != images.shape:
+      raise UserError(
+        f'the pictures of {name} have shape {pictures.shape} but must be the '
+        f'attacked {images.shape}'
+      )
+    distance = float(budget.distance(jnp.asarray(pictures - images)).max())
+    if distance > epsilon + 1e-5:
+      raise UserError(
+        f'the pictures of {name} lie up to {distance:.4g} from the clean ones '
+        f'but must stay within epsilon, {epsilon:.4g}'
+      )
+    fooled = losses.succeeded(over_set(_logits, pictures)(0), labels)
+    others[name] = float(fooled[correct].mean())
+
+  share = lambda flags: float(flags[correct].mean())
+  spread = np.abs(look.logits - again).max()
+  numbers = {
+    'clean_accuracy': float(correct.mean()),
+    'output_spread': float(spread),
+    'changed_predictions': float(
+      np.mean(look.logits.argmax(-1) != again.argmax(-1))
+    ),
+    'median_margin': float(np.median(-look.margin[correct])),
+    'saturated_logits': share(-look.margin > SATURATED),
+    'zero_gradients': share(look.flat),
+    'vanishing_gradients': share(look.vanishing),
+    **{f'success_at_{radius:.4g}': rate for radius, rate in curve.items()},
+    **{f'success_{name}': rate for name, rate in (blind | others).items()},
+  }
+  return Report(
+    _warnings(
+      numbers,
+      curve,
+      epsilon,
+      blind,
+      others,
+      tolerance,
+      float(np.abs(look.logits).max()),
+    ),
+    numbers,
+  )
+
+
+def _warnings(numbers, curve, epsilon, blind, others, tolerance, scale):
+  """Says what of the measured is suspicious."""
+  found = []
+
+  def warn(name, message):
+    found.append(Finding(name, message))
+
+  percent = lambda name: f'{100 * numbers[name]:.1f} % of the pictures'
+  # Sums in another order may differ by this much on an accelerator.
+  if numbers['output_spread'] > 1e-4 * max(1.0, scale):
+    warn(
+      'random_outputs',
+      'two calls gave logits that differ by up to '
+      f'{numbers["output_spread"]:.3g} and other classes for '
+      f'{percent("changed_predictions")}; attack the mean with eot, and '
+      'repeat the evaluation',
+    )
+  if numbers['saturated_logits'] > tolerance:
+    warn(
+      'saturated_logits',
+      f'{percent("saturated_logits")} have a margin above {SATURATED:g} '
+      f'(median {numbers["median_margin"]:.3g}), where the cross-entropy has '
+      'no gradient in float32; use the margin or DLR loss',
+    )
+  if numbers['zero_gradients'] > tolerance:
+    warn(
+      'zero_gradients',
+      f'the logits have a zero or broken gradient at '
+      f'{percent("zero_gradients")}; give the step that hides it a stand-in '
+      'with bpda',
+    )
+  if numbers['vanishing_gradients'] > tolerance:
+    warn(
+      'vanishing_gradients',
+      f'the cross-entropy has no gradient at '
+      f'{percent("vanishing_gradients")} though the logits have; use the '
+      'margin or DLR loss',
+    )
+  radii = list(curve)
+  for small, large in zip(radii, radii[1:], strict=False):
+    if curve[large] < curve[small] - tolerance:
+      warn(
+        'success_falls',
+        f'success falls from {curve[small]:.3f} to {curve[large]:.3f} as '
+        f'epsilon grows from {small:.4g} to {large:.4g}; take more steps or '
+        'another step size',
+      )
+  for kind, name, rates in (
+    ('blind_attack_wins', 'blind', blind),
+    ('black_box_wins', 'black-box', others),
+  ):
+    for attack, rate in rates.items():
+      if rate > curve[epsilon] + tolerance:
+        warn(
+          kind,
+          f'the {name} attack {attack} has success {rate:.3f}, the gradient '
+          f'attack {curve[epsilon]:.3f}; the gradients mislead it',
+        )
+  return found
+
+
+def _logits(classifier, keys, images, labels, turn):
+  del labels
+  return bound(classifier, keys, turn)(images)
+
+
+def _as_float(images: ArrayLike) -> np.ndarray:
+  images = np.asarray(images)
+  return to_float(images) if images.dtype == np.uint8 else images
