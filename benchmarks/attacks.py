@@ -147,7 +147,8 @@ def table(
   ]
   notes += [
     f'- Once over all pictures in {framework}: forward '
-    f'{1e3 * limit.forward:.1f} ms, gradient {1e3 * limit.gradient:.1f} ms.'
+    f'{1e3 * limit.forward:.1f} ms, gradient {1e3 * limit.gradient:.1f} ms '
+    f'({limit.flops / limit.gradient / 1e12:.3g} TFLOP/s).'
     for framework, limit in limits.items()
   ]
   return '\n'.join([f'### {attack} ({hyper})', '', text, '', *notes, ''])
@@ -282,7 +283,8 @@ def _flags(arguments: list[str] | None) -> argparse.Namespace:
   add(
     '--batch_size',
     type=int,
-    help='pictures at a time; default all (auto_attack: 250). Slots take all',
+    help='pictures at a time; default all (auto_attack: 250, as pyautoattack '
+    'has it, if n is a multiple). Slots take all',
   )
   add('--epsilon', type=float, default=8 / 255, help='of budget attacks, Linf')
   add(
@@ -380,13 +382,13 @@ def main(arguments: list[str] | None = None) -> None:
       setting = _settings(flags.epsilon)[attack]
       if flags.num_steps and 'num_steps' in setting.hyper:
         setting.hyper['num_steps'] = flags.num_steps
-      default = min(flags.n, 250) if setting.all_pictures else flags.n
+      in_250s = setting.all_pictures and flags.n % 250 == 0
       rows, limits, parts = compare(
         attack,
         setting,
         _chosen(everything, flags.n, setting.all_pictures),
         flags.lib,
-        batch_size=flags.batch_size or default,
+        batch_size=flags.batch_size or (250 if in_250s else flags.n),
         num_slots=flags.slots or None,
         repeats=flags.repeats,
         limit_s=flags.limit_s,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 import statistics
@@ -21,6 +20,7 @@ from jaxadv.errors import UserError
 from jaxadv.metrics.distortion import distortion
 
 OURS = 'jaxadv'
+_JUDGED_AT_ONCE = 250
 _SHORTEST_TURN = 0.2  # seconds; faster candidates are called several times
 
 
@@ -93,10 +93,9 @@ class Passes:
 
 
 class Candidate(NamedTuple):
-  """One row of a table.
+  """What is timed.
 
   Attributes:
-    name: The library, and how.
     run: Attacks the pictures; returns once the result is there.
     to_numpy: From the result to float32[N, H, W, C].
     counted: Gives `Passes` of one attack, asked after the first run; None
@@ -104,7 +103,6 @@ class Candidate(NamedTuple):
     seconds_to_compile: Of ours; None for the others.
   """
 
-  name: str
   run: Callable[[], Any]
   to_numpy: Callable[[Any], np.ndarray]
   counted: Callable[[], Passes] | None
@@ -201,11 +199,15 @@ class Subject(NamedTuple):
 
     A minimal-norm attack ends within a rounding error of the boundary.
     """
-    if in_torch:
-      logits = self.twin(nets.to_torch(images, self.device)).cpu().numpy()
-    else:
-      logits = _logits(self.classifier, images)
-    return np.argmax(logits, axis=-1)
+    found = []
+    for start in range(0, len(images), _JUDGED_AT_ONCE):
+      part = images[start : start + _JUDGED_AT_ONCE]
+      if in_torch:
+        logits = self.twin(nets.to_torch(part, self.device)).cpu().numpy()
+      else:
+        logits = _logits(self.classifier, part)
+      found.append(np.argmax(logits, axis=-1))
+    return np.concatenate(found)
 
 
 @jax.jit
@@ -214,8 +216,7 @@ def _logits(classifier, images):
 
 
 def _our_candidate(
-  name: str,
-  attack,
+  attack: Any,
   subject: Subject,
   num_slots: int | None,
   batch_size: int,
@@ -267,9 +268,7 @@ def _our_candidate(
     )
     return passes
 
-  return Candidate(
-    name, run, np.concatenate, counted if count else None, seconds
-  )
+  return Candidate(run, np.concatenate, counted if count else None, seconds)
 
 
 def _peer_candidate(
@@ -325,7 +324,7 @@ def _peer_candidate(
     ]
     return np.concatenate(arrays).transpose(0, 2, 3, 1)
 
-  return Candidate(library, run, to_numpy, lambda: passes)
+  return Candidate(run, to_numpy, lambda: passes)
 
 
 class Limits(NamedTuple):
@@ -335,16 +334,22 @@ class Limits(NamedTuple):
     forward: Of the logits.
     gradient: Of the loss's gradient by the pictures, its forward pass
       included.
+    flops: Operations of that gradient, by XLA's count before it optimises.
   """
 
   forward: float
   gradient: float
+  flops: float
 
 
 def _limit_runs(
   subject: Subject, batch_size: int
-) -> dict[str, Callable[[], Any]]:
-  """Bare passes over all pictures, of both frameworks if there is a twin."""
+) -> tuple[dict[str, Callable[[], Any]], float]:
+  """Bare passes over all pictures, of both frameworks if there is a twin.
+
+  Returns:
+    What to time, and the operations of a gradient, see `Limits`.
+  """
   images, labels = jnp.asarray(subject.images), jnp.asarray(subject.labels)
   starts = range(0, len(labels), batch_size)
   parts = [
@@ -361,7 +366,9 @@ def _limit_runs(
   net = subject.classifier
   # Compiled ahead as our attacks are, so that a call costs as much around it.
   forward = _logits.lower(net, parts[0][0]).compile()
-  gradient = jax.jit(loss_gradient).lower(net, *parts[0]).compile()
+  lowered = jax.jit(loss_gradient).lower(net, *parts[0])
+  gradient = lowered.compile()
+  flops = (lowered.cost_analysis() or {}).get('flops', 0.0) * len(parts)
   runs: dict[str, Callable[[], Any]] = {
     'forward': lambda: jax.block_until_ready(
       [forward(net, part) for part, _ in parts]
@@ -371,7 +378,7 @@ def _limit_runs(
     ),
   }
   if subject.twin is None:
-    return runs
+    return runs, flops
   import torch
 
   their_images = nets.to_torch(subject.images, subject.device)
@@ -407,10 +414,11 @@ def _limit_runs(
     )
     torch.autograd.grad(loss, images)
 
-  return runs | {
+  runs |= {
     'torch forward': over_parts(torch_forward),
     'torch gradient': over_parts(torch_gradient),
   }
+  return runs, flops
 
 
 def _reason(error: Exception) -> str:
@@ -465,52 +473,49 @@ def compare(
   firsts: dict[str, float] = {}
   parts: dict[str, float] = {}
 
-  def build(library: str) -> list[Candidate]:
+  def candidates(library: str) -> dict[str, Callable[[], Candidate]]:
     if library != OURS:
-      return [_peer_candidate(library, attack, setting, subject, batch_size)]
-    made = attacks.make(setting.name, **setting.hyper)
-    ours = functools.partial(
-      _our_candidate,
-      attack=made,
-      subject=subject,
-      batch_size=batch_size,
-      count=count,
-    )
+      return {
+        library: lambda: _peer_candidate(
+          library, attack, setting, subject, batch_size
+        )
+      }
+
+    def ours(num_slots):
+      made = attacks.make(setting.name, **setting.hyper)
+      return _our_candidate(made, subject, num_slots, batch_size, count)
+
     if not setting.slots or num_slots is None:
-      return [ours(OURS, num_slots=None)]
-    found = [ours(OURS, num_slots=num_slots)]
-    if setting.waiting:
-      found.append(ours(f'{OURS} (waiting batch)', num_slots=None))
-    return found
+      return {OURS: lambda: ours(None)}
+    with_slots = {OURS: lambda: ours(num_slots)}
+    if not setting.waiting:
+      return with_slots
+    return with_slots | {f'{OURS} (waiting batch)': lambda: ours(None)}
 
   for library in libraries:
-    try:
-      for candidate in build(library):
-        name = candidate.name
-        watch = peers.stages(parts) if name == 'pyautoattack' else nullcontext()
+    for name, make in candidates(library).items():
+      watch = peers.stages(parts) if name == 'pyautoattack' else nullcontext()
+      try:
+        candidate = make()
         with watch:
           start = time.perf_counter()
           result = candidate.run()
           firsts[name] = time.perf_counter() - start
         images = candidate.to_numpy(result)
-        predicted = subject.predict(images, library != OURS)
+        fooled = subject.predict(images, library != OURS) != subject.labels
+        epsilon = setting.hyper['epsilon'] if setting.budget else None
         rows[name] = Row(
           name,
-          judged=judge(
-            subject.images,
-            images,
-            predicted != subject.labels,
-            setting.hyper['epsilon'] if setting.budget else None,
-          ),
+          judged=judge(subject.images, images, fooled, epsilon),
           passes=candidate.counted() if candidate.counted else None,
           seconds_to_compile=candidate.seconds_to_compile,
         )
         runs[name] = candidate.run
-    # Whatever a library raises is a line of the table.
-    except Exception as error:
-      rows[library] = Row(library, reason=_reason(error))
+      # Whatever a library raises is a line of the table.
+      except Exception as error:
+        rows[name] = Row(name, reason=_reason(error))
 
-  bare = _limit_runs(subject, batch_size)
+  bare, flops = _limit_runs(subject, batch_size)
   for name, run in bare.items():
     run()
     start = time.perf_counter()
@@ -525,7 +530,7 @@ def compare(
   ]
   limits = {
     framework: Limits(
-      measured[f'{prefix}forward'][0], measured[f'{prefix}gradient'][0]
+      measured[f'{prefix}forward'][0], measured[f'{prefix}gradient'][0], flops
     )
     for framework, prefix in (('jax', ''), ('torch', 'torch '))
     if f'{prefix}forward' in measured

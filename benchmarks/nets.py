@@ -308,10 +308,13 @@ def torch_twin(classifier: Classifier, images: np.ndarray, device: str):
 
   twin = Twin().requires_grad_(False).eval().to(device)
 
-  # JAX's own default on a GPU rounds to TensorFloat-32; compare without.
-  with jax.default_matmul_precision('highest'):
+  # Both frameworks round to TensorFloat-32 on a GPU; compare without.
+  with (
+    jax.default_matmul_precision('highest'),
+    torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+  ):
     ours = np.asarray(jax.jit(lambda net, x: net(x))(classifier, images))
-  theirs = twin(to_torch(images, device)).cpu().numpy()
+    theirs = twin(to_torch(images, device)).cpu().numpy()
   largest = float(np.abs(ours - theirs).max())
   if not largest <= 1e-4:
     raise UserError(

@@ -40,11 +40,13 @@ DIFFERENCES = {
   ): 'no search for the constant: c = 1, as many steps in all',
   ('foolbox', 'ddn'): 'no quantisation',
   ('foolbox', 'cw'): 'gives black pictures back where it finds no success',
-  ('foolbox', 'cw_early'): 'aborts when the whole batch stalls',
+  ('foolbox', 'cw_early'): 'aborts when the whole batch stalls; gives black '
+  'pictures back where it finds no success',
   ('adv-lib', 'cw_early'): 'aborts when the whole batch stalls',
   ('adv-lib', 'pgd'): 'gives clean pictures back where it finds no success',
   ('adv-lib', 'deepfool'): 'looks at all classes',
-  ('art', 'cw'): 'stops each search early, has no switch for it',
+  ('art', 'cw'): 'searches the step size, has no early abort',
+  ('art', 'cw_early'): 'searches the step size, has no early abort',
 }
 
 
