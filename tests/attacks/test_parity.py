@@ -1,49 +1,10 @@
 """The same network and pictures as Foolbox's attacks; see make_golden.py."""
 
-import pathlib
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxadv import attacks, norms
-from jaxadv.classifier import from_function
-from jaxadv.types import picture_keys
-
-
-@pytest.fixture(scope='module')
-def golden():
-  with np.load(pathlib.Path(__file__).parent / 'golden.npz') as file:
-    return dict(file)
-
-
-@pytest.fixture(scope='module')
-def run(golden):
-  def logits(weights, images):
-    x = images
-    for name in ('first', 'second'):
-      x = jax.lax.conv_general_dilated(
-        x,
-        weights[f'{name}_kernel'],
-        (2, 2),
-        [(1, 1), (1, 1)],
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      )
-      x = jax.nn.relu(x + weights[f'{name}_bias'])
-    x = x.reshape(len(x), -1) @ weights['logits_kernel']
-    return 8 * (x + weights['logits_bias'])
-
-  weights = {
-    name: jnp.asarray(value)
-    for name, value in golden.items()
-    if name.endswith(('_kernel', '_bias'))
-  }
-  images, labels = jnp.asarray(golden['images']), jnp.asarray(golden['labels'])
-  keys = picture_keys(jax.random.key(0), jnp.arange(len(labels)))
-  classifier = from_function(logits, weights)
-  return lambda attack: jax.jit(attack)(keys, classifier, images, labels)
-
 
 BUDGET = {
   'fgsm': lambda epsilon: attacks.fgsm(epsilon),
