@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from jaxadv import losses
 from jaxadv.attacks.combine import restarts
 from jaxadv.attacks.drive import Composite
+from jaxadv.attacks.inputs import checked
 from jaxadv.attacks.pgd import pgd
 from jaxadv.attacks.square import square
 from jaxadv.attacks.wrap import one_shot
@@ -151,12 +152,8 @@ def check(
   budget = ball(norm, epsilon)
   check_range('tolerance', tolerance, 0, 1)
   check_range('batch_size', batch_size, 1, float('inf'))
-  images, labels = _as_float(images), np.asarray(labels, np.int32)
-  if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
-    raise UserError(
-      f'images have shape {images.shape} and labels {labels.shape} but must '
-      'be [N, H, W, C] and [N] with N > 0'
-    )
+  given = checked(images, labels, None, None)
+  images, labels = _as_float(given.images), given.labels
   classifier = as_pytree(classifier)
   num = len(labels)
   size = min(batch_size, num)
@@ -169,7 +166,11 @@ def check(
       parts = []
       for start in range(0, num, size):
         rows = np.resize(np.arange(start, min(start + size, num)), size)
-        given = picture_keys(key, rows), pictures[rows], labels[rows]
+        given = (
+          picture_keys(key, jnp.asarray(rows)),
+          pictures[rows],
+          labels[rows],
+        )
         parts.append(compiled(classifier, *given, *extra))
       # Only the last batch is padded.
       return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num], *parts)
@@ -183,6 +184,24 @@ def check(
       'the classifier gets none of the pictures right; check the labels and '
       'the preprocessing'
     )
+
+  others = {}
+  for name, pictures in (attacked or {}).items():
+    pictures = _as_float(np.asarray(pictures))
+    if pictures.shape != images.shape:
+      raise UserError(
+        f'the pictures of {name} have shape {pictures.shape} but must be the '
+        f'attacked {images.shape}'
+      )
+    distance = float(budget.distance(jnp.asarray(pictures - images)).max())
+    if distance > epsilon + 1e-5:
+      raise UserError(
+        f'the pictures of {name} lie up to {distance:.4g} from the clean ones '
+        f'but must stay within epsilon, {epsilon:.4g}'
+      )
+    logits = jnp.asarray(over_set(_logits, pictures)(0))
+    fooled = losses.succeeded(logits, jnp.asarray(labels))
+    others[name] = float(fooled[correct].mean())
 
   def success_of(make):
     run = over_set(
@@ -214,23 +233,6 @@ def check(
     'noise': success_of(by_noise)(epsilon),
     'square': success_of(by_search)(epsilon),
   }
-  others = {}
-  for name, pictures in (attacked or {}).items():
-    pictures = _as_float(pictures)
-    if pictures.shape != images.shape:
-      raise UserError(
-        f'the pictures of {name} have shape {pictures.shape} but must be the '
-        f'attacked {images.shape}'
-      )
-    distance = float(budget.distance(jnp.asarray(pictures - images)).max())
-    if distance > epsilon + 1e-5:
-      raise UserError(
-        f'the pictures of {name} lie up to {distance:.4g} from the clean ones '
-        f'but must stay within epsilon, {epsilon:.4g}'
-      )
-    fooled = losses.succeeded(over_set(_logits, pictures)(0), labels)
-    others[name] = float(fooled[correct].mean())
-
   share = lambda flags: float(flags[correct].mean())
   spread = np.abs(look.logits - again).max()
   numbers = {
@@ -326,6 +328,5 @@ def _logits(classifier, keys, images, labels, turn):
   return bound(classifier, keys, turn)(images)
 
 
-def _as_float(images: ArrayLike) -> np.ndarray:
-  images = np.asarray(images)
+def _as_float(images: np.ndarray) -> np.ndarray:
   return to_float(images) if images.dtype == np.uint8 else images

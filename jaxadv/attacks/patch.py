@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from numpy.typing import ArrayLike
 
@@ -58,7 +59,7 @@ def in_square(
 
   def show(attacked, images, corners):
     """Takes the square from one picture and the rest from the other."""
-    inside = True
+    inside = jnp.ones((), bool)
     for axis in (1, 2):
       shape = [1] * 4
       shape[axis] = images.shape[axis]
@@ -195,7 +196,8 @@ def place_patch(
 ) -> jax.Array:
   """Pastes a patch into every picture: scaled, turned, somewhere inside.
 
-  Differentiable in the patch, which is read bilinearly.
+  Differentiable in the patch, which is read bilinearly. That rounds: pixels
+  may leave [0, 1] by 1e-7, and to clip them here would hide their gradient.
 
   Args:
     keys: key[B], decide scale, angle and place, all uniform.
@@ -311,7 +313,7 @@ def train_patch(
     change, state = optimizer.update(jax.grad(cost)(patch), state)
     return jnp.clip(patch + change, 0, 1), state
 
-  start = jnp.full((size, size, jnp.shape(images)[-1]), 0.5)
+  start = jnp.full((size, size, np.shape(images)[-1]), 0.5)
   trained, _ = over_batches(
     update,
     (start, optimizer.init(start)),
@@ -346,9 +348,11 @@ def apply_patch(
   Raises:
     UserError: If a scale or the angle lies outside its range.
   """
-  return one_shot(
-    lambda keys, images: place_patch(
+
+  def perturb(keys, images):
+    placed = place_patch(
       keys, images, patch, scales=scales, max_angle=max_angle
-    ),
-    targeted=targeted,
-  )
+    )
+    return jnp.clip(placed, 0, 1)
+
+  return one_shot(perturb, targeted=targeted)

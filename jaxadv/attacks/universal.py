@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxadv import losses
+from jaxadv.attacks.inputs import checked
 from jaxadv.attacks.wrap import one_shot
 from jaxadv.classifier import as_pytree
 from jaxadv.data.images import to_float
-from jaxadv.errors import UserError
 from jaxadv.norms import Ball, Radius
 from jaxadv.types import Attack, ClassifierLike, PyTree, bound, picture_keys
 from jaxadv.utils import check_range
@@ -49,17 +50,12 @@ def over_batches(
     The last value.
 
   Raises:
-    UserError: If a number is below 1, or labels do not fit the pictures.
+    UserError: If a number is below 1, or pictures or labels are not as above.
   """
   check_range('num_epochs', num_epochs, 1, float('inf'))
   check_range('batch_size', batch_size, 1, float('inf'))
-  images, labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
-  if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
-    raise UserError(
-      f'images have shape {images.shape} and labels {labels.shape} but must '
-      'be [N, H, W, C] and [N] with N > 0'
-    )
-  num = len(labels)
+  pictures = checked(images, labels, None, None)
+  num = len(pictures.labels)
   batch_size = min(batch_size, num)
   per_epoch = num // batch_size
 
@@ -67,12 +63,12 @@ def over_batches(
   def run(classifier, images, labels, key, start):
     def step(carry, rows):
       value, key = carry
-      pictures = images[rows]
-      if pictures.dtype == jnp.uint8:
-        pictures = to_float(pictures)
+      batch = images[rows]
+      if batch.dtype == jnp.uint8:
+        batch = to_float(batch)
       keys = picture_keys(key, rows)
       now = bound(classifier, keys, 0)
-      return (update(value, keys, now, pictures, labels[rows]), key), None
+      return (update(value, keys, now, batch, labels[rows]), key), None
 
     def epoch(value, index):
       key_order, key_draws = jax.random.split(jax.random.fold_in(key, index))
@@ -83,7 +79,9 @@ def over_batches(
 
     return jax.lax.scan(epoch, start, jnp.arange(num_epochs))[0]
 
-  return run(as_pytree(classifier), images, labels, key, start)
+  return run(
+    as_pytree(classifier), pictures.images, pictures.labels, key, start
+  )
 
 
 def universal_perturbation(
@@ -155,7 +153,7 @@ def universal_perturbation(
     direction = ball.steepest(jax.grad(gain)(delta))
     return ball.project(delta + step_size * direction, epsilon)
 
-  start = jnp.zeros((1, *jnp.shape(images)[1:]))
+  start = jnp.zeros((1, *np.shape(images)[1:]))
   return over_batches(
     update,
     start,
