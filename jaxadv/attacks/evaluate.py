@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +19,13 @@ from numpy.typing import ArrayLike
 
 from jaxadv import hosts
 from jaxadv.attacks.drive import Composite, drive
+from jaxadv.attacks.inputs import (
+  Pictures,
+  check_classifier,
+  check_repeatable,
+  check_targets,
+  checked,
+)
 from jaxadv.classifier import from_function
 from jaxadv.data.images import to_float, to_uint8
 from jaxadv.errors import DataError, UserError, explain_out_of_memory
@@ -159,7 +165,7 @@ def evaluate(
     make=lambda _: attack,
     key=key,
     classifier=_as_argument(classifier),
-    pictures=_checked(images, labels, source, targets),
+    pictures=checked(images, labels, source, targets),
     batch_size=batch_size,
     num_slots=num_slots,
     mesh=mesh,
@@ -224,7 +230,7 @@ def evaluate_over(
     make=make,
     key=key,
     classifier=_as_argument(classifier),
-    pictures=_checked(images, labels, source, targets),
+    pictures=checked(images, labels, source, targets),
     batch_size=batch_size,
     num_slots=num_slots,
     mesh=mesh,
@@ -278,20 +284,6 @@ def robust_accuracy_curve(
   return [share(correct & (distance > epsilon + slack)) for epsilon in epsilons]
 
 
-class _Pictures(NamedTuple):
-  """What is attacked, of NumPy; `targets` are those of a targeted attack."""
-
-  images: np.ndarray
-  labels: np.ndarray
-  source: np.ndarray
-  targets: np.ndarray | None
-
-  @property
-  def aims(self) -> np.ndarray:
-    """The labels that the attack is given."""
-    return self.labels if self.targets is None else self.targets
-
-
 @dataclasses.dataclass(frozen=True)
 class _Run:
   """The arguments of an evaluation; see `evaluate_over`."""
@@ -299,7 +291,7 @@ class _Run:
   make: Callable[[Any], Attack | Composite]
   key: jax.Array
   classifier: Any
-  pictures: _Pictures
+  pictures: Pictures
   batch_size: int
   num_slots: int | None
   mesh: Mesh | None
@@ -314,9 +306,10 @@ def _evaluate(
   """Runs `run.make(value)` for every value, each with a folder to resume."""
   _check_devices(run)
   # Made once with plain numbers: factories check the ranges of those.
-  _check_aims(run, [run.make(float(value)) for value in values])
+  attacks = [run.make(float(value)) for value in values]
+  check_targets(run.pictures, attacks[0].targeted)
   with explain_out_of_memory(run.batch_size):
-    _check_classifier(run)
+    check_classifier(run.classifier, run.key, run.pictures)
   attack_batch = _compiled(run)
   num_rows = len(run.pictures.labels)
   total = num_rows * len(values)
@@ -389,10 +382,10 @@ def _compiled(run: _Run) -> Callable[[float, np.ndarray], _Outcome]:
   pictures, targeted = run.pictures, run.pictures.targets is not None
   as_float = to_float if pictures.images.dtype == np.uint8 else np.asarray
   declared = getattr(classifier, 'stochastic', False)
-  checked = declared
+  tried = declared
 
   def attack_batch(value, rows):
-    nonlocal checked
+    nonlocal tried
     padded = np.resize(rows, run.batch_size)
     numbers = (pictures.labels, pictures.aims, pictures.source)
     batch = (
@@ -403,10 +396,10 @@ def _compiled(run: _Run) -> Callable[[float, np.ndarray], _Outcome]:
       clean, labels, aims, source = hosts.put(batch, place)
       judge = functools.partial(_judge, classifier, key, source)
       seen = judge(clean, labels, _CLEAN, targeted=False)
-      if not checked:
+      if not tried:
         again = judge(clean, labels, _CLEAN, targeted=False)
-        _check_equal(seen.logits, again.logits)
-        checked = True
+        check_repeatable(seen.logits, again.logits)
+        tried = True
       result = program(np.float32(value), classifier, key, clean, aims, source)
       rounded = to_uint8(result.images)
       judge_aims = functools.partial(judge, labels=aims, targeted=targeted)
@@ -474,55 +467,6 @@ def _as_argument(classifier: ClassifierLike) -> Any:
   return from_function(classifier, stochastic=stochastic)
 
 
-def _checked(
-  images: ArrayLike,
-  labels: ArrayLike,
-  source: ArrayLike | None,
-  targets: ArrayLike | None,
-) -> _Pictures:
-  """Refuses what cannot be attacked; gives NumPy arrays."""
-  images = np.asarray(images)
-  if images.ndim != 4 or not len(images):
-    raise UserError(
-      f'images have shape {images.shape} but must be [N, H, W, C] with N > 0'
-    )
-  if images.dtype not in (np.uint8, np.float32):
-    raise UserError(
-      f'images are {images.dtype} but must be uint8, or float32 in [0, 1]'
-    )
-  if images.dtype == np.float32:
-    per_picture = images.reshape(len(images), -1)
-    broken = ~np.isfinite(per_picture).all(axis=1)
-    if broken.any():
-      raise DataError(
-        f'the picture in row {np.argmax(broken)} holds NaN or infinity'
-      )
-    outside = (per_picture.min(axis=1) < 0) | (per_picture.max(axis=1) > 1)
-    if outside.any():
-      row = np.argmax(outside)
-      raise UserError(
-        f'the picture in row {row} ranges from {per_picture[row].min():g} to '
-        f'{per_picture[row].max():g} but must lie in [0, 1]; normalisation '
-        'belongs inside the classifier'
-      )
-
-  def integers(name: str, values: ArrayLike) -> np.ndarray:
-    values = np.asarray(values)
-    if values.shape != images.shape[:1] or values.dtype.kind not in 'iu':
-      raise UserError(
-        f'{name} are {values.dtype}{list(values.shape)} but must be integers, '
-        f'one for each of the {len(images)} pictures'
-      )
-    return values.astype(np.int32)
-
-  return _Pictures(
-    images,
-    integers('labels', labels),
-    integers('source', np.arange(len(images)) if source is None else source),
-    None if targets is None else integers('targets', targets),
-  )
-
-
 def _check_devices(run: _Run) -> None:
   batch_size, mesh = run.batch_size, run.mesh
   if batch_size < 1:
@@ -538,89 +482,6 @@ def _check_devices(run: _Run) -> None:
       f'batch_size is {batch_size} but must be a multiple of the number of '
       f'devices, {mesh.size}'
     )
-
-
-def _check_aims(run: _Run, attacks: Sequence[Attack | Composite]) -> None:
-  """Refuses targets that do not fit the attack or the labels."""
-  targeted, pictures = attacks[0].targeted, run.pictures
-  if targeted and pictures.targets is None:
-    raise UserError(
-      'the attack is targeted but targets are None; give the classes to reach '
-      'as targets, and the true classes as labels'
-    )
-  if pictures.targets is None:
-    return
-  if not targeted:
-    raise UserError(
-      'targets are given but the attack is untargeted; build it with '
-      'targeted=True or leave the targets out'
-    )
-  same = pictures.targets == pictures.labels
-  if same.any():
-    row = np.argmax(same)
-    raise UserError(
-      f'the target in row {row} is {pictures.targets[row]}, the true label; '
-      'give another class to reach'
-    )
-
-
-def _check_classifier(run: _Run) -> None:
-  """Refuses labels that the classifier lacks, and randomness when traced."""
-  picture = jax.ShapeDtypeStruct((1, *run.pictures.images.shape[1:]), 'float32')
-
-  def trace():
-    # A new function every time: JAX would remember the trace of an old one.
-    forward = lambda key, images: bound(run.classifier, key[None], 0)(images)
-    return jax.make_jaxpr(forward)(run.key, picture)
-
-  first = trace()
-  shape = first.out_avals[0].shape
-  if len(shape) != 2:
-    raise UserError(
-      f'the classifier gives {list(shape)} for one picture but must give '
-      'logits, [1, number of classes]'
-    )
-  for name in ('labels', 'targets'):
-    classes = getattr(run.pictures, name)
-    if classes is None:
-      continue
-    outside = (classes < 0) | (classes >= shape[1])
-    if outside.any():
-      row = np.argmax(outside)
-      raise UserError(
-        f'{name} hold {classes[row]} in row {row} but the classifier has '
-        f'classes 0 to {shape[1] - 1}'
-      )
-  if not getattr(run.classifier, 'stochastic', False):
-    second = trace()
-    # Functions inside are printed with addresses that mean nothing.
-    text = lambda traced: re.sub('0x[0-9a-f]+', '', str(traced.jaxpr))
-    if text(first) != text(second) or not all(
-      map(_same, first.consts, second.consts)
-    ):
-      raise UserError(_UNDECLARED)
-
-
-def _same(one: Any, other: Any) -> bool:
-  if one is other:
-    return True
-  if jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
-    one, other = jax.random.key_data(one), jax.random.key_data(other)
-  return bool(np.array_equal(one, other))
-
-
-def _check_equal(logits: jax.Array, again: jax.Array) -> None:
-  """Refuses logits that differ by more than the order of additions does."""
-  far = jnp.abs(logits - again) > 1e-3 * (1 + jnp.abs(logits))
-  if jnp.any(far):
-    raise UserError(_UNDECLARED)
-
-
-_UNDECLARED = (
-  'the classifier gives other logits for the same pictures when it is called '
-  'again; switch dropout and other noise off, or declare it with '
-  'from_function(..., stochastic=True) and draw from the keys that it then gets'
-)
 
 
 def _identity(run: _Run, value: float) -> dict[str, str]:
