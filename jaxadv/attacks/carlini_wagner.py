@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxadv.attacks import const_search
-from jaxadv.attacks.rows import keep_done
+from jaxadv.attacks.rows import keep_done, spread
 from jaxadv.losses import succeeded
 from jaxadv.norms import Radius, l2, linf_ball, per_row
 from jaxadv.types import Attack, AttackResult
@@ -132,19 +132,17 @@ def carlini_wagner(
 
   def init(keys, classifier, images, labels):
     del keys, classifier  # Deterministic; the first step judges the clean ones.
-    per_picture = lambda value: jnp.broadcast_to(
-      jnp.asarray(value, jnp.float32), labels.shape
-    )
+    rows = labels.shape
     nothing = jnp.zeros_like(images)
     return CarliniWagnerState(
       free=_free(images),
       adam=Adam(nothing, nothing),
       best=images,
-      distance=per_picture(jnp.inf),
-      learning_rate=per_picture(learning_rate),
-      confidence=per_picture(confidence),
-      search=const_search.start(initial_const, labels.shape),
-      done=jnp.zeros(labels.shape, bool),
+      distance=jnp.full(rows, jnp.inf),
+      learning_rate=spread(learning_rate, rows),
+      confidence=spread(confidence, rows),
+      search=const_search.start(initial_const, rows),
+      done=jnp.zeros(rows, bool),
     )
 
   def step(classifier, images, labels, state):
@@ -152,7 +150,7 @@ def carlini_wagner(
     tanh = jnp.tanh(state.free)
     inside = jnp.clip(0.5 + 0.5 * (1 + _ROOM) * tanh, 0, 1)
     # The first pass is of the clean picture itself, which tanh rounds.
-    fresh = (search.runs == 0) & (search.count == 0)
+    fresh = (search.runs == 0) & (search.steps == 0)
     point = jnp.where(per_row(fresh, images), images, inside)
 
     def weighted(point):
@@ -173,7 +171,7 @@ def carlini_wagner(
     # By the chain rule through tanh, whose slope is 1 - tanh^2.
     slope = 0.5 * (1 + _ROOM) * (1 - tanh**2)
     move, adam = _adam(
-      state.adam, (gradient + 2 * delta) * slope, search.count, num_steps
+      state.adam, (gradient + 2 * delta) * slope, search.steps, num_steps
     )
     free = state.free - per_row(state.learning_rate, move) * move
     search, ended = const_search.advance(
@@ -218,7 +216,7 @@ class LinfState(NamedTuple):
     const: float32[B].
     learning_rate: float32[B].
     confidence: float32[B].
-    count: int32[B], the number of steps so far.
+    steps: int32[B], the number of steps so far.
     done: bool[B].
   """
 
@@ -230,7 +228,7 @@ class LinfState(NamedTuple):
   const: jax.Array
   learning_rate: jax.Array
   confidence: jax.Array
-  count: jax.Array
+  steps: jax.Array
   done: jax.Array
 
 
@@ -285,21 +283,19 @@ def carlini_wagner_linf(
 
   def init(keys, classifier, images, labels):
     del keys, classifier  # Deterministic; the first step judges the clean ones.
-    per_picture = lambda value: jnp.broadcast_to(
-      jnp.asarray(value, jnp.float32), labels.shape
-    )
+    rows = labels.shape
     nothing = jnp.zeros_like(images)
     return LinfState(
       images=images,
       adam=Adam(nothing, nothing),
       kept=images,
-      found=jnp.zeros(labels.shape, bool),
-      epsilon=per_picture(epsilon),
-      const=per_picture(const),
-      learning_rate=per_picture(learning_rate),
-      confidence=per_picture(confidence),
-      count=jnp.zeros(labels.shape, jnp.int32),
-      done=jnp.zeros(labels.shape, bool),
+      found=jnp.zeros(rows, bool),
+      epsilon=spread(epsilon, rows),
+      const=spread(const, rows),
+      learning_rate=spread(learning_rate, rows),
+      confidence=spread(confidence, rows),
+      steps=jnp.zeros(rows, jnp.int32),
+      done=jnp.zeros(rows, bool),
     )
 
   def step(classifier, images, labels, state):
@@ -312,7 +308,7 @@ def carlini_wagner_linf(
       return jnp.sum(state.const * missing), hit
 
     gradient, hit = jax.grad(weighted, has_aux=True)(state.images)
-    move, adam = _adam(state.adam, gradient, state.count, num_steps)
+    move, adam = _adam(state.adam, gradient, state.steps, num_steps)
     delta = state.images - per_row(state.learning_rate, move) * move - images
     moved = jnp.clip(images + ball.project(delta, state.epsilon), 0, 1)
     new = state._replace(
@@ -320,8 +316,8 @@ def carlini_wagner_linf(
       adam=adam,
       kept=jnp.where(per_row(hit, images), state.images, state.kept),
       found=state.found | hit,
-      count=state.count + 1,
-      done=hit & (state.count == 0),
+      steps=state.steps + 1,
+      done=hit & (state.steps == 0),
     )
     return keep_done(state, new)
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxadv.attacks.rows import spread
 from jaxadv.losses import margin, succeeded
 from jaxadv.norms import Radius
 from jaxadv.utils import check_range
@@ -33,7 +34,7 @@ class Search(NamedTuple):
     upper: float32[B], the smallest constant that had success, or infinity.
     found: bool[B], whether this run had success.
     past_loss: float32[B], the loss when progress was last looked at.
-    count: int32[B], steps of this run so far.
+    steps: int32[B], steps of this run so far.
     runs: int32[B], runs ended so far.
   """
 
@@ -42,7 +43,7 @@ class Search(NamedTuple):
   upper: jax.Array
   found: jax.Array
   past_loss: jax.Array
-  count: jax.Array
+  steps: jax.Array
   runs: jax.Array
 
 
@@ -66,24 +67,24 @@ def check(
   check_range('confidence', confidence, 0, infinity)
 
 
-def start(initial_const: Radius, shape: tuple[int, ...]) -> Search:
+def start(initial_const: Radius, rows: tuple[int, ...]) -> Search:
   """Begins the first run of every row.
 
   Args:
     initial_const: The first constant, a scalar or float32[B].
-    shape: (B,).
+    rows: The shape, (B,).
 
   Returns:
     A `Search`.
   """
   return Search(
-    const=jnp.broadcast_to(jnp.asarray(initial_const, jnp.float32), shape),
-    lower=jnp.zeros(shape),
-    upper=jnp.full(shape, jnp.inf),
-    found=jnp.zeros(shape, bool),
-    past_loss=jnp.full(shape, jnp.inf),
-    count=jnp.zeros(shape, jnp.int32),
-    runs=jnp.zeros(shape, jnp.int32),
+    const=spread(initial_const, rows),
+    lower=jnp.zeros(rows),
+    upper=jnp.full(rows, jnp.inf),
+    found=jnp.zeros(rows, bool),
+    past_loss=jnp.full(rows, jnp.inf),
+    steps=jnp.zeros(rows, jnp.int32),
+    runs=jnp.zeros(rows, jnp.int32),
   )
 
 
@@ -135,10 +136,10 @@ def advance(
     The `Search` after the step; and bool[B], the rows whose run is over, whose
     method has to start anew.
   """
-  look = search.count % max(num_steps // 10, 1) == 0
+  look = search.steps % max(num_steps // 10, 1) == 0
   # Written so that a NaN is no progress.
   stuck = look & ~(loss <= (1 - _PROGRESS) * search.past_loss)
-  ended = search.count + 1 >= num_steps
+  ended = search.steps + 1 >= num_steps
   if abort_early:
     ended |= stuck
 
@@ -158,6 +159,6 @@ def advance(
     upper=select(upper, search.upper),
     found=select(False, found),
     past_loss=select(jnp.inf, jnp.where(look, loss, search.past_loss)),
-    count=select(0, search.count + 1),
+    steps=select(0, search.steps + 1),
     runs=search.runs + ended,
   ), ended

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxadv.attacks.rows import keep_done
+from jaxadv.attacks.rows import keep_done, spread
 from jaxadv.losses import cross_entropy, succeeded
 from jaxadv.norms import Radius, l2, per_row, unit_l2
 from jaxadv.types import Attack, AttackResult
@@ -28,7 +28,7 @@ class DDNState(NamedTuple):
     farthest: float32[B], the largest length that [0, 1] has room for.
     gamma: float32[B].
     keys: key[B].
-    count: int32[B], the number of steps so far.
+    steps: int32[B], the number of steps so far.
     done: bool[B].
   """
 
@@ -39,7 +39,7 @@ class DDNState(NamedTuple):
   farthest: jax.Array
   gamma: jax.Array
   keys: jax.Array
-  count: jax.Array
+  steps: jax.Array
   done: jax.Array
 
 
@@ -96,19 +96,17 @@ def ddn(
 
   def init(keys, classifier, images, labels):
     del classifier  # The first step judges the clean pictures.
-    per_picture = lambda value: jnp.broadcast_to(
-      jnp.asarray(value, jnp.float32), labels.shape
-    )
+    rows = labels.shape
     return DDNState(
       images=images,
       best=images,
-      distance=per_picture(jnp.inf),
-      norm=per_picture(init_norm),
+      distance=jnp.full(rows, jnp.inf),
+      norm=spread(init_norm, rows),
       farthest=l2(jnp.maximum(images, 1 - images)),
-      gamma=per_picture(gamma),
+      gamma=spread(gamma, rows),
       keys=keys,
-      count=jnp.zeros(labels.shape, jnp.int32),
-      done=jnp.zeros(labels.shape, bool),
+      steps=jnp.zeros(rows, jnp.int32),
+      done=jnp.zeros(rows, bool),
     )
 
   def step(classifier, images, labels, state):
@@ -123,8 +121,8 @@ def ddn(
     distance = l2(delta)
     better = hit & (distance < state.distance)
 
-    direction = _somewhere(unit_l2(gradient), state.keys, state.count)
-    step_size = jnp.asarray(step_sizes, jnp.float32)[state.count]
+    direction = _somewhere(unit_l2(gradient), state.keys, state.steps)
+    step_size = jnp.asarray(step_sizes, jnp.float32)[state.steps]
     delta += per_row(step_size, delta) * direction
     change = jnp.where(hit, 1 - state.gamma, 1 + state.gamma)
     norm = jnp.minimum(state.norm * change, state.farthest)
@@ -138,8 +136,8 @@ def ddn(
       best=jnp.where(per_row(better, images), state.images, state.best),
       distance=jnp.where(better, distance, state.distance),
       norm=norm,
-      count=state.count + 1,
-      done=hit & (state.count == 0),
+      steps=state.steps + 1,
+      done=hit & (state.steps == 0),
     )
     return keep_done(state, new)
 

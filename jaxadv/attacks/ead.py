@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxadv.attacks import const_search
-from jaxadv.attacks.rows import keep_done
+from jaxadv.attacks.rows import keep_done, spread
 from jaxadv.errors import UserError
 from jaxadv.losses import succeeded
 from jaxadv.norms import Radius, l1, l2, per_row
@@ -115,24 +115,22 @@ def ead(
 
   def init(keys, classifier, images, labels):
     del keys, classifier  # Deterministic; the first step judges the clean ones.
-    per_picture = lambda value: jnp.broadcast_to(
-      jnp.asarray(value, jnp.float32), labels.shape
-    )
+    rows = labels.shape
     return EADState(
       images=images,
       ahead=images,
       best=images,
-      distance=per_picture(jnp.inf),
-      learning_rate=per_picture(learning_rate),
-      beta=per_picture(beta),
-      confidence=per_picture(confidence),
-      search=const_search.start(initial_const, labels.shape),
-      done=jnp.zeros(labels.shape, bool),
+      distance=jnp.full(rows, jnp.inf),
+      learning_rate=spread(learning_rate, rows),
+      beta=spread(beta, rows),
+      confidence=spread(confidence, rows),
+      search=const_search.start(initial_const, rows),
+      done=jnp.zeros(rows, bool),
     )
 
   def step(classifier, images, labels, state):
     search = state.search
-    look_up = lambda table: jnp.asarray(table, jnp.float32)[search.count]
+    look_up = lambda table: jnp.asarray(table, jnp.float32)[search.steps]
 
     def weighted(ahead):
       logits = classifier(ahead)
@@ -144,7 +142,7 @@ def ead(
 
     gradient, fooled = jax.grad(weighted, has_aux=True)(state.ahead)
     # Only the very first point is the clean picture of a row not yet judged.
-    given_away = fooled & (search.runs == 0) & (search.count == 0)
+    given_away = fooled & (search.runs == 0) & (search.steps == 0)
 
     delta = state.ahead - images
     step_size = state.learning_rate * look_up(shrinking)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxadv.losses import logit_of
-from jaxadv.norms import per_row
+from jaxadv.norms import Radius, per_row
 from jaxadv.types import ClassifierLike
 
 State = TypeVar('State')
@@ -20,6 +20,11 @@ def keep_done(state: State, new: State) -> State:
   return jax.tree.map(
     lambda old, now: jnp.where(per_row(done, now), old, now), state, new
   )
+
+
+def spread(value: Radius, rows: tuple[int, ...]) -> jax.Array:
+  """A hyperparameter as a part of a state: float32[B], the shape `rows`."""
+  return jnp.broadcast_to(jnp.asarray(value, jnp.float32), rows)
 
 
 def num_classes(classifier: ClassifierLike, images: jax.Array) -> int:
