@@ -104,14 +104,7 @@ def table(
     assert row.judged is not None
     own = limits['jax' if row.name.startswith(OURS) else 'torch']
     passes, judged = row.passes, row.judged
-    cost = (
-      passes
-      and (
-        passes.forward * own.forward
-        + passes.backward * (own.gradient - own.forward)
-      )
-      / num_pictures
-    )
+    cost = passes and own.cost(passes.forward, passes.backward) / num_pictures
     times = lambda limit: f'{row.seconds / limit:.2f}' if limit else ''
     each = lambda n: f'{n / num_pictures:.1f}'
     compile_s, rate = row.seconds_to_compile, num_pictures / row.seconds
@@ -141,9 +134,9 @@ def table(
     for key, value in setting.hyper.items()
   )
   notes = [
-    f'- {row.name}: {peers.DIFFERENCES[row.name, attack]}.'
+    f'- {row.name}: {peers.DIFFERENCES[row.name][attack]}.'
     for row in rows
-    if (row.name, attack) in peers.DIFFERENCES and not row.reason
+    if attack in peers.DIFFERENCES.get(row.name, {}) and not row.reason
   ]
   notes += [
     f'- Once over all pictures in {framework}: forward '
@@ -193,12 +186,8 @@ def cost_model(
     lines += [
       f'- Survivors times steps: {forward:.3g} forward passes and '
       f'{backward:.3g} gradients, in {framework} at the bare speeds '
-      f'{seconds:.1f} s'
+      f'{limit.cost(forward, backward) / num_pictures:.1f} s'
       for framework, limit in limits.items()
-      for seconds in [
-        (forward * limit.forward + backward * (limit.gradient - limit.forward))
-        / num_pictures
-      ]
     ]
   return '\n'.join([*lines, ''])
 

@@ -341,6 +341,10 @@ class Limits(NamedTuple):
   gradient: float
   flops: float
 
+  def cost(self, forward: float, backward: float) -> float:
+    """Seconds of so many passes over all pictures, a gradient being both."""
+    return forward * self.forward + backward * (self.gradient - self.forward)
+
 
 def _limit_runs(
   subject: Subject, batch_size: int
