@@ -33,10 +33,10 @@ def test_norm_of_a_row_does_not_depend_on_its_batch(norm, key):
 
 
 def test_projection_onto_the_l1_ball_is_soft_thresholding():
-  # Worked by hand: (3, -1, 0.5) shrinks by 1 to norm 2, by 0.5 to 3.
+  # Worked by hand: (3, -1, 0.5) shrinks by 1 to norm 2, by 0.75 to 2.5.
   delta = jnp.array([[3.0, -1.0, 0.5]] * 3).reshape(3, 1, 1, 3)
-  inside = norms.l1_ball(1.0).project(delta, jnp.array([2.0, 3.0, 4.5]))
-  expected = [[2, 0, 0], [2.5, -0.5, 0], [3, -1, 0.5]]
+  inside = norms.l1_ball(1.0).project(delta, jnp.array([2.0, 2.5, 4.5]))
+  expected = [[2, 0, 0], [2.25, -0.25, 0], [3, -1, 0.5]]
   np.testing.assert_allclose(inside[:, 0, 0], expected, atol=1e-6)
   large = 20 * jax.random.normal(jax.random.key(1), (4, 64, 64, 3))
   inside = norms.l1_ball(1.0).project(large, jnp.full(4, 12.0))
