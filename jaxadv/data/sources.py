@@ -27,6 +27,9 @@ from jaxadv.data.readers.records import (
 from jaxadv.errors import DataError, UserError
 from jaxadv.storage import Cache
 
+# Of a set with a single split, what is learnt from.
+TRAIN_SHARE = 0.25
+
 
 class Pictures(NamedTuple):
   """Clean pictures with their labels, on the host.
@@ -278,12 +281,12 @@ def pictures_from_arrays(
   )
 
 
-def subset(pictures: Pictures, rows: np.ndarray) -> Pictures:
+def subset(pictures: Pictures, rows: np.ndarray | slice) -> Pictures:
   """Takes some of the pictures; they keep their source ids.
 
   Args:
     pictures: Any.
-    rows: Indices or bool[N].
+    rows: Indices, bool[N] or a slice.
 
   Returns:
     `Pictures` with a fingerprint of their own.
@@ -297,6 +300,43 @@ def subset(pictures: Pictures, rows: np.ndarray) -> Pictures:
     name=pictures.name,
     source=pictures.source[rows],
     file_names=None if names is None else tuple(names[row] for row in chosen),
+  )
+
+
+def usual_splits(sizes: Mapping[str, int]) -> tuple[str, str]:
+  """Names the split to learn from and the one to be tested on.
+
+  Args:
+    sizes: Number of pictures by the name of the split; see `splits`.
+
+  Returns:
+    'train' and 'test', or the like; the same name twice if there is nothing
+    that is held out.
+  """
+  train = 'train' if 'train' in sizes else next(iter(sizes))
+  heldout = ('test', 'validation', 'val')
+  return train, next((s for s in heldout if s in sizes), train)
+
+
+def shuffled(pictures: Pictures, seed: int) -> Pictures:
+  """Gives the pictures in a random order."""
+  rng = np.random.default_rng([seed, 1])
+  return subset(pictures, rng.permutation(len(pictures.labels)))
+
+
+def divide(pictures: Pictures) -> tuple[Pictures, Pictures]:
+  """Divides a set with a single split: a quarter is to be learnt from.
+
+  Args:
+    pictures: Any, in random order.
+
+  Returns:
+    The pictures to learn from, which come first, and those held out.
+  """
+  border = round(TRAIN_SHARE * len(pictures.labels))
+  return (
+    subset(pictures, slice(border)),
+    subset(pictures, slice(border, None)),
   )
 
 

@@ -57,6 +57,7 @@ def page(record: Record, pictures: Mapping[str, bytes]) -> str:
     f'<h1>{escape(record.experiment)}</h1>',
     f'<p class="soft">variant {escape(record.variant)}</p>',
     _section('Question and answer', _answer(record)),
+    _section('Warnings', _list(record.warnings)),
     _section('Tables', _tables(record, control=False)),
     _section('Figures', _figures(record, pictures)),
     _section('Negative controls', _tables(record, control=True)),

@@ -139,6 +139,62 @@ def roc_curves(
   return figure
 
 
+def curves(
+  record: Record,
+  arrays: Arrays,
+  *,
+  panels: Mapping[str, Mapping[str, str]],
+  xlabel: str,
+  ylabel: str,
+) -> matplotlib.figure.Figure:
+  """Draws curves in per cent with bands for their intervals.
+
+  Args:
+    record: Not used.
+    arrays: A curve is float64[4, P]: x, value, and both ends of the interval.
+      Up to 20 points are marked with dots.
+    panels: {title: {label of a curve: name of its array}}. A label has the
+      same colour in all panels; the first one is black.
+    xlabel: Of every panel.
+    ylabel: Of every panel.
+
+  Returns:
+    The figure, with one legend.
+  """
+  labels = list(
+    dict.fromkeys(label for lines in panels.values() for label in lines)
+  )
+  colours = ('black', *(c for c in PALETTE if c != '#000000'))
+  figure = matplotlib.figure.Figure(
+    figsize=(1.6 + 4.2 * len(panels), 4.2), layout='constrained'
+  )
+  axes = figure.subplots(1, len(panels), squeeze=False).ravel()
+  handles = {}
+  for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+    for label, name in lines.items():
+      index = labels.index(label)
+      x, value, low, high = arrays[name]
+      look = dict(color=colours[index % len(colours)])
+      axis.fill_between(x, low, high, alpha=0.12, lw=0, **look)
+      (handles[label],) = axis.plot(
+        x,
+        value,
+        ls=_DASHES[index % len(_DASHES)],
+        marker='o' if len(x) <= 20 else None,
+        ms=4,
+        lw=2.2 if index == 0 else 1.6,
+        **look,
+      )
+    axis.set(
+      title=title, xlabel=xlabel, ylabel=ylabel, xlim=(0, None), ylim=(-1, 101)
+    )
+    axis.grid(alpha=0.25)
+  figure.legend(
+    handles.values(), handles, fontsize=8, loc='outside right upper'
+  )
+  return figure
+
+
 def transfer_matrix(
   record: Record,
   arrays: Arrays,
@@ -580,6 +636,7 @@ def shorten(name: str, length: int = 12) -> str:
 
 KINDS: dict[str, Callable[..., matplotlib.figure.Figure]] = {
   'roc_curves': roc_curves,
+  'curves': curves,
   'transfer_matrix': transfer_matrix,
   'interval_bars': interval_bars,
   'example_pictures': example_pictures,

@@ -151,6 +151,7 @@ class Record:
     answer: The answer in one sentence.
     tables: Layout of the tables.
     figures: Layout of the figures.
+    warnings: Signs that the figures mislead, a sentence each.
   """
 
   experiment: str
@@ -164,6 +165,7 @@ class Record:
   answer: str = ''
   tables: tuple[Table, ...] = ()
   figures: tuple[Figure, ...] = ()
+  warnings: tuple[str, ...] = ()
 
 
 _ROW_FIELDS = tuple(f.name for f in dataclasses.fields(Row) if f.name != 'keys')
@@ -234,6 +236,8 @@ def read(
         'claims': tuple(Claim(**claim) for claim in contents['claims']),
         'rows': tuple(rows),
         'missing': tuple(contents['missing']),
+        # Older records have none.
+        'warnings': tuple(contents.get('warnings', ())),
         'tables': tuple(tables),
         'figures': tuple(Figure(**figure) for figure in contents['figures']),
       }

@@ -195,7 +195,7 @@ def footnotes(grid: Grid) -> list[str]:
 
 
 def markdown(record: Record) -> str:
-  """Writes table.md: claims in sentences, then the tables.
+  """Writes table.md: claims and warnings in sentences, then the tables.
 
   Args:
     record: The record.
@@ -207,6 +207,9 @@ def markdown(record: Record) -> str:
   parts += filter(None, [record.question, record.answer])
   if record.claims:
     parts.append('\n'.join(f'- {sentence(claim)}' for claim in record.claims))
+  if record.warnings:
+    parts.append('## Warnings')
+    parts.append('\n'.join(f'- {warning}' for warning in record.warnings))
   for table in record.tables:
     for grid in lay_out(record, table):
       lines = [grid.heading, ['---'] * len(grid.heading)]
@@ -264,7 +267,7 @@ def comma_separated(record: Record) -> str:
 def print_table(
   record: Record, console: rich.console.Console | None = None
 ) -> None:
-  """Prints claims and short tables; eight columns fit into 80 characters.
+  """Prints claims, warnings and short tables; 80 characters, eight columns.
 
   Cells are 'ours (paper)' with one digit less than in the files.
 
@@ -275,6 +278,8 @@ def print_table(
   console = console or rich.console.Console()
   for claim in record.claims:
     console.print(f'• {sentence(claim)}', markup=False, highlight=False)
+  for warning in record.warnings:
+    console.print(f'• Warning: {warning}', markup=False, highlight=False)
   for table in record.tables:
     for grid in lay_out(record, table):
       # One number of pictures for all lines is told once, to save its column.

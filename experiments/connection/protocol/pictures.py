@@ -33,8 +33,6 @@ Note = Callable[[str], None]
 CLEAN_POOL = 1.4
 # Slots that a finished picture makes room in; helps attacks that end early.
 NUM_SLOTS = 32
-# Share of a set with a single split that trains victim and backbones.
-TRAIN_SHARE = 0.25
 NATURAL = ('natural', 'natural_plus')
 # First source id of the kinds that do not come from the held-out pictures.
 SOURCES_OF = {
@@ -62,7 +60,6 @@ def load_pictures(
     return _load(config, cache, config.dataset, split, **options)
 
   train_split, heldout_split = _splits(config, cache)
-  rng = np.random.default_rng([config.seed, 1])
   teaches = not all(
     is_published(config, n) for n in networks.networks_of(config)
   )
@@ -85,16 +82,13 @@ def load_pictures(
     seed=config.seed if config.heldout_pictures else None,
     limit=config.heldout_pictures or None,
   )
-  order = rng.permutation(len(heldout.labels))
+  heldout = sources.shuffled(heldout, config.seed)
   if not teaches:
-    train = sources.subset(heldout, order[:0])
+    train = sources.subset(heldout, slice(0))
   elif train_split != heldout_split:
     train = load(train_split)
   else:
-    border = round(TRAIN_SHARE * len(order))
-    train = sources.subset(heldout, order[:border])
-    order = order[border:]
-  heldout = sources.subset(heldout, order)
+    train, heldout = sources.divide(heldout)
   most = len(heldout.labels) // 2
   if config.num_pictures > most:
     raise UserError(
@@ -123,11 +117,7 @@ def _splits(config: Config, cache: Cache) -> tuple[str, str]:
   found = sources.splits(
     config.dataset, data_dir=data_dir(config.data_dir), cache_dir=cache.root
   )
-  first = next(iter(found))
-  train = 'train' if 'train' in found else first
-  heldout = next(
-    (s for s in ('test', 'validation', 'val') if s in found), train
-  )
+  train, heldout = sources.usual_splits(found)
   return config.train_split or train, config.heldout_split or heldout
 
 

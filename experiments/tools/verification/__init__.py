@@ -1,0 +1,1 @@
+"""The parts of `--exp=verify`: attacks by name, measuring, the report."""
