@@ -237,7 +237,7 @@ def _bump(side: int) -> np.ndarray:
 
   half = side // 2
   bump = np.concatenate([hill(half), -hill(side - half)])
-  return np.float32(bump / np.linalg.norm(bump))
+  return (bump / np.linalg.norm(bump)).astype(np.float32)
 
 
 def _grid_of_bumps(keys, shape, epsilon):
