@@ -25,8 +25,8 @@ def auto_attack(
   A budget attack without parameters to tune: with the defaults, AutoAttack's
   standard version. Each part only works on the pictures that withstood those
   before, so run it with refilled slots (`evaluate(..., num_slots=32)`). A
-  picture that withstands all of them costs 101 + 9 x 101 gradients, 9 x 100
-  gradients with a forward pass each, and 5,001 forward passes.
+  picture that withstands all of them costs 10 x 102 gradients, 9 x 100
+  gradients with a forward pass each, and 5,002 forward passes.
 
   Args:
     epsilon: Radius in image units; a scalar or float32[B], traced or not.
