@@ -20,7 +20,7 @@ from experiments.tools.verification import measuring, named, record
 from experiments.tools.verification.measuring import Subject, Work
 from jaxadv import experiment, models, reports, storage
 from jaxadv.classifier import Classifier, Normalise, as_pytree
-from jaxadv.data import sources
+from jaxadv.data import imagenet, sources
 from jaxadv.errors import UserError
 from jaxadv.experiment import (
   Cell,
@@ -202,7 +202,7 @@ def plan(config: Config, workdir: str) -> str:
   cache = Cache(experiment.cache_dir(config, workdir))
   train, heldout = load_pictures(config, cache)
   if config.weights:
-    load_network(config, heldout)
+    _, heldout = load_network(config, heldout)
     origin = f'weights {config.weights}'
   else:
     origin = (
@@ -247,12 +247,13 @@ def run(config: Config, workdir: str) -> reports.Record | None:
   started = time.monotonic()
   cache = Cache(experiment.cache_dir(config, workdir))
   train, heldout = load_pictures(config, cache)
-  pictures = limited(config, heldout)
-  fingerprints = {'pictures': pictures.fingerprint}
+  fingerprints = {}
   if config.weights:
-    classifier = load_network(config, heldout)
+    classifier, heldout = load_network(config, heldout)
     parts = [classifier.variables, classifier.preprocess]
     fingerprints['weights'] = fingerprint(parts)
+  pictures = limited(config, heldout)
+  fingerprints['pictures'] = pictures.fingerprint
   folder = storage.open_workdir(
     workdir,
     {'experiment': 'verify'} | experiment.result_config(config) | fingerprints,
@@ -418,8 +419,13 @@ def limited(config: Config, pictures: sources.Pictures) -> sources.Pictures:
   return sources.subset(pictures, slice(config.num_pictures or None))
 
 
-def load_network(config: Config, pictures: sources.Pictures) -> Classifier:
+def load_network(
+  config: Config, pictures: sources.Pictures
+) -> tuple[Classifier, sources.Pictures]:
   """Loads the network from its file of weights.
+
+  Returns:
+    The network, and the pictures with labels that fit it.
 
   Raises:
     UserError: If the file is absent, does not fit the network, or has other
@@ -430,6 +436,9 @@ def load_network(config: Config, pictures: sources.Pictures) -> Classifier:
   size = network.size_for(config.image_size)
   path = published.find(network.name, network.width, size, config.weights)
   count = published.num_classes(path)
+  ids = imagenet.wnids()
+  if count == len(ids) and set(pictures.class_names) <= set(ids):
+    pictures = imagenet.relabel(pictures)  # They may be of some classes only.
   if count != len(pictures.class_names):
     raise UserError(
       f'{path} holds weights for {count} classes, but {config.dataset} has '
@@ -439,7 +448,7 @@ def load_network(config: Config, pictures: sources.Pictures) -> Classifier:
   _, classifier = load_classifier(
     network, config.image_size, path, preprocess_of(config)
   )
-  return classifier
+  return classifier, pictures
 
 
 def check(settings: Settings, shape: tuple[int, ...], num_classes: int) -> None:
@@ -525,13 +534,11 @@ def report(
   Returns:
     The record.
   """
-  config = experiment.result_config(settings)
-  if measured.checks:
-    config['checks_found'] = measured.checks['numbers']
   found = reports.Record(
     experiment='verify',
     variant=settings.variant,
-    config=config,
+    config=experiment.result_config(settings)
+    | {'epsilons': list(measured.epsilons)},
     provenance=reports.provenance(
       seeds=[settings.seed],
       seconds=time.monotonic() - started,

@@ -146,6 +146,7 @@ def curves(
   panels: Mapping[str, Mapping[str, str]],
   xlabel: str,
   ylabel: str,
+  ticks: Mapping[str, Mapping[str, float]] = {},
 ) -> matplotlib.figure.Figure:
   """Draws curves in per cent with bands for their intervals.
 
@@ -157,6 +158,7 @@ def curves(
       same colour in all panels; the first one is black.
     xlabel: Of every panel.
     ylabel: Of every panel.
+    ticks: {title of a panel: {text: x}}; other panels get plain numbers.
 
   Returns:
     The figure, with one legend.
@@ -188,6 +190,8 @@ def curves(
     axis.set(
       title=title, xlabel=xlabel, ylabel=ylabel, xlim=(0, None), ylim=(-1, 101)
     )
+    if title in ticks:
+      axis.set_xticks([*ticks[title].values()], [*ticks[title]], fontsize=8)
     axis.grid(alpha=0.25)
   figure.legend(
     handles.values(), handles, fontsize=8, loc='outside right upper'

@@ -173,13 +173,14 @@ def run_checks(work: Work, subject: Subject, path: Path) -> dict[str, Any]:
     path: File that keeps the result.
 
   Returns:
-    {'warnings': sentences, 'numbers': {name: number}}.
+    {'warnings': sentences, 'numbers': {name: number}, 'n': pictures}.
   """
   if not path.exists():
+    images = subject.images[:NUM_CHECKED]
     report = check(
       work.key,
       subject.classifier,
-      subject.images[:NUM_CHECKED],
+      images,
       subject.labels[:NUM_CHECKED],
       norm=work.norm,
       epsilon=work.epsilons[len(work.epsilons) // 2],
@@ -189,7 +190,9 @@ def run_checks(work: Work, subject: Subject, path: Path) -> dict[str, Any]:
       f'{finding.name.replace("_", " ")}: {finding.message}'
       for finding in report.warnings
     ]
-    write_json(path, {'warnings': warnings, 'numbers': report.numbers})
+    write_json(
+      path, {'warnings': warnings, 'numbers': report.numbers, 'n': len(images)}
+    )
   return read_json(path)
 
 

@@ -16,6 +16,7 @@ from jaxadv.metrics.intervals import wilson
 ROBUST = 'robust accuracy (%)'
 SUCCESS = 'attack success rate (%)'
 SURVIVES = 'successes that survive 8 bit (%)'
+CHECKED = 'share or size'
 WORST = 'all attacks'
 CLEAN = 'clean'
 NORM_NAMES = {'linf': 'Linf', 'l2': 'L2'}
@@ -125,6 +126,34 @@ def rows(measured: Measured) -> list[reports.Row]:
     for norm in NORMS:
       distance = outcome.distance(norm)[outcome.correct]
       found += _distance_rows(attack, norm, distance[np.isfinite(distance)])
+  return found + _check_rows(measured)
+
+
+def _check_rows(measured: Measured) -> list[reports.Row]:
+  """Gives what the checks measured; shares with their interval."""
+  if measured.checks is None:
+    return []
+  numbers = measured.checks['numbers']
+  correct = round(numbers['clean_accuracy'] * measured.checks['n'])
+  found = []
+  for name, value in numbers.items():
+    n, low, high = None, None, None
+    if name == 'clean_accuracy' or name == 'changed_predictions':
+      n = measured.checks['n']
+    elif name.startswith('success') or name.endswith(('logits', 'gradients')):
+      n = correct
+    if n:
+      low, high = wilson(round(value * n), n)
+    found.append(
+      reports.Row(
+        {'looked_at': name.replace('_', ' '), 'column': 'number'},
+        CHECKED,
+        value,
+        low,
+        high,
+        n,
+      )
+    )
   return found
 
 
@@ -223,6 +252,17 @@ def tables(measured: Measured) -> list[reports.Table]:
         note=note,
       )
     )
+  found.append(
+    reports.Table(
+      'What the checks measured',
+      CHECKED,
+      ('looked_at',),
+      'column',
+      note='Success: of PGD within a radius, of noise, and of a short search '
+      'by queries. Shares are of the pictures that were correct when clean.',
+      decimals=3,
+    )
+  )
   return found
 
 
@@ -230,14 +270,14 @@ def figures(measured: Measured) -> list[reports.Figure]:
   """Lays the figures out."""
   name = NORM_NAMES[measured.norm]
   panels = {
-    f'{name} budget': {
+    f'budget in {name}': {
       text: f'curve/{text}'
       for text in (WORST, *(attack.text for attack, _ in measured.outcomes))
     }
   }
   if measured.unbounded:
     panels |= {
-      f'{NORM_NAMES[norm]} of the smallest change': {
+      f'no budget: {NORM_NAMES[norm]} of the change': {
         attack.text: f'distance/{norm}/{attack.text}'
         for attack, _ in measured.unbounded
       }
@@ -254,6 +294,7 @@ def figures(measured: Measured) -> list[reports.Figure]:
         'panels': panels,
         'xlabel': 'size of the change (1 = black to white)',
         'ylabel': ROBUST,
+        'ticks': {f'budget in {name}': {'0': 0} | dict(measured.epsilons)},
       },
     )
   ]
@@ -362,14 +403,23 @@ def warnings(measured: Measured) -> list[str]:
 
 
 def answer(measured: Measured) -> str:
-  """Gives the result in one sentence."""
+  """Gives the result, and what the checks say of it."""
   clean = share(measured.correct)
   text, worst = list(measured.epsilons)[-1], measured.worst()[-1]
   return (
     f'Of {clean.n} pictures {_percent(clean)} are classified correctly when '
     f'clean, and {_percent(worst)} under every attack within {text} in '
-    f'{NORM_NAMES[measured.norm]}.'
+    f'{NORM_NAMES[measured.norm]}. {_trust(measured)}'
   )
+
+
+def _trust(measured: Measured) -> str:
+  found = warnings(measured)
+  if found:
+    return f'Warnings: {len(found)}, see below; trust it the less.'
+  if measured.checks:
+    return 'No check found a sign that this flatters the classifier.'
+  return 'Whether this flatters the classifier was not checked.'
 
 
 def _percent(each: Share) -> str:

@@ -1,0 +1,369 @@
+"""Robustness measured by the command line, and of a function in Python."""
+
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import launch
+from experiments.tools import verify
+from experiments.tools.verification import measuring, named, record
+from jaxadv.data import sources
+from jaxadv.errors import UserError
+from jaxadv.storage import read_json, read_npz
+from jaxadv.training.classifiers import standardise
+from tests.experiments.conftest import NETWORKS
+
+# The victim of the other experiments' tiny runs.
+NETWORK = ('--model=vgg11:0.125', '--epochs=16', NETWORKS[0])
+TINY = (
+  *NETWORK,
+  '--num_pictures=12',
+  '--attacks=fgsm,bim:num_steps=2',
+  '--epsilons=4/255,0.1',
+  '--nochecks',
+)
+
+
+@pytest.fixture(scope='module')
+def command():
+  """Runs the command line in this process, on one of its devices."""
+
+  def command(*arguments):
+    with pytest.MonkeyPatch.context() as patch:
+      for module in (verify, measuring):
+        patch.setattr(module, 'all_devices', lambda: None)
+      return launch.main(['launch.py', '--exp=verify', *map(str, arguments)])
+
+  return command
+
+
+@pytest.fixture(scope='module')
+def alone():
+  """Keeps `measure` to one device."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(measuring, 'all_devices', lambda: None)
+    yield
+
+
+def values(folder, metric=record.ROBUST):
+  rows = read_json(folder / 'results.json')['rows']
+  return {
+    (row['attack'], row['epsilon']): row['value']
+    for row in rows
+    if row['metric'] == metric
+  }
+
+
+@pytest.fixture(scope='module')
+def verified(finished, command, tmp_path_factory):
+  """A run whose network was in the cache of another experiment."""
+  cache = finished.parent / 'cache'
+  before = set((cache / 'classifier').iterdir())
+  folder = tmp_path_factory.mktemp('verify') / 'run'
+  assert command(*TINY, f'--workdir={folder}', f'--cache_dir={cache}') == 0
+  assert set((cache / 'classifier').iterdir()) == before
+  return folder
+
+
+def test_a_run_leaves_a_report(verified):
+  found = values(verified)
+  assert {name for name, _ in found} == {'all attacks', 'fgsm', TINY[4][15:]}
+  for (name, epsilon), value in found.items():
+    assert found['all attacks', epsilon] <= value <= found[name, 'clean']
+  assert found['all attacks', '0.1'] < found['all attacks', 'clean']
+  assert found['fgsm', 'clean'] > 50
+  page = (verified / 'report.html').read_text()
+  assert page.count('data:image/png;base64,') == 2
+  assert 'was not checked' in page and str(verified.parent) not in page
+  arrays = read_npz(verified / 'arrays.npz')
+  assert arrays['examples/clean'].shape == (2, 3, 16, 16, 3)
+  assert arrays['linf/fgsm'].max() == pytest.approx(0.1, abs=1e-6)
+  for row in read_json(verified / 'results.json')['rows']:
+    assert row['ci_low'] <= row['value'] <= row['ci_high'] and row['n'] <= 12
+
+
+def test_shards_and_plan_end_in_the_same_report(
+  verified, finished, command, tmp_path, capsys
+):
+  flags = (
+    *TINY,
+    f'--workdir={tmp_path / "run"}',
+    f'--cache_dir={finished.parent / "cache"}',
+  )
+  assert command(*flags, '--shard=1/2') == 0
+  assert 'cell fgsm: run its shard' in (
+    (tmp_path / 'run' / 'report.html').read_text()
+  )
+  capsys.readouterr()
+  assert command(*flags, '--plan') == 0
+  printed = capsys.readouterr().out
+  assert 'fgsm                     to do' in printed
+  assert 'bim-num_steps-2          finished' in printed
+  assert command(*flags, '--shard=0/2') == 0
+  assert values(tmp_path / 'run') == values(verified)
+  assert not list((tmp_path / 'run').glob('cells/*.partial'))
+
+
+@pytest.fixture(scope='module')
+def files(finished, verified, tmp_path_factory):
+  """The same network as a file of weights, and the pictures as an .npz."""
+  folder = tmp_path_factory.mktemp('files')
+  for entry in (finished.parent / 'cache' / 'classifier').iterdir():
+    if read_json(entry / 'entry.json')['config']['module']['depths'][0] == 1:
+      shutil.copy(entry / 'variables.npz', folder / 'net.npz')
+  digits = sources.load('digits', image_size=16)
+  rows = read_npz(verified / 'arrays.npz')['source']
+  np.savez(
+    folder / 'pictures.npz',
+    images=digits.images[rows],
+    labels=digits.labels[rows],
+    class_names=digits.class_names,
+  )
+  return folder
+
+
+def test_the_same_network_from_a_file(verified, files, command, tmp_path):
+  code = command(
+    *TINY[:1],
+    *TINY[2:],
+    f'--weights={files / "net.npz"}',
+    f'--dataset={files / "pictures.npz"}',
+    *standard(),
+    f'--workdir={tmp_path}',
+  )
+  assert code == 0
+  found = values(tmp_path)
+  assert found['fgsm', 'clean'] == values(verified)['fgsm', 'clean']
+  assert found['fgsm', '4/255'] == values(verified)['fgsm', '4/255']
+
+
+@pytest.mark.parametrize(
+  'arguments, parts',
+  [
+    (['--model=vgg12'], ['vgg12', 'vgg11']),
+    (['--attacks=pgd,fgms'], ['fgms', 'auto_attack']),
+    (['--attacks=pgd,pgd'], ['twice']),
+    (['--attacks=pgd:steps=3'], ['steps', 'num_steps']),
+    (['--attacks=pgd:num_steps=0'], ['pgd:num_steps=0', 'num_steps is 0']),
+    (['--attacks=pgd:epsilon=1'], ['epsilon', 'loss']),
+    (['--attacks=fgsm', '--norm=l2'], ['fgsm', 'linf']),
+    (['--norm=l7'], ['l7', 'linf, l2']),
+    (['--epsilons=a'], ['--epsilons', "'a'", '8/255']),
+    (['--epsilons=1/0'], ['1/0']),
+    (['--epsilons=8'], ['8', '(0, 1]']),
+    (['--epsilons=nan'], ['nan', '(0, 1]']),
+    (['--epsilons=0.5,1/2'], ['twice']),
+    (['--epochs=0'], ['--epochs', '1 or more']),
+    (['--mean=0.5', '--std=1'], ['--mean', '--weights']),
+    (['--weights=nowhere.npz'], ['nowhere.npz', '.safetensors']),
+    (['--weights={net}', '--mean=0.5'], ['--mean has 1', '--std 0']),
+    (['--weights={net}', '--model=vgg13:0.125'], ['missing', 'block1_conv2']),
+    (['--weights={net}', '--dataset={two}'], ['10 classes', 'has 2']),
+    (['--dataset={two}', '--attacks=apgd_t'], ['apgd_t', '4 classes']),
+    (['--num_pictures=5000'], ['5000', '0 to take all']),
+    (['--dataset=nothing'], ['nothing', 'digits']),
+  ],
+)
+def test_what_cannot_be_is_refused(
+  command, files, tmp_path, capsys, arguments, parts
+):
+  two = tmp_path / 'two.npz'
+  np.savez(
+    two, images=np.zeros((40, 16, 16), np.uint8), labels=np.arange(40) % 2
+  )
+  named_files = {'net': files / 'net.npz', 'two': two}
+  given = {
+    '--image_size': '16',
+    '--num_pictures': '4',
+    '--model': NETWORK[0][8:],
+  }
+  given |= dict(text.format(**named_files).split('=', 1) for text in arguments)
+  folder = tmp_path / 'run'
+  code = command(*(f'{k}={v}' for k, v in given.items()), f'--workdir={folder}')
+  complaint = capsys.readouterr().err
+  assert code == 2, complaint
+  assert len(complaint.splitlines()) == 1
+  for part in parts:
+    assert part in complaint
+  assert not folder.exists()
+
+
+def standard():
+  """Gives the flags of the preprocessing that the training chose."""
+  pictures = sources.shuffled(sources.load('digits', image_size=16), 0)
+  chosen = standardise(sources.divide(pictures)[0].images)
+  return [
+    f'--{name}=' + ','.join(map(str, getattr(chosen, name)))
+    for name in ('mean', 'std')
+  ]
+
+
+def measured(trained, folder, change=lambda logits: logits, **options):
+  given = {'attacks': ['fgsm'], 'epsilons': [0.02, 0.05]} | options
+  return verify.measure(
+    lambda images: change(trained.classifier(images)),
+    trained.images,
+    trained.labels,
+    str(folder),
+    batch_size=16,
+    **given,
+  )
+
+
+def test_a_flattering_classifier_is_found_out(trained, alone, tmp_path):
+  """Rounded logits leave gradients nothing to climb."""
+  result = measured(trained, tmp_path, lambda logits: jnp.round(logits * 4) / 4)
+  assert any('zero gradients' in text for text in result.warnings)
+  for name in ('report.html', 'table.md'):
+    text = (tmp_path / name).read_text()
+    assert 'Warnings' in text and 'zero gradients' in text
+  assert f'Warnings: {len(result.warnings)}' in result.answer
+
+
+def test_success_that_falls_is_told():
+  outcome = outcome_of(success=[[1, 1, 1, 0], [1, 0, 0, 0]])
+  found = measured_by([('pgd', outcome)])
+  assert '25.0 % at 0.1 to 75.0 % at 0.2' in record.warnings(found)[0]
+  rising = outcome_of(success=[[1, 0, 0, 0], [1, 1, 1, 0]])
+  assert not record.warnings(measured_by([('pgd', rising)]))
+
+
+def outcome_of(success, linf=None, correct=(1, 1, 1, 1)):
+  success = np.array(success, bool)
+  linf = np.ones(success.shape) if linf is None else np.array(linf, float)
+  none = np.zeros((0, 2, 2, 3))
+  return measuring.Outcome(
+    correct=np.array(correct, bool),
+    success=success,
+    success_uint8=success,
+    linf=linf,
+    l2=2 * linf,
+    clean=none,
+    attacked=none,
+    truth=np.zeros(0, int),
+    predicted=np.zeros(0, int),
+  )
+
+
+def measured_by(outcomes):
+  subject = measuring.Subject(None, None, None, np.arange(4), (), 'it', {})
+  return record.Measured(
+    subject,
+    'linf',
+    {'0.1': 0.1, '0.2': 0.2},
+    [(named.read_attack(text, 'linf'), found) for text, found in outcomes],
+    None,
+  )
+
+
+def test_the_worst_case_joins_attacks_and_radii():
+  found = measured_by(
+    [
+      # What it finds at 0.1 it loses at 0.2.
+      ('pgd', outcome_of([[1, 0, 0, 0], [0, 1, 0, 0]], [[0.1] * 4, [0.2] * 4])),
+      ('deepfool', outcome_of([[1, 1, 1, 0]], [[0.3, 0.05, 0.15, 0.01]])),
+    ]
+  )
+  assert [each.hits for each in found.robust(*found.outcomes[0])] == [3, 3]
+  assert [each.hits for each in found.robust(*found.outcomes[1])] == [3, 2]
+  assert [each.hits for each in found.worst()] == [2, 1]
+  rows = {
+    (row.keys['attack'], row.keys.get('column')): row
+    for row in record.rows(found)
+    if 'Linf' in row.metric
+  }
+  median = rows['deepfool', 'median']
+  assert median.value == pytest.approx(0.15) and median.n == 3
+
+
+def test_curves_of_a_linear_classifier_are_known(linear, alone, tmp_path):
+  result = verify.measure(
+    linear.classifier,
+    linear.images,
+    linear.labels,
+    str(tmp_path),
+    attacks=['fgsm', 'deepfool', 'pgd:num_steps=4'],
+    epsilons=[0.002, 0.004, 0.008],
+    checks=False,
+  )
+  weights = np.asarray(linear.classifier.variables['weights'])
+  logits = np.asarray(linear.classifier(linear.images))
+  truth = np.asarray(linear.labels)
+  exact = np.full(len(truth), np.inf)
+  for rival in range(3):
+    rows = np.flatnonzero(truth != rival)
+    gap = logits[rows, truth[rows]] - logits[rows, rival]
+    slope = np.abs(weights[:, truth[rows]] - weights[:, [rival]]).sum(axis=0)
+    exact[rows] = np.minimum(exact[rows], gap / slope)
+  found = {
+    (row.keys['attack'], row.keys['epsilon']): row.value
+    for row in result.rows
+    if row.metric == record.ROBUST
+  }
+  for epsilon in (0.002, 0.004, 0.008):
+    # DeepFool goes a fiftieth too far, and its steps add up to a bit more.
+    low, high = (100 * np.mean(far > epsilon) for far in (exact, 1.05 * exact))
+    assert low <= found['all attacks', str(epsilon)] <= high
+  assert 0 < found['all attacks', '0.004'] < 100
+  arrays = read_npz(tmp_path / 'arrays.npz')
+  assert (arrays['linf/deepfool'][0] >= exact - 1e-6).all()
+  np.testing.assert_allclose(arrays['linf/deepfool'][0], exact, rtol=0.1)
+
+
+def test_interrupted_run_goes_on_where_it_was(
+  trained, alone, tmp_path, monkeypatch
+):
+  attacks = ['fgsm', 'deepfool']
+  whole = measured(trained, tmp_path / 'whole', attacks=attacks, checks=False)
+  note = verify.experiment.Progress.note
+
+  def killed(self, text, share=0.0):
+    if text == 'deepfool' and share > 0.5:
+      raise KeyboardInterrupt
+    note(self, text, share)
+
+  monkeypatch.setattr(verify.experiment.Progress, 'note', killed)
+  cut = tmp_path / 'cut'
+  with pytest.raises(KeyboardInterrupt):
+    measured(trained, cut, attacks=attacks, checks=False)
+  assert not (cut / 'results.json').exists()
+  first = (cut / 'cells' / 'fgsm.npz').stat().st_mtime_ns
+  kept = {path: path.stat().st_mtime_ns for path in cut.glob('**/rows-*.npz')}
+  assert kept
+  monkeypatch.setattr(verify.experiment.Progress, 'note', note)
+  removed = []
+  monkeypatch.setattr(
+    measuring.shutil,
+    'rmtree',
+    lambda path, **_: removed.extend(path.glob('**/rows-*.npz')),
+  )
+  assert (
+    measured(trained, cut, attacks=attacks, checks=False).rows == whole.rows
+  )
+  assert (cut / 'cells' / 'fgsm.npz').stat().st_mtime_ns == first
+  # Batches that were finished were not computed again.
+  assert kept.items() <= {p: p.stat().st_mtime_ns for p in removed}.items()
+
+
+def test_a_workdir_belongs_to_one_classifier(trained, alone, tmp_path):
+  measured(trained, tmp_path, checks=False)
+  with pytest.raises(UserError, match='classifier'):
+    measured(trained, tmp_path, lambda logits: 2 * logits, checks=False)
+
+
+@pytest.mark.slow
+def test_killed_run_ends_like_an_undisturbed_one(start, tmp_path):
+  flags = ('--exp=verify', *TINY, '--attacks=fgsm,deepfool,ddn:num_steps=30')
+  process = start(*flags, f'--workdir={tmp_path / "cut"}')
+  for line in process.stderr:
+    if 'deepfool' in line:
+      break
+  process.kill()
+  process.communicate()
+  for name in ('cut', 'whole'):
+    process = start(*flags, f'--workdir={tmp_path / name}')
+    stderr = process.communicate()[1]
+    assert process.returncode == 0, stderr
+  assert values(tmp_path / 'cut') == values(tmp_path / 'whole')
