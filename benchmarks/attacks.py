@@ -9,6 +9,7 @@ mean and how to install the others is told in benchmarks/README.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import math
@@ -19,11 +20,13 @@ import sys
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from benchmarks import nets, peers
 from benchmarks.compare import OURS, Limits, Row, Setting, Subject, compare
 from jaxadv.data.images import to_float
 from jaxadv.errors import UserError
+from jaxadv.training import data_mesh
 from jaxadv.utils import keep_freed_memory
 
 
@@ -300,6 +303,12 @@ def _flags(arguments: list[str] | None) -> argparse.Namespace:
     help='count the passes of jaxadv, in a run more',
   )
   add('--threads', type=int, default=_cores(), help='of PyTorch')
+  add(
+    '--devices',
+    type=int,
+    help='of JAX, each with its share of the pictures; default one GPU, or '
+    'every core of the CPU as a device',
+  )
   add('--cache_dir', help="of weights; default in the user's cache folder")
   add('--out', help='file to which the tables are appended, in markdown')
   flags = parser.parse_args(arguments)
@@ -328,6 +337,15 @@ def _cores() -> int:
   return os.cpu_count() or 1
 
 
+def _mesh(devices: int | None) -> Mesh:
+  """Devices for ours; XLA alone would leave much of a second core idle."""
+  with contextlib.suppress(RuntimeError):  # Somebody has computed already.
+    jax.config.update('jax_num_cpu_devices', devices or _cores())
+  if devices is None:
+    devices = _cores() if jax.default_backend() == 'cpu' else 1
+  return data_mesh(jax.devices()[:devices])
+
+
 def _command(arguments: list[str]) -> str:
   """The command again, without folders and files of this machine."""
   local = ('--cache_dir', '--out')
@@ -343,6 +361,7 @@ def _command(arguments: list[str]) -> str:
 def main(arguments: list[str] | None = None) -> None:
   flags = _flags(arguments)
   keep_freed_memory()
+  mesh = _mesh(flags.devices)
   in_torch = any(name != OURS for name in flags.lib)
   absent = in_torch and importlib.util.find_spec('torch') is None
   sections: list[str] = []
@@ -353,7 +372,7 @@ def main(arguments: list[str] | None = None) -> None:
 
   try:
     everything = _subject(flags, in_torch and not absent)
-    device = jax.devices()[0].device_kind
+    device = f'{mesh.size} x {jax.devices()[0].device_kind}'
     clean = np.mean(
       everything.predict(everything.images, False) == everything.labels
     )
@@ -364,7 +383,7 @@ def main(arguments: list[str] | None = None) -> None:
       f'{flags.n} pictures\n\n'
       f'```bash\n{_command(given)}\n```\n\n'
       f'{_versions(flags.lib)}; {platform.machine()}, {_cores()} cores, '
-      f'device {device}; clean accuracy {100 * clean:.1f} % of '
+      f'devices {device}; clean accuracy {100 * clean:.1f} % of '
       f'{len(everything.labels)} held-out pictures.\n'
     )
     for attack in flags.attack:
@@ -382,6 +401,7 @@ def main(arguments: list[str] | None = None) -> None:
         repeats=flags.repeats,
         limit_s=flags.limit_s,
         count=flags.count,
+        mesh=mesh,
       )
       show(table(attack, setting, rows, limits, flags.n))
       if attack == 'auto_attack':

@@ -6,18 +6,20 @@ import inspect
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from benchmarks import nets, peers
 from jaxadv import attacks, losses
 from jaxadv.errors import UserError
 from jaxadv.metrics.distortion import distortion
+from jaxadv.training import replicate
 
 OURS = 'jaxadv'
 _JUDGED_AT_ONCE = 250
@@ -215,12 +217,50 @@ def _logits(classifier, images):
   return classifier(images)
 
 
+def _on_devices(function: Callable[..., Any], num_arrays: int, mesh: Mesh):
+  """Compiles `(classifier, *arrays) -> array`, rows split over the mesh.
+
+  Each device loops over its own rows, as under `attacks.evaluate`.
+  """
+  rows = jax.P('data')
+  return jax.jit(
+    jax.shard_map(
+      function,
+      mesh=mesh,
+      in_specs=(jax.P(), *[rows] * num_arrays),
+      out_specs=rows,
+      check_vma=False,
+    )
+  )
+
+
+def _placed(
+  classifier: Any, arrays: Sequence[jax.Array], size: int, mesh: Mesh
+) -> tuple[Any, list[tuple[jax.Array, ...]]]:
+  """Puts the classifier, and batches of the arrays, where programs want them.
+
+  Raises:
+    UserError: If the rows of a batch cannot be shared out evenly.
+  """
+  if size % mesh.size or len(arrays[0]) % size:
+    raise UserError(
+      f'{len(arrays[0])} pictures in batches of {size} cannot be shared by '
+      f'{mesh.size} devices; give other --n, --batch_size or --devices'
+    )
+  rows = jax.NamedSharding(mesh, jax.P('data'))
+  return replicate(classifier, mesh), [
+    tuple(jax.device_put(array[start : start + size], rows) for array in arrays)
+    for start in range(0, len(arrays[0]), size)
+  ]
+
+
 def _our_candidate(
   attack: Any,
   subject: Subject,
   num_slots: int | None,
   batch_size: int,
   count: bool,
+  mesh: Mesh,
 ) -> Candidate:
   """Compiles an attack of ours that returns images, as those of the peers do.
 
@@ -232,12 +272,7 @@ def _our_candidate(
     jax.random.key(0), jnp.arange(len(subject.labels))
   )
   images, labels = jnp.asarray(subject.images), jnp.asarray(subject.labels)
-  parts = [
-    (keys[rows], images[rows], labels[rows])
-    for rows in (
-      slice(start, start + size) for start in range(0, len(labels), size)
-    )
-  ]
+  net, parts = _placed(subject.classifier, (keys, images, labels), size, mesh)
 
   def program(watch):
     def attacked(classifier, keys, images, labels):
@@ -245,27 +280,21 @@ def _our_candidate(
         attack, keys, watch(classifier), images, labels, num_slots=num_slots
       ).images
 
-    return jax.jit(attacked)
+    return _on_devices(attacked, 3, mesh)
 
   start = time.perf_counter()
   compiled = (
-    program(lambda classifier: classifier)
-    .lower(subject.classifier, *parts[0])
-    .compile()
+    program(lambda classifier: classifier).lower(net, *parts[0]).compile()
   )
   seconds = time.perf_counter() - start
 
   def run():
-    return jax.block_until_ready(
-      [compiled(subject.classifier, *part) for part in parts]
-    )
+    return jax.block_until_ready([compiled(net, *part) for part in parts])
 
   def counted():
     passes = Passes()
     watched = program(passes.watched)
-    jax.block_until_ready(
-      [watched(subject.classifier, *part) for part in parts]
-    )
+    jax.block_until_ready([watched(net, *part) for part in parts])
     return passes
 
   return Candidate(run, np.concatenate, counted if count else None, seconds)
@@ -347,19 +376,19 @@ class Limits(NamedTuple):
 
 
 def _limit_runs(
-  subject: Subject, batch_size: int
+  subject: Subject, batch_size: int, mesh: Mesh
 ) -> tuple[dict[str, Callable[[], Any]], float]:
   """Bare passes over all pictures, of both frameworks if there is a twin.
 
   Returns:
     What to time, and the operations of a gradient, see `Limits`.
   """
-  images, labels = jnp.asarray(subject.images), jnp.asarray(subject.labels)
-  starts = range(0, len(labels), batch_size)
-  parts = [
-    (images[start : start + batch_size], labels[start : start + batch_size])
-    for start in starts
-  ]
+  net, parts = _placed(
+    subject.classifier,
+    (jnp.asarray(subject.images), jnp.asarray(subject.labels)),
+    batch_size,
+    mesh,
+  )
 
   def loss_gradient(classifier, images, labels):
     def loss(images):
@@ -367,12 +396,14 @@ def _limit_runs(
 
     return jax.grad(loss)(images)
 
-  net = subject.classifier
   # Compiled ahead as our attacks are, so that a call costs as much around it.
-  forward = _logits.lower(net, parts[0][0]).compile()
-  lowered = jax.jit(loss_gradient).lower(net, *parts[0])
+  only_forward = _on_devices(lambda net, images: net(images), 1, mesh)
+  forward = only_forward.lower(net, parts[0][0]).compile()
+  lowered = _on_devices(loss_gradient, 2, mesh).lower(net, *parts[0])
   gradient = lowered.compile()
+  # Of one device.
   flops = (lowered.cost_analysis() or {}).get('flops', 0.0) * len(parts)
+  flops *= mesh.size
   runs: dict[str, Callable[[], Any]] = {
     'forward': lambda: jax.block_until_ready(
       [forward(net, part) for part, _ in parts]
@@ -454,6 +485,7 @@ def compare(
   repeats: int,
   limit_s: float,
   count: bool,
+  mesh: Mesh,
 ) -> tuple[list[Row], dict[str, Limits], dict[str, float]]:
   """Runs one attack of all libraries.
 
@@ -467,6 +499,7 @@ def compare(
     repeats: Turns of each candidate.
     limit_s: See `interleaved`.
     count: Whether to count passes of ours, for which it runs once more.
+    mesh: Devices that share the pictures of ours.
 
   Returns:
     Rows in the order of `libraries`; limits by framework, 'jax' and 'torch';
@@ -487,7 +520,7 @@ def compare(
 
     def ours(num_slots):
       made = attacks.make(setting.name, **setting.hyper)
-      return _our_candidate(made, subject, num_slots, batch_size, count)
+      return _our_candidate(made, subject, num_slots, batch_size, count, mesh)
 
     if not setting.slots or num_slots is None:
       return {OURS: lambda: ours(None)}
@@ -519,7 +552,7 @@ def compare(
       except Exception as error:
         rows[name] = Row(name, reason=_reason(error))
 
-  bare, flops = _limit_runs(subject, batch_size)
+  bare, flops = _limit_runs(subject, batch_size, mesh)
   for name, run in bare.items():
     run()
     start = time.perf_counter()
