@@ -205,3 +205,16 @@ class Identifier(NamedTuple):
 
   fit: Callable[[jax.Array, Any, Iterable[Batch], Iterable[Batch]], PyTree]
   identify: Callable[[jax.Array, Any, PyTree, jax.Array], jax.Array]
+
+
+class Purifier(NamedTuple):
+  """Takes attacks out of pictures before they are classified.
+
+  Attributes:
+    fit: As of `Detector`; one that learns nothing gives `()`.
+    purify: `(keys, classifier, state, images) -> float32[B, H, W, C]` in
+      [0, 1]; `keys`, key[B], are None only where nothing is random.
+  """
+
+  fit: Callable[[jax.Array, Any, Iterable[Batch], Iterable[Batch]], PyTree]
+  purify: Callable[[jax.Array, Any, PyTree, jax.Array], jax.Array]
