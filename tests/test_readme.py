@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 
 import launch
+from jaxadv.attacks import ATTACKS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCUMENTS = ('README.md', 'BUILD.md', 'experiments/connection/README.md')
@@ -53,9 +54,11 @@ def first_use(tmp_path_factory):
   names = {}
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
+    here = tmp_path_factory.mktemp('here')
+    patch.chdir(here)
     for block in _blocks('README.md', 'python'):
       exec(compile(block, 'README.md', 'exec'), names)
-  return names
+  return names | {'here': here}
 
 
 def test_first_use_detects_the_attack(first_use):
@@ -71,6 +74,33 @@ def test_function_linen_and_nnx_are_the_same_classifier(first_use):
     np.testing.assert_allclose(first_use[name](images), logits, atol=1e-4)
   for name in ('linen_auc', 'nnx_auc'):
     assert first_use[name] == pytest.approx(first_use['auc'], abs=0.05)
+
+
+def test_attacks_do_what_is_said_of_them(first_use):
+  small, middle, large = first_use['robust_accuracy']
+  assert 1 >= small > middle > large > 0
+  batch, attacked = first_use['batch'], first_use['attacked_batch']
+  assert np.abs(attacked - batch).max() == pytest.approx(8 / 255, abs=1e-6)
+  whole = first_use['curve'][2].success[:64]
+  np.testing.assert_array_equal(first_use['success'], whole)
+  assert 0 < first_use['reached'].success.mean() < 1
+  assert first_use['nearest'].survives_uint8 > 0.99
+  assert first_use['boundary'].survives_uint8 < 0.9
+  values = [share.value for share in first_use['l2_curve']]
+  assert 1 > values[0] > values[2] >= 0
+  standard = first_use['standard'].robust_accuracy
+  assert standard <= 1 - first_use['found'].success[:32].mean()
+
+
+def test_readme_lists_all_attacks():
+  text = _text('README.md').partition('## Attacks')[2].partition('\n\n**')[0]
+  # The two directions of one function.
+  names = {name.partition('_plus')[0] for name in ATTACKS} - {'ni_minus'}
+  assert not {name for name in names if f'`{name}`' not in text}
+
+
+def test_verify_leaves_a_report(first_use):
+  assert (first_use['here'] / 'runs' / 'mine' / 'report.html').exists()
 
 
 def test_it_takes_six_lines():

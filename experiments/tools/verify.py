@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike
 from experiments.tools.verification import measuring, named, record
 from experiments.tools.verification.measuring import Subject, Work
 from jaxadv import experiment, models, reports, storage
+from jaxadv.attacks import Composite
 from jaxadv.classifier import Classifier, Normalise, as_pytree
 from jaxadv.data import imagenet, sources
 from jaxadv.errors import UserError
@@ -213,19 +214,33 @@ def plan(config: Config, workdir: str) -> str:
   mine = [
     cell.name for cell in experiment.shard_of(cells(config), config.shard)
   ]
+  radii = radii_of(config)
   lines = [
     f'network:   {config.model}, {origin}',
     f'data set:  {config.dataset}, {len(pictures.labels)} pictures of '
     f'{len(pictures.class_names)} classes, {config.image_size}x'
     f'{config.image_size} pixels',
-    f'epsilons:  {", ".join(radii_of(config))} in {config.norm}',
+    f'epsilons:  {", ".join(radii)} in {config.norm}',
     'cells:',
   ]
   for cell in cells(config):
     finished = cell_file(Path(workdir), cell).exists()
     other = 'to do' if cell.name in mine else 'of another shard'
-    lines.append(f'  {cell.name:<24} {"finished" if finished else other}')
+    state = 'finished' if finished else other
+    lines.append(f'  {cell.name:<24} {state:<16} {_work(cell, radii)}'.rstrip())
   return '\n'.join([*lines, f'results:   {workdir}'])
+
+
+def _work(cell: Cell, radii: Mapping[str, float]) -> str:
+  """Says how much an attack does at most; '' if that is not known before."""
+  if cell.name == CHECKS:
+    return ''
+  attack = cell.settings['attack']
+  built = attack.build(max(radii.values()))
+  times = f'{len(radii)} epsilons x ' if attack.has_budget else ''
+  if isinstance(built, Composite):
+    return f'{times}several attacks on what withstands'
+  return f'{times}at most {max(built.max_steps, 1)} steps a picture'
 
 
 def run(config: Config, workdir: str) -> reports.Record | None:

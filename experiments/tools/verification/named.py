@@ -65,7 +65,8 @@ class NamedAttack(NamedTuple):
     if self.name in _STEPPING and 'step_size' not in hyper:
       known = inspect.signature(ATTACKS[self.name]).parameters
       num_steps = hyper.get('num_steps', known['num_steps'].default)
-      hyper['step_size'] = _WAY * epsilon / num_steps
+      # No steps at all are refused by the attack.
+      hyper['step_size'] = _WAY * epsilon / max(num_steps, 1)
     return make(self.name, **hyper)
 
 
@@ -180,7 +181,8 @@ def check_attacks(
           jnp.zeros(2, jnp.int32),
         )
       )
-    except UserError as error:
+    # Also words where numbers are wanted, on which arithmetic fails.
+    except (TypeError, ValueError) as error:
       raise UserError(f'--attacks has {attack.text}: {error}') from error
 
 
