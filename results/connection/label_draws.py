@@ -17,6 +17,7 @@ NUM_DRAWS = 400
 
 
 def main():
+  """Prints the AUC of this draw, and mean and deviation over others."""
   config = dataclasses.replace(
     unseen_transfer.get_config('quick'), cache_dir='runs/cache'
   )
