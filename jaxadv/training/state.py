@@ -15,8 +15,9 @@ from jaxadv.types import PyTree
 
 _CHOICES = {
   'optimizer': ('adam', 'sgd'),
-  'schedule': ('constant', 'cosine', 'plateau'),
+  'schedule': ('constant', 'cosine', 'plateau', 'exponential'),
 }
+_DECAY = 0.999995  # of 'exponential', a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,8 @@ class TrainConfig:
     learning_rate: Initial value, above 0.
     schedule: 'constant'; 'cosine', to 0 at the last step; 'plateau', times
       `plateau_factor` whenever the validation loss has not improved by a
-      relative 1e-4 for `plateau_patience` epochs.
+      relative 1e-4 for `plateau_patience` epochs; 'exponential', times
+      0.999995 a step, as PixelCNN++ is trained.
     momentum: Of 'sgd', in [0, 1).
     weight_decay: On parameters with two or more axes (not on biases, not on
       normalisation), at least 0.
@@ -47,7 +49,7 @@ class TrainConfig:
   batch_size: int = 32
   optimizer: Literal['adam', 'sgd'] = 'adam'
   learning_rate: float = 1e-4
-  schedule: Literal['constant', 'cosine', 'plateau'] = 'plateau'
+  schedule: Literal['constant', 'cosine', 'plateau', 'exponential'] = 'plateau'
   momentum: float = 0.9
   weight_decay: float = 0.0
   plateau_factor: float = 0.5
@@ -161,6 +163,8 @@ def learning_rate(
   if config.schedule == 'cosine':
     decay = optax.cosine_decay_schedule(config.learning_rate, num_steps)
     return jnp.asarray(decay(state.step), jnp.float32)
+  if config.schedule == 'exponential':
+    return config.learning_rate * jnp.power(_DECAY, state.step)
   return config.learning_rate * state.plateau.scale
 
 
