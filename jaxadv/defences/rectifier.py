@@ -1,0 +1,484 @@
+"""Rectifier: overwrites the pixels that a detector objects to.
+
+The detector comes as a callable `images -> float32[B]`, the logit of
+"attacked", differentiable and row by row; a pytree keeps its weights out of
+compiled programs. Suspects are whole pixels, bool[B, H, W].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import operator
+import os
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxadv.attacks.adaptive import Score, bpda
+from jaxadv.classifier import Classifier, as_pytree, from_function, identity
+from jaxadv.data.images import to_float
+from jaxadv.errors import UserError, explain_out_of_memory
+from jaxadv.norms import Radius, per_row, total
+from jaxadv.training import (
+  Task,
+  TrainConfig,
+  classification,
+  fit,
+  gather_images,
+  linen_apply,
+)
+from jaxadv.types import ClassifierLike, PyTree, bound, picture_keys
+from jaxadv.utils import check_range
+
+Reading = Literal['threshold', 'fraction']
+Combine = Literal['mean', 'vote']
+
+# Of the classifier on masked pictures. The paper gives none: our choice.
+FINE_TUNING = TrainConfig(
+  num_epochs=10,
+  batch_size=128,
+  optimizer='sgd',
+  learning_rate=1e-3,
+  schedule='constant',
+)
+
+
+def suspects(
+  score: Score,
+  images: jax.Array,
+  alpha: Radius,
+  *,
+  mask: Reading = 'threshold',
+) -> jax.Array:
+  """Finds the pixels that the detector's loss depends on most.
+
+  How much is G, the absolute gradient of the detector's cross-entropy towards
+  "attacked" with respect to the picture, added up over channels.
+
+  Args:
+    score: The detector.
+    images: float32[B, H, W, C] in [0, 1].
+    alpha: In [0, 1]; a scalar or float32[B], traced or not.
+    mask: 'threshold' as the paper prints it, G > alpha (max G - min G) +
+      min G, so that a larger alpha finds fewer; or 'fraction', the share
+      alpha of the pixels that have the largest G (rounded to a whole number
+      of them), so that it finds more, as the paper's text says.
+
+  Returns:
+    bool[B, H, W].
+
+  Raises:
+    UserError: If alpha lies outside [0, 1] or `mask` is unknown.
+
+  Departs from the paper: in colour, whole pixels are found, by the sum over
+  channels.
+
+  References:
+    Li et al., Are L2 Adversarial Examples Intrinsically Different?, 2020,
+    section 3 (rectifier).
+  """
+  check_range('alpha', alpha, 0, 1)
+  _check_choice('mask', mask, Reading)
+  # The gradient of the score itself: that of the cross-entropy is the same
+  # times a positive number a row, which changes neither reading but vanishes
+  # in float32 where the detector is sure.
+  gradient = jnp.abs(jax.grad(lambda x: jnp.sum(score(x)))(images))
+  channels = [gradient[..., i] for i in range(gradient.shape[-1])]
+  size = functools.reduce(operator.add, channels)
+  alpha = jnp.broadcast_to(jnp.asarray(alpha, jnp.float32), len(images))
+  if mask == 'threshold':
+    low = jnp.min(size, axis=(1, 2))
+    high = jnp.max(size, axis=(1, 2))
+    return size > per_row(alpha * (high - low) + low, size)
+  return _largest(size, alpha)
+
+
+def random_pixels(
+  keys: jax.Array, images: jax.Array, fraction: Radius
+) -> jax.Array:
+  """Draws pixels at random: the control of `suspects`.
+
+  Args:
+    keys: key[B], one a picture.
+    images: [B, H, W, C]; only the shape counts.
+    fraction: Share of the pixels, in [0, 1]; a scalar or float32[B], traced
+      or not.
+
+  Returns:
+    bool[B, H, W], exactly that share, rounded to a whole number of pixels.
+
+  Raises:
+    UserError: If the fraction lies outside [0, 1].
+  """
+  check_range('fraction', fraction, 0, 1)
+  shape = images.shape[1:3]
+  size = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+  return _largest(size, jnp.asarray(fraction, jnp.float32))
+
+
+def _largest(size: jax.Array, fraction: jax.Array) -> jax.Array:
+  """Marks a share of the pixels of each row; of equals, the first."""
+  flat = size.reshape(len(size), -1)
+  rank = jnp.argsort(jnp.argsort(flat, axis=1, descending=True), axis=1)
+  wanted = jnp.round(fraction * flat.shape[1])
+  return (rank < jnp.reshape(wanted, (-1, 1))).reshape(size.shape)
+
+
+def zeroed(images: jax.Array, pixels: jax.Array) -> jax.Array:
+  """Blackens pixels: float32[B, H, W, C] and bool[B, H, W] to images."""
+  return jnp.where(pixels[..., None], 0, images)
+
+
+def share(pixels: jax.Array) -> jax.Array:
+  """Share of a picture's pixels that is marked: bool[B, H, W] to float32[B]."""
+  return jnp.mean(pixels, axis=(1, 2), dtype=jnp.float32)
+
+
+class Masked(NamedTuple):
+  """Pictures with pixels replaced.
+
+  Attributes:
+    images: float32[B, H, W, C] in [0, 1].
+    replaced: bool[B, H, W]; `share` of it is the realised fraction.
+  """
+
+  images: jax.Array
+  replaced: jax.Array
+
+
+def mask_pixels(
+  keys: jax.Array,
+  images: jax.Array,
+  suspects: jax.Array,
+  probability: float = 0.5,
+) -> Masked:
+  """Replaces suspects, each with some probability, by noise.
+
+  The noise is normal with mean and standard deviation of all values of the
+  picture, a draw for each channel, clipped to [0, 1] and rounded to 1/255.
+
+  Args:
+    keys: key[B], one a picture.
+    images: float32[B, H, W, C] in [0, 1].
+    suspects: bool[B, H, W].
+    probability: In [0, 1].
+
+  Returns:
+    The pictures, and which pixels were replaced.
+
+  Raises:
+    UserError: If the probability lies outside [0, 1].
+
+  Departs from the paper: it prints mean and standard deviation in each
+  other's place, and draws in [0, 255].
+
+  References:
+    Li et al., 2020, section 3 (rectifier).
+  """
+  check_range('probability', probability, 0, 1)
+  shape = images.shape[1:]
+
+  def draw(key):
+    key_chosen, key_noise = jax.random.split(key)
+    chosen = jax.random.bernoulli(key_chosen, probability, shape[:2])
+    return chosen, jax.random.normal(key_noise, shape)
+
+  chosen, noise = jax.vmap(draw)(keys)
+  num_values = images[0].size
+  mean = per_row(total(images) / num_values, images)
+  spread = jnp.sqrt(total((images - mean) ** 2) / num_values)
+  noise = jnp.clip(mean + per_row(spread, images) * noise, 0, 1)
+  noise = jnp.round(noise * 255) * np.float32(1 / 255)
+  replaced = suspects & chosen
+  return Masked(jnp.where(replaced[..., None], noise, images), replaced)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rectified:
+  """Static half of `rectified`; equal settings compare equal."""
+
+  mask: Reading
+  probability: float
+  num_draws: int
+  combine: Combine
+
+  def __call__(self, parts, images, keys):
+    classifier, score, alpha = parts
+    fixed = jax.lax.stop_gradient(images)
+    found = suspects(score, fixed, alpha, mask=self.mask)
+    through = bpda(self._images)
+
+    # The gradient of the detector is taken once for all draws.
+    def draw(turn):
+      drawn = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, turn)
+      return classifier(through(images, found, drawn))
+
+    logits = jax.lax.map(draw, jnp.arange(self.num_draws))
+    if self.combine == 'mean':
+      return logits.mean(axis=0)
+    votes = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1]).sum(axis=0)
+    return votes + jax.nn.softmax(logits).mean(axis=0) / 2
+
+  def _images(self, images, found, keys):
+    return mask_pixels(keys, images, found, self.probability).images
+
+
+def rectified(
+  classifier: ClassifierLike,
+  score: Score,
+  alpha: Radius,
+  *,
+  mask: Reading = 'threshold',
+  probability: float = 0.5,
+  num_draws: int = 1,
+  combine: Combine = 'mean',
+) -> Classifier:
+  """Puts the rectifier before a classifier; every picture goes through it.
+
+  Its gradient is what an attacker who knows the defence would use: which
+  pixels are suspect is constant, and a replaced pixel passes the gradient on
+  as if it had not been replaced (BPDA). With several draws, 'mean' averages
+  over the randomness as well (EOT); it is `attacks.eot` for the price of one
+  gradient of the detector.
+
+  Args:
+    classifier: A deterministic one, such as one fine-tuned by `fine_tune`.
+    score: The detector.
+    alpha: As in `suspects`, a scalar.
+    mask: As in `suspects`.
+    probability: As in `mask_pixels`.
+    num_draws: Draws of every picture, one after the other, at least 1.
+    combine: 'mean' of the logits over the draws, to attack; or 'vote', to
+      judge: the number of draws that predict a class plus half its mean
+      probability, which so decides between equals.
+
+  Returns:
+    A stochastic `Classifier`: it is called with `keys`, key[B], and equal keys
+    give equal logits.
+
+  Raises:
+    UserError: If a setting lies outside its range.
+
+  Example:
+    >>> judge = rectified(tuned, score, 0.5, num_draws=10, combine='vote')
+    >>> labels = judge(images, picture_keys(key, source)).argmax(-1)
+
+  References:
+    Li et al., 2020, section 3; Athalye et al., Obfuscated Gradients Give a
+    False Sense of Security, 2018, https://arxiv.org/abs/1802.00420, sections
+    4.1 and 4.2.
+  """
+  check_range('alpha', alpha, 0, 1)
+  check_range('probability', probability, 0, 1)
+  check_range('num_draws', num_draws, 1, float('inf'))
+  _check_choice('mask', mask, Reading)
+  _check_choice('combine', combine, Combine)
+  return from_function(
+    _Rectified(mask, probability, num_draws, combine),
+    (as_pytree(classifier), as_pytree(score), jnp.asarray(alpha)),
+    stochastic=True,
+  )
+
+
+def guarded(
+  classifier: ClassifierLike, repaired: Classifier, score: Score
+) -> Classifier:
+  """Makes the whole pipeline: flagged pictures are repaired, others are not.
+
+  Args:
+    classifier: The classifier of what is not flagged.
+    repaired: That of what is flagged, from `rectified` or another defence.
+    score: Positive where a picture is flagged (its threshold subtracted).
+
+  Returns:
+    A stochastic `Classifier`. A row's gradient is that of the classifier that
+    it went to.
+
+  References:
+    Li et al., 2020, section 3.
+  """
+  parts = (as_pytree(classifier), as_pytree(repaired), as_pytree(score))
+  return from_function(_guarded_logits, parts, stochastic=True)
+
+
+def _guarded_logits(parts, images, keys):
+  classifier, repaired, score = parts
+  flagged = score(jax.lax.stop_gradient(images)) > 0
+  logits = bound(repaired, keys, 0)(images)
+  return jnp.where(flagged[:, None], logits, classifier(images))
+
+
+@functools.partial(jax.jit, static_argnames=('mask', 'probability'))
+def _copies(keys, score, images, alpha, *, mask, probability):
+  images = to_float(images)
+  found = suspects(score, images, alpha, mask=mask)
+
+  def copy(keys):
+    masked = mask_pixels(keys, images, found, probability)
+    return jnp.round(masked.images * 255).astype(jnp.uint8), masked.replaced
+
+  copies, replaced = jax.lax.map(copy, keys)
+  return copies, share(found), jax.vmap(share)(replaced)
+
+
+class MaskedCopies(NamedTuple):
+  """Several masked versions of every picture of a set.
+
+  Attributes:
+    images: uint8[D, N, H, W, C].
+    suspect: float32[N], share of the pixels that are suspect.
+    replaced: float32[D, N], share that was replaced.
+  """
+
+  images: np.ndarray
+  suspect: np.ndarray
+  replaced: np.ndarray
+
+
+def masked_copies(
+  key: jax.Array,
+  score: Score,
+  images: np.ndarray,
+  alpha: float,
+  *,
+  mask: Reading = 'threshold',
+  probability: float = 0.5,
+  num_copies: int = 5,
+  batch_size: int = 128,
+) -> MaskedCopies:
+  """Masks every picture of a set several times, for `fine_tune`.
+
+  Args:
+    key: One key.
+    score: The detector.
+    images: uint8[N, H, W, C].
+    alpha: As in `suspects`.
+    mask: As in `suspects`.
+    probability: As in `mask_pixels`.
+    num_copies: D, at least 1; the suspects of all copies are the same.
+    batch_size: Pictures at a time; changes no draw.
+
+  Returns:
+    The copies and the realised fractions.
+
+  Raises:
+    UserError: If a setting lies outside its range or there are no pictures.
+    DataError: If memory does not suffice (names a smaller batch size).
+  """
+  check_range('num_copies', num_copies, 1, float('inf'))
+  check_range('alpha', alpha, 0, 1)
+  if not len(images):
+    raise UserError('images is empty; at least one picture is needed')
+  batch_size = min(batch_size, len(images))
+  score = as_pytree(score)
+  copy_keys = jax.random.split(key, num_copies)
+  parts = []
+  with explain_out_of_memory(batch_size):
+    for start in range(0, len(images), batch_size):
+      rows = np.arange(start, start + batch_size)
+      # Rows beyond the last repeat others, so that all calls have one shape.
+      part = images[rows % len(images)]
+      keys = jax.vmap(picture_keys, in_axes=(0, None))(copy_keys, rows)
+      made = _copies(
+        keys, score, part, alpha, mask=mask, probability=probability
+      )
+      parts.append(jax.device_get(made))
+  copies, suspect, replaced = zip(*parts, strict=True)
+  num = len(images)
+  return MaskedCopies(
+    np.concatenate(copies, axis=1)[:, :num],
+    np.concatenate(suspect)[:num],
+    np.concatenate(replaced, axis=1)[:, :num],
+  )
+
+
+@functools.cache
+def _task(module, preprocess) -> Task:
+  return classification(
+    lambda key, data, member: data['start'],
+    linen_apply(module),
+    gather_images(preprocess=preprocess),
+  )
+
+
+def fine_tune(
+  key: jax.Array,
+  module,
+  variables: PyTree,
+  masked: np.ndarray,
+  labels: np.ndarray,
+  clean: np.ndarray,
+  clean_labels: np.ndarray,
+  config: TrainConfig = FINE_TUNING,
+  *,
+  preprocess: Callable[[jax.Array], jax.Array] = identity,
+  mesh: jax.sharding.Mesh | None = None,
+  checkpoint_dir: str | os.PathLike[str] | None = None,
+) -> PyTree:
+  """Trains a classifier further, on masked and clean pictures one to one.
+
+  Args:
+    key: One key.
+    module: The classifier's Linen module.
+    variables: Its weights, where the training starts.
+    masked: uint8[D, N, H, W, C], `MaskedCopies.images`.
+    labels: int32[N], true classes of the originals.
+    clean: uint8[M, H, W, C]; an epoch goes through them as often as it takes
+      to make D x N.
+    clean_labels: int32[M].
+    config: Epochs, batch size, optimizer and schedule.
+    preprocess: The classifier's own; hashable.
+    mesh: Splits batches over its devices.
+    checkpoint_dir: Folder to resume from after an interruption.
+
+  Returns:
+    The new variables, like the old.
+
+  Raises:
+    UserError: If the pictures and labels do not go together.
+    DataError: If the loss is not finite or memory does not suffice.
+
+  Departs from the paper, which gives no settings of this training: copies,
+  mixture and `FINE_TUNING` are our choice.
+
+  References:
+    Li et al., 2020, section 3 (f_rec).
+  """
+  num_copies, num = masked.shape[:2]
+  if num != len(labels) or len(clean) != len(clean_labels) or not len(clean):
+    raise UserError(
+      f'{num} masked pictures have {len(labels)} labels and {len(clean)} clean '
+      f'ones {len(clean_labels)}; give a label a picture and at least one '
+      'clean picture'
+    )
+  num_masked = num_copies * num
+  data = {
+    'images': np.concatenate([masked.reshape(-1, *clean.shape[1:]), clean]),
+    'labels': np.concatenate([np.tile(labels, num_copies), clean_labels]),
+    'start': variables,
+  }
+  rows = np.arange(num_masked)
+  result = fit(
+    key,
+    _task(module, preprocess),
+    data,
+    np.concatenate([rows, num_masked + rows % len(clean)]),
+    None,
+    config,
+    mesh=mesh,
+    checkpoint_dir=checkpoint_dir,
+  )
+  found = result.state.variables
+  return {name: found[name] for name in variables}
+
+
+def _check_choice(name: str, value: str, choices) -> None:
+  allowed = choices.__args__
+  if value not in allowed:
+    raise UserError(
+      f'{name} is {value!r} but must be one of {", ".join(allowed)}'
+    )
