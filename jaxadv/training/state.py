@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -164,7 +165,8 @@ def learning_rate(
     decay = optax.cosine_decay_schedule(config.learning_rate, num_steps)
     return jnp.asarray(decay(state.step), jnp.float32)
   if config.schedule == 'exponential':
-    return config.learning_rate * jnp.power(_DECAY, state.step)
+    # Not a power of a float32, which would be off by 1e-3 after many steps.
+    return config.learning_rate * jnp.exp(state.step * math.log(_DECAY))
   return config.learning_rate * state.plateau.scale
 
 
