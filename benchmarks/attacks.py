@@ -52,6 +52,11 @@ def _settings(epsilon: float) -> dict[str, Setting]:
     'ddn': Setting(
       'ddn', {'num_steps': 100, 'init_norm': 1.0, 'gamma': 0.05}, steps
     ),
+    'ddn_float': Setting(
+      'ddn',
+      {'num_steps': 100, 'init_norm': 1.0, 'gamma': 0.05, 'levels': None},
+      steps,
+    ),
     'cw': Setting(
       'carlini_wagner',
       cw | {'abort_early': False},
@@ -133,7 +138,7 @@ def table(
   lines += [cells(row) for row in rows]
   text = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
   hyper = ', '.join(
-    f'{key} {value if isinstance(value, bool) else format(value, ".4g")}'
+    f'{key} {format(value, ".4g") if type(value) in (int, float) else value}'
     for key, value in setting.hyper.items()
   )
   notes = [

@@ -68,6 +68,11 @@ def _foolbox(net, batch_size: int, device: str) -> Table:
 
   attacks = foolbox.attacks
 
+  def ddn(num_steps, init_norm, gamma):
+    return run(
+      attacks.DDNAttack(init_epsilon=init_norm, steps=num_steps, gamma=gamma)
+    )
+
   def cw(
     num_steps, binary_search_steps, initial_const, learning_rate, abort_early
   ):
@@ -91,9 +96,8 @@ def _foolbox(net, batch_size: int, device: str) -> Table:
     'deepfool': lambda num_steps: run(
       attacks.L2DeepFoolAttack(steps=num_steps, candidates=10, overshoot=0.02)
     ),
-    'ddn': lambda num_steps, init_norm, gamma: run(
-      attacks.DDNAttack(init_epsilon=init_norm, steps=num_steps, gamma=gamma)
-    ),
+    'ddn': ddn,
+    'ddn_float': ddn,
     'cw': cw,
     'cw_early': cw,
   }
@@ -193,6 +197,15 @@ def _adv_lib(net, batch_size: int, device: str) -> Table:
       abort_early=abort_early,
     )
 
+  def ddn(num_steps, init_norm, gamma, levels=256):
+    return run(
+      attacks.ddn,
+      steps=num_steps,
+      init_norm=init_norm,
+      γ=gamma,
+      levels=levels,
+    )
+
   return {
     'pgd': lambda epsilon, step_size, num_steps: run(
       attacks.pgd_linf,
@@ -203,9 +216,8 @@ def _adv_lib(net, batch_size: int, device: str) -> Table:
     'deepfool': lambda num_steps: run(
       attacks.df, steps=num_steps, overshoot=0.02
     ),
-    'ddn': lambda num_steps, init_norm, gamma: run(
-      attacks.ddn, steps=num_steps, init_norm=init_norm, γ=gamma
-    ),
+    'ddn': ddn,
+    'ddn_float': ddn,
     'cw': cw,
     'cw_early': cw,
   }

@@ -120,7 +120,9 @@ class Attack:
       now = bound(classifier, keys, step + 1)
       return step + 1, self.step(now, images, labels, state)
 
-    if self.max_steps:
+    if self.max_steps == 1:  # A loop costs more than it could save.
+      _, state = advance((0, state))
+    elif self.max_steps:
       _, state = jax.lax.while_loop(unfinished, advance, (0, state))
     end = bound(classifier, keys, self.max_steps + 1)
     return self.finish(end, images, labels, state)
