@@ -15,7 +15,34 @@ from jaxadv.types import picture_keys
 
 from . import cases
 
+# They share their loop with another row, which stands for them where a test
+# has to compile once more.
+VARIANTS = (
+  'fgsm_targeted',
+  'bim',
+  'pgd_l2',
+  'pgd_l1',
+  'pgd_targeted',
+  'deepfool_linf',
+  'deepfool_targeted',
+  'carlini_wagner_linf',
+  'lavan',
+  'lavan_targeted',
+  'apply_delta',
+  'ni_plus',
+)
+
 over_all = pytest.mark.parametrize('case', cases.CASES, ids=lambda c: c.name)
+over_most = pytest.mark.parametrize(
+  'case',
+  [
+    pytest.param(
+      case, marks=[pytest.mark.slow] if case.name in VARIANTS else []
+    )
+    for case in cases.CASES
+  ],
+  ids=[case.name for case in cases.CASES],
+)
 
 
 @pytest.fixture(scope='module')
@@ -86,7 +113,7 @@ def test_the_key_decides_random_attacks_and_nothing_else(case, trained, run):
   assert same != case.random
 
 
-@over_all
+@over_most
 def test_rows_do_not_depend_on_their_batch(case, trained, run):
   attack = compiled(case)
   for some in jnp.arange(40)[::-1][:7], jnp.arange(0, 40, 6):
@@ -95,7 +122,7 @@ def test_rows_do_not_depend_on_their_batch(case, trained, run):
     np.testing.assert_array_equal(result.success, run(case).success[some])
 
 
-@over_all
+@over_most
 def test_refilled_slots_change_nothing(case, trained, run):
   # Few slots where rows end early and make room.
   num_slots = 2 if case.kind != 'budget' else 7
@@ -108,7 +135,7 @@ def test_refilled_slots_change_nothing(case, trained, run):
   np.testing.assert_array_equal(result.success, run(case).success)
 
 
-@over_all
+@over_most
 def test_sharded_equals_unsharded(case, trained, run):
   auto = jax.sharding.AxisType.Auto
   mesh = jax.make_mesh((8,), ('data',), axis_types=(auto,))
@@ -123,7 +150,7 @@ def test_sharded_equals_unsharded(case, trained, run):
   assert close.mean() >= 0.999
 
 
-@over_all
+@over_most
 def test_new_weights_do_not_retrace(case, trained):
   traces = []
 
