@@ -34,7 +34,9 @@ from jaxadv.training.state import (
   TrainState,
   create_state,
   end_epoch,
+  keep_best,
   learning_rate,
+  take_best,
   update_state,
 )
 from jaxadv.training.tasks import Task
@@ -55,10 +57,11 @@ class FitResult(NamedTuple):
   """What a training gives.
 
   Attributes:
-    state: The state after the last epoch; of several members stacked, every
-      leaf [E, ...].
+    state: The state after the last epoch, with the weights of the best one if
+      the task judges them; of several members stacked, every leaf [E, ...].
     history: By name ('train_loss', 'learning_rate', 'valid_loss', 'valid_...'
-      of what the task measures), float32[epochs], or float32[epochs, E].
+      of what the task measures, 'valid_judged' if it judges), float32[epochs],
+      or float32[epochs, E].
   """
 
   state: TrainState
@@ -162,7 +165,8 @@ def fit_members(
 
   Raises:
     UserError: If there are no rows, the batch does not fit the mesh, 'plateau'
-      has nothing to watch, or the checkpoints are of another training.
+      or the task's judge has nothing to watch, or the checkpoints are of
+      another training.
     DataError: If a loss is not finite (names epoch and member), or memory does
       not suffice (says what to try).
   """
@@ -173,6 +177,10 @@ def fit_members(
       raise UserError(
         "the schedule 'plateau' watches the validation loss: pass "
         "valid_indices, or choose the schedule 'constant' or 'cosine'"
+      )
+    if task.judge is not None:
+      raise UserError(
+        'the task judges its epochs by the validation rows: pass valid_indices'
       )
     valid = np.zeros((num_members, 0), np.int32)
   else:
@@ -234,7 +242,7 @@ def fit_members(
     name: np.asarray([row[name] for row in rows], np.float32)
     for name in rows[0]
   }
-  return FitResult(own_copy(state), history)
+  return FitResult(own_copy(take_best(state)), history)
 
 
 def measure_members(
@@ -365,7 +373,9 @@ def _create_members(keys, data, members, *, task, config, mesh) -> TrainState:
     key, member = one
     # Epochs use keys folded with 0, 1, ...: the start takes another branch.
     init_key = jax.random.fold_in(key, np.uint32(0xFFFFFFFF))
-    return create_state(task.init(init_key, data, member), config)
+    return create_state(
+      task.init(init_key, data, member), config, judged=task.judge is not None
+    )
 
   return constrain_replicated(jax.lax.map(create, (keys, members)), mesh)
 
@@ -441,6 +451,9 @@ def _member_epoch(
       if values.ndim == 1
     }
     state = end_epoch(state, found['valid_loss'], config)
+    if task.judge is not None:
+      found['valid_judged'] = task.judge(measured)
+      state = keep_best(state, found['valid_judged'])
   return state, found
 
 

@@ -82,6 +82,20 @@ class TrainConfig:
         )
 
 
+class Best(NamedTuple):
+  """The weights of the best epoch so far, of a task that judges its epochs.
+
+  Attributes:
+    judged: float32[], what the task's `judge` gave, -inf before the first.
+    params: As of `TrainState`.
+    batch_stats: As of `TrainState`.
+  """
+
+  judged: jax.Array
+  params: PyTree
+  batch_stats: PyTree
+
+
 class TrainState(NamedTuple):
   """Arrays that a training carries; all of a member's, stacked for several.
 
@@ -92,6 +106,7 @@ class TrainState(NamedTuple):
     opt_state: Moments of the optimizer.
     plateau: State of the plateau schedule; its `scale` multiplies the
       learning rate.
+    best: A `Best` while a task that judges its epochs is trained, else None.
   """
 
   step: jax.Array
@@ -99,6 +114,7 @@ class TrainState(NamedTuple):
   batch_stats: PyTree
   opt_state: Any
   plateau: Any
+  best: Best | None = None
 
   @property
   def variables(self) -> dict[str, PyTree]:
@@ -127,24 +143,26 @@ def _plateau(config: TrainConfig) -> optax.GradientTransformationExtraArgs:
 
 
 def create_state(
-  variables: dict[str, PyTree], config: TrainConfig
+  variables: dict[str, PyTree], config: TrainConfig, *, judged: bool = False
 ) -> TrainState:
   """Makes the state before the first step.
 
   Args:
     variables: 'params', float32, and 'batch_stats' if the network has any.
     config: The settings.
+    judged: Whether the weights of the best epoch are kept, see `keep_best`.
 
   Returns:
     The state.
   """
-  params = variables['params']
+  params, batch_stats = variables['params'], variables.get('batch_stats', {})
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    batch_stats=variables.get('batch_stats', {}),
+    batch_stats=batch_stats,
     opt_state=_optimizer(config).init(params),
     plateau=_plateau(config).init(jnp.zeros((), jnp.float32)),
+    best=Best(jnp.float32(-jnp.inf), params, batch_stats) if judged else None,
   )
 
 
@@ -221,3 +239,32 @@ def end_epoch(
     jnp.ones(()), state.plateau, value=valid_loss
   )
   return state._replace(plateau=plateau)
+
+
+def keep_best(state: TrainState, judged: jax.Array) -> TrainState:
+  """Remembers the weights after an epoch if none was judged as high before.
+
+  Args:
+    state: The state after the epoch, its `best` not None.
+    judged: float32[], how good it is.
+
+  Returns:
+    The state with an updated `best`.
+  """
+  assert state.best is not None
+  now = Best(judged, state.params, state.batch_stats)
+  better = judged > state.best.judged
+  return state._replace(
+    best=jax.tree.map(
+      lambda new, old: jnp.where(better, new, old), now, state.best
+    )
+  )
+
+
+def take_best(state: TrainState) -> TrainState:
+  """Goes back to the weights of the best epoch, if they were kept."""
+  if state.best is None:
+    return state
+  return state._replace(
+    params=state.best.params, batch_stats=state.best.batch_stats, best=None
+  )

@@ -34,12 +34,17 @@ class Task(NamedTuple):
       real rows seen a second time, so BatchNorm may use them.
     measure: `(params, batch_stats, examples) -> {'loss': float32[B], ...}` in
       inference mode; anything else with a row an example may be added.
+    judge: `(measured) -> float32[]`, how good a network is on the validation
+      rows as a whole, from what `measure` gives for all of them. The training
+      then ends with the weights of the epoch that was judged best (the first
+      of equals); with None, with those of the last epoch.
   """
 
   init: Callable[..., dict[str, PyTree]]
   gather: Callable[..., PyTree]
   loss: Callable[..., tuple[jax.Array, PyTree]]
   measure: Callable[..., dict[str, jax.Array]]
+  judge: Callable[[dict[str, jax.Array]], jax.Array] | None = None
 
 
 def classification(
