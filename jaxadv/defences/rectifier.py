@@ -382,7 +382,9 @@ def masked_copies(
       rows = np.arange(start, start + batch_size)
       # Rows beyond the last repeat others, so that all calls have one shape.
       part = images[rows % len(images)]
-      keys = jax.vmap(picture_keys, in_axes=(0, None))(copy_keys, rows)
+      keys = jax.vmap(picture_keys, in_axes=(0, None))(
+        copy_keys, jnp.asarray(rows)
+      )
       made = _copies(
         keys, score, part, alpha, mask=mask, probability=probability
       )
