@@ -36,19 +36,53 @@ from jaxadv.types import PyTree
 UPRIGHT = ('digits', 'mnist')
 
 
+# `(key, classifier, images, labels) -> images`, float32 in [0, 1].
+Perturb = Callable[[jax.Array, Classifier, jax.Array, jax.Array], jax.Array]
+
+
+def _init(module, size: int):
+  def init(key, data, member):
+    del member
+    return data.get('start') or init_variables(key, module, size)
+
+  return init
+
+
 @functools.cache
-def _task(module, image_size: int, preprocess, flip: bool) -> Task:
+def _task(
+  module, image_size: int, preprocess, flip: bool, perturb: Perturb | None
+) -> Task:
   # An eighth of the side: four pixels on CIFAR-10, as is usual there.
   pad = image_size // 8
   # The network may take other pictures than those that are stored.
   stored = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
   size = jax.eval_shape(preprocess, stored).shape[1]
   shift = functools.partial(random_shift, pad=pad)
-  return classification(
-    lambda key, data, member: init_variables(key, module, size),
-    linen_apply(module),
-    gather_images(flip_and_shift(pad) if flip else shift, preprocess),
-  )
+  augment = flip_and_shift(pad) if flip else shift
+  init, network = _init(module, size), linen_apply(module)
+  if perturb is None:
+    return classification(init, network, gather_images(augment, preprocess))
+
+  # Pictures are changed in [0, 1], so preprocessing comes after that.
+  def apply(variables, images, train, key):
+    return network(variables, preprocess(images), train, key)
+
+  task = classification(init, apply, gather_images(augment))
+
+  def loss(params, batch_stats, examples, mask, key):
+    change_key, loss_key = jax.random.split(key)
+    variables = {'params': params, 'batch_stats': batch_stats}
+    classifier = from_linen(module, variables, preprocess=preprocess)
+    changed = perturb(
+      change_key,
+      jax.lax.stop_gradient(classifier),
+      examples['inputs'],
+      examples['labels'],
+    )
+    examples = examples | {'inputs': jax.lax.stop_gradient(changed)}
+    return task.loss(params, batch_stats, examples, mask, loss_key)
+
+  return task._replace(loss=loss)
 
 
 def fit_classifier(
@@ -60,10 +94,12 @@ def fit_classifier(
   *,
   preprocess: Callable[[jax.Array], jax.Array],
   flip: bool,
+  perturb: Perturb | None = None,
+  start: PyTree | None = None,
   mesh: jax.sharding.Mesh | None = None,
   checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> PyTree:
-  """Trains a backbone of `jaxadv.models` from scratch.
+  """Trains a backbone of `jaxadv.models`, from scratch or further.
 
   Pictures are shifted at random by up to an eighth of their side, and
   mirrored if asked. Nothing is selected on held-out pictures: the weights
@@ -78,6 +114,12 @@ def fit_classifier(
     preprocess: From [0, 1] to what the network is to expect; hashable.
     flip: Whether a mirrored picture is still one of its class (photographs
       yes, digits no).
+    perturb: `(key, classifier, images, labels) -> images` replaces every
+      training batch, after augmentation; the classifier is the network in
+      inference mode as it is before the step, the pictures are float32 in
+      [0, 1]. Keep it: another function compiles anew. See
+      `jaxadv.defences.adversarial_training`.
+    start: Variables to start from; default fresh ones.
     mesh: Splits batches over its devices.
     checkpoint_dir: Folder to resume from after an interruption.
 
@@ -89,8 +131,9 @@ def fit_classifier(
   """
   result = fit(
     key,
-    _task(module, images.shape[1], preprocess, flip),
-    {'images': images, 'labels': labels},
+    _task(module, images.shape[1], preprocess, flip, perturb),
+    {'images': images, 'labels': labels}
+    | ({} if start is None else {'start': start}),
     np.arange(len(labels)),
     None,
     config,
@@ -129,6 +172,8 @@ def cached_classifier(
   identity: dict[str, Any],
   batch_size: int = 256,
   mesh: jax.sharding.Mesh | None = None,
+  recipe: Any = None,
+  fit: Callable[..., PyTree] = fit_classifier,
 ) -> Trained:
   """Trains a backbone of `jaxadv.models`, or finds it in a cache.
 
@@ -138,13 +183,16 @@ def cached_classifier(
     network: The backbone, its width and the size of its pictures.
     train: Pictures to train on.
     heldout: Pictures to measure the accuracy on; no choice depends on it.
-    num_epochs: Number of epochs.
+    num_epochs: Number of epochs, of the recipe that there is by default.
     image_size: Side of the pictures, in pixels.
     flip: See `fit_classifier`.
     identity: What tells this training from others, such as the seed that
       `key` was made from; see `Cache.entry`.
     batch_size: Pictures at a time when the accuracy is measured.
     mesh: See `fit_classifier`.
+    recipe: What `fit` takes as its fifth argument, a `TrainConfig` by default;
+      the weights are found again by it.
+    fit: `fit_classifier`, or another of the same arguments.
 
   Returns:
     The network.
@@ -154,7 +202,7 @@ def cached_classifier(
   """
   name, width, _ = network
   size = network.size_for(image_size)
-  recipe = TrainConfig(
+  recipe = recipe or TrainConfig(
     num_epochs=num_epochs,
     # Small sets need more steps an epoch than batches of 128 would give.
     batch_size=128 if len(train.labels) > 5000 else 32,
@@ -183,7 +231,7 @@ def cached_classifier(
   }
 
   def make(folder, work):
-    variables = fit_classifier(
+    variables = fit(
       key,
       module,
       train.images,
