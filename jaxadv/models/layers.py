@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -161,6 +162,35 @@ def avg_pool(
   if count_include_pad:
     return total(x) / math.prod(size)
   return total(x) / total(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+
+
+# Part of the key of JAX's caches: what was compiled outside is not used inside.
+_softness = jax.make_user_context(default_value=None)
+
+
+def relu(x: jax.Array) -> jax.Array:
+  """Cuts off what is negative; inside `smooth_relu` it is softplus."""
+  beta = _softness.value
+  return nn.relu(x) if beta is None else nn.softplus(beta * x) / beta
+
+
+def smooth_relu(beta: float) -> AbstractContextManager[None]:
+  """Makes `relu` smooth in what is traced within this context.
+
+  ReLU has no second derivative, so what depends on the gradient of a network
+  seems not to depend on the picture. Softplus has one and is near:
+
+    with smooth_relu(10.0):
+      maps = jax.grad(loss)(images)
+
+  Args:
+    beta: Sharpness, above 0: relu(x) becomes log(1 + exp(beta x)) / beta,
+      which is at most log(2) / beta larger.
+
+  Returns:
+    A context. Networks that take their ReLU from elsewhere do not change.
+  """
+  return _softness(beta)
 
 
 def _lax_conv() -> Any:

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 
 from jaxadv.models import chain
-from jaxadv.models.layers import Conv, max_pool
+from jaxadv.models.layers import Conv, max_pool, relu
 
 
 class Layout(NamedTuple):
@@ -201,7 +201,7 @@ class _Stem(nn.Module):
     if not self.small_input:
       # Before its ReLU, which commutes, on a quarter of it.
       x = max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-    return nn.relu(x)
+    return relu(x)
 
 
 class _Block(nn.Module):
@@ -223,5 +223,5 @@ class _Block(nn.Module):
     for n, convolution in enumerate(self.convolutions, start=1):
       x = unit(x, self.layout.unit, convolution, n)
       if n < len(self.convolutions):
-        x = nn.relu(x)
-    return nn.relu(x + shortcut)
+        x = relu(x)
+    return relu(x + shortcut)

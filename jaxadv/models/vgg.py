@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 
 from jaxadv.models import chain
-from jaxadv.models.layers import Conv, max_pool
+from jaxadv.models.layers import Conv, max_pool, relu
 
 # Convolutions a block, table 1 of the paper: columns A, B, D and E.
 DEPTHS = {
@@ -87,7 +87,7 @@ class _Block(nn.Module):
         )(x)
       if self.pool and number == self.depth:
         x = max_pool(x)  # before its ReLU, which commutes, on a quarter of it
-      x = nn.relu(x)
+      x = relu(x)
     return x
 
 
@@ -97,6 +97,6 @@ class _DenseHead(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     x = max_pool(x).reshape(x.shape[0], -1)
-    x = nn.relu(nn.Dense(4096, name='fc1')(x))
-    x = nn.relu(nn.Dense(4096, name='fc2')(x))
+    x = relu(nn.Dense(4096, name='fc1')(x))
+    x = relu(nn.Dense(4096, name='fc2')(x))
     return nn.Dense(self.num_classes, name='predictions')(x)
