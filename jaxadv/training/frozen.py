@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -287,11 +287,32 @@ def pooled(
     and to validate on.
   """
   prefix = jax.jit(functools.partial(prefix_features, design))
+  return pool_rows(prefix, classifier, train, valid)
+
+
+def pool_rows(
+  compute: Callable[[Any, jax.Array], jax.Array],
+  classifier: Any,
+  train: Iterable[Batch],
+  valid: Iterable[Batch],
+) -> tuple[jax.Array, np.ndarray, np.ndarray, np.ndarray]:
+  """Lays the rows of batches out as a pool, as `pooled`, of any features.
+
+  Args:
+    compute: `(classifier, images) -> features`, compiled.
+    classifier: What `compute` is given.
+    train: Batches to train on.
+    valid: Batches to validate on.
+
+  Returns:
+    The features of all rows, their kinds int32[P], and the rows to train and
+    to validate on.
+  """
   features, kinds, counts = [], [], []
   for batches in (train, valid):
     count = 0
     for batch in batches:
-      features.append(prefix(classifier, batch.images)[batch.mask])
+      features.append(compute(classifier, batch.images)[batch.mask])
       kinds.append(np.asarray(batch.kind)[np.asarray(batch.mask)])
       count += len(kinds[-1])
     counts.append(count)
