@@ -5,8 +5,12 @@ import jax
 import numpy as np
 
 from jaxadv.classifier import Resized, identity
+from jaxadv.data.sources import Pictures
+from jaxadv.models import init_variables
+from jaxadv.models.names import parse_network
+from jaxadv.storage import Cache
 from jaxadv.training import TrainConfig
-from jaxadv.training.classifiers import fit_classifier
+from jaxadv.training.classifiers import cached_classifier, fit_classifier
 
 
 class Flat(nn.Module):
@@ -29,3 +33,32 @@ def test_a_network_may_take_larger_pictures_than_are_stored():
     flip=False,
   )
   assert found['params']['out']['kernel'].shape == (6 * 6 * 3, 2)
+
+
+def test_weights_are_kept_by_recipe(tmp_path):
+  images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+  labels, source = np.arange(8, dtype=np.int32) % 2, np.arange(8)
+  pictures = Pictures(images, labels, source, ('a', 'b'), 'some', 'abc')
+  seen = []
+
+  def fit(key, module, images, labels, recipe, **options):
+    seen.append((recipe, options['flip'], len(images), len(labels)))
+    return init_variables(key, module, 32)
+
+  def train(recipe):
+    return cached_classifier(
+      jax.random.key(0),
+      Cache(tmp_path),
+      parse_network('vgg11:0.02'),
+      pictures,
+      pictures,
+      1,
+      image_size=32,
+      flip=True,
+      identity={},
+      recipe=recipe,
+      fit=fit,
+    ).identity
+
+  assert train('one') == train('one') != train('other')
+  assert seen == [('one', True, 8, 8), ('other', True, 8, 8)]
