@@ -45,6 +45,10 @@ FORBIDDEN = {
 }
 
 
+# What the experiments of all papers are conducted with.
+SHARED = {'conduct', 'planning'}
+
+
 def imported(source, package):
   """Gives the dotted names that a module imports, wherever it does so."""
   names = set()
@@ -76,7 +80,7 @@ def offences(module, source):
       found.append(f'{module} imports {name}, which is never imported')
     elif top == 'jaxadv' and other_top == 'experiments':
       found.append(f'{module} imports {name}; jaxadv knows no experiment')
-    elif top == other_top == 'experiments' and other != part:
+    elif top == other_top == 'experiments' and other not in SHARED | {part}:
       found.append(f'{module} imports {name}, which is of another paper')
     elif top == other_top == 'jaxadv' and other in ORDER and part in ORDER:
       below = ORDER.index(other) > ORDER.index(part)
@@ -126,6 +130,7 @@ def test_reports_import_no_jax_to_be_read_anywhere():
     ('jaxadv.defences.rectifier', 'from jaxadv.detectors import backbone'),
     ('jaxadv.sets.build', 'from experiments.connection import kinds'),
     ('experiments.connection.a', 'from experiments.sfe import b'),
+    ('experiments.conduct', 'from experiments.sfe import b'),
     ('jaxadv.models.vgg', 'import benchmarks.layers'),
   ],
 )

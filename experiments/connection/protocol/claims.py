@@ -1,19 +1,14 @@
 """The paper's claims C1 to C6 as comparisons of cells of the matrix.
 
 A claim is a list of comparisons, each a difference that ought to be positive,
-one or more a backbone. It held if every difference is positive with its whole
-interval, did not if one is negative with its whole interval, and cannot be
-told otherwise. Intervals are not corrected for the number of comparisons.
+one or more a backbone; see `jaxadv.reports.verdicts`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
-from experiments.connection.protocol.matrix import Figure, Matrix
-from jaxadv.metrics.intervals import percentile_interval
+from experiments.connection.protocol.matrix import Matrix
 from jaxadv.reports.record import Claim
+from jaxadv.reports.verdicts import Comparison, judge
 from jaxadv.sets.types import KINDS
 
 # What "strong" transfer and "almost perfect" detection are taken to mean; the
@@ -23,18 +18,6 @@ ALMOST_PERFECT = 95.0
 
 
 KIND = {kind.name: kind for kind in KINDS}
-
-
-class Comparison(NamedTuple):
-  """A difference that ought to be positive.
-
-  Attributes:
-    text: What is compared, in words.
-    figure: The difference, in points of AUC or accuracy.
-  """
-
-  text: str
-  figure: Figure
 
 
 def in_category(category: str, matrix: Matrix) -> list[str]:
@@ -161,26 +144,3 @@ def _order_claim(
     if all(kinds.values())
   ]
   return judge(text, comparisons)
-
-
-def judge(text: str, comparisons: Sequence[Comparison]) -> Claim:
-  """Gives the verdict on a claim.
-
-  Args:
-    text: The claim in one sentence.
-    comparisons: What it rests on; none for what a run does not have.
-  """
-  intervals = [percentile_interval(c.figure.draws) for c in comparisons]
-  if not comparisons:
-    verdict = 'cannot tell'
-  elif any(interval.high < 0 for interval in intervals):
-    verdict = 'did not'
-  elif all(interval.low > 0 for interval in intervals):
-    verdict = 'held'
-  else:
-    verdict = 'cannot tell'
-  numbers = {
-    c.text: [round(number, 1) for number in (c.figure.value, *interval)]
-    for c, interval in zip(comparisons, intervals, strict=True)
-  }
-  return Claim(text, verdict, numbers)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxadv.metrics.figures import Figure, mean
 from jaxadv.metrics.intervals import auc_draws
 from jaxadv.metrics.roc import auc
 
@@ -14,33 +15,6 @@ NUM_DRAWS = 1000
 # The control 'shuffled' learns random labels of clean pictures and of this
 # set, which shows each of them a second time: a leak has nowhere to hide.
 SHUFFLED_WITH = 'reencoded'
-
-
-class Figure(NamedTuple):
-  """A number with its draws on resamples of the source pictures.
-
-  Attributes:
-    value: In per cent of AUC, or points of difference.
-    draws: float64[NUM_DRAWS], the same on the resamples; figures of one run
-      share the resamples, so a difference of figures is a paired one.
-  """
-
-  value: float
-  draws: np.ndarray
-
-  def __sub__(self, other: Figure | float) -> Figure:
-    """Subtracts another figure, draw by draw, or a constant."""
-    if isinstance(other, Figure):
-      return Figure(self.value - other.value, self.draws - other.draws)
-    return Figure(self.value - other, self.draws - other)
-
-
-def mean(figures: Sequence[Figure]) -> Figure:
-  """Averages figures draw by draw."""
-  return Figure(
-    float(np.mean([f.value for f in figures])),
-    np.mean([f.draws for f in figures], axis=0),
-  )
 
 
 class CellScores(NamedTuple):

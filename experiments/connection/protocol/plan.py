@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import planning
 from experiments.connection.protocol import networks, pictures, study
 from experiments.connection.protocol.features import num_bytes
 from experiments.connection.protocol.setting import Config, is_published
@@ -19,34 +20,13 @@ from jaxadv.data import sources
 from jaxadv.experiment import Cell
 from jaxadv.models.names import parse_network
 from jaxadv.models.pretrained import resized
-from jaxadv.storage import Cache
 from jaxadv.training.frozen import Design, prefix_features, task
 
-# Sustained on a 2-core CPU in training these networks; a rough guide.
-FLOPS_PER_SECOND = 1e11
 # To compile a network's training, a backbone's detectors, or two attacks.
 COMPILING_SECONDS = 20
-# A training step costs about three forward passes, an attack's step as much.
-PASSES = 3
 # Steps of a picture on average: DeepFool takes some three of ten gradients,
 # HSV leaves after a third of its trials, with one forward pass each.
 DEEPFOOL_STEPS = 30
-
-
-class Absent(Exception):
-  """A piece is not in the cache."""
-
-
-class Lookup(Cache):
-  """A cache that finds pieces and makes none."""
-
-  def get_or_make(self, unit, version, config, make, *, alone=False):
-    """Gives the folder of a piece, or raises `Absent`."""
-    del make, alone
-    path = self.entry(unit, version, config)
-    if not path.is_dir():
-      raise Absent(unit)
-    return path
 
 
 def plan(config: Config, workdir: str) -> str:
@@ -62,7 +42,8 @@ def plan(config: Config, workdir: str) -> str:
   Raises:
     UserError: If the data set or one of its splits cannot be had.
   """
-  cache = Lookup(experiment.cache_dir(config, workdir))
+  cost = functools.partial(_seconds, config)
+  cache = planning.Lookup(experiment.cache_dir(config, workdir))
   train, heldout = pictures.load_pictures(config, cache)
   all_cells = study.cells(config)
   mine = experiment.shard_of(all_cells, config.shard)
@@ -111,10 +92,13 @@ def plan(config: Config, workdir: str) -> str:
     find = functools.partial(
       networks.trained_network, config, cache, network, taught, heldout, epochs
     )
-    present = _present(find)
+    present = planning.present(find)
     lines.append(f'  {role:<18} {"yes" if present else "no"}')
     if not present:
-      seconds += _seconds(config, network, len(taught.labels) * epochs * PASSES)
+      seconds += cost(
+        network,
+        len(taught.labels) * epochs * planning.PASSES,
+      )
   forwards = [
     n for n in networks.networks_of(config) if is_published(config, n)
   ]
@@ -124,24 +108,24 @@ def plan(config: Config, workdir: str) -> str:
     present = False
     lines.append(f'  {"all pictures":<18} not known before the victim is asked')
   else:
-    present = _present(
+    present = planning.present(
       lambda: pictures.collect(config, cache, train, heldout, lambda text: None)
     )
     lines.append(f'  {"all pictures":<18} {"yes" if present else "no"}')
   if not present:
     steps = 1 + 10 + DEEPFOOL_STEPS
-    forward = steps * PASSES + config.num_trials / 3
-    seconds += 3 * COMPILING_SECONDS + _seconds(
-      config, config.victim, config.num_pictures * forward
+    forward = steps * planning.PASSES + config.num_trials / 3
+    seconds += 3 * COMPILING_SECONDS + cost(
+      config.victim, config.num_pictures * forward
     )
     for network in forwards:
-      seconds += _seconds(config, network, len(heldout.labels))
+      seconds += cost(network, len(heldout.labels))
   todo = [cell for cell in mine if cell not in done]
   seconds += COMPILING_SECONDS * len({c.settings['network'] for c in todo})
   needs = {network: _needs(config, network) for network in config.backbones}
   for cell in todo:
     network = cell.settings['network']
-    seconds += _seconds(config, network, _passes(config, cell, needs[network]))
+    seconds += cost(network, _passes(config, cell, needs[network]))
   lines.append('memory:')
   lines += [_memory(config, network, found) for network, found in needs.items()]
   host = (
@@ -157,7 +141,7 @@ def plan(config: Config, workdir: str) -> str:
     f'  host               {_gib(host)} of pictures',
     f'  cache              {_gib(disk)} of detectors on disk, and while a cell '
     'trains up to six times its share for checkpoints',
-    f'time left: about {_duration(seconds)} on a 2-core CPU '
+    f'time left: about {planning.duration(seconds)} on a 2-core CPU '
     '(rough), less on an accelerator',
   ]
   return '\n'.join(lines)
@@ -237,7 +221,7 @@ def _passes(config: Config, cell: Cell, needs: Needs) -> float:
   members, n = _num_members(config, cell), config.num_pictures
   # The suffix and head cost about a forward pass.
   rows = round(2 * n * study.SHARES[0])
-  training = rows * config.detector_epochs * members * PASSES
+  training = rows * config.detector_epochs * members * planning.PASSES
   if not _fits(config, needs):
     return training + members * n + _num_sets(config) * n / 2
   return training + _num_sets(config) * n * (cell.settings['seed'] == 0)
@@ -264,36 +248,10 @@ def _memory(config: Config, network: str, needs: Needs) -> str:
   )
 
 
-def _duration(seconds: float) -> str:
-  minutes = max(1, round(seconds / 60))
-  for unit, size in (('days', 1440), ('hours', 60)):
-    if minutes >= 2 * size:
-      return f'{minutes / size:.0f} {unit}'
-  return f'{minutes} minutes'
-
-
 def _gib(count: float) -> str:
   gib = count / 2**30
   return f'{gib:.1f} GiB' if gib >= 0.95 else f'{count / 2**20:.1f} MiB'
 
 
-def _present(find) -> bool:
-  try:
-    find()
-  except Absent:
-    return False
-  return True
-
-
 def _seconds(config: Config, network: str, passes: float) -> float:
-  """Estimates the time of forward passes of a picture."""
-  name, width, _ = parse_network(network)
-  size = parse_network(network).size_for(config.image_size)
-  module = models.build(name, num_classes=10, width=width, image_size=size)
-  variables = jax.eval_shape(
-    lambda: models.init_variables(jax.random.key(0), module, size)
-  )
-  image = jnp.zeros((1, size, size, 3))
-  lowered = jax.jit(module.apply).lower(variables, image)
-  cost = lowered.cost_analysis() or {'flops': 0.0}
-  return passes * cost['flops'] / FLOPS_PER_SECOND
+  return planning.seconds_of(network, config.image_size, passes)

@@ -12,13 +12,13 @@ from experiments.connection.protocol import networks
 from experiments.connection.protocol.matrix import (
   SHUFFLED_WITH,
   CellScores,
-  Figure,
   Matrix,
 )
 from experiments.connection.protocol.setting import is_published
 from experiments.connection.protocol.study import Study
 from jaxadv.classifier import predict
-from jaxadv.metrics.intervals import percentile_interval, wilson
+from jaxadv.metrics.figures import Figure
+from jaxadv.metrics.intervals import wilson
 from jaxadv.models.names import parse_network
 from jaxadv.reports import Figure as Drawing
 from jaxadv.reports import Row, Table
@@ -434,7 +434,7 @@ def example_labels(study: Study, kinds: Sequence[str]) -> list:
 def _row(
   matrix: Matrix, keys: dict, figure: Figure, paper: float | None = None
 ) -> Row:
-  interval = percentile_interval(figure.draws)
+  interval = figure.interval
   if keys['role'] == 'kind':
     keys = keys | {'seen': keys['trained_on'] == keys['tested_on']}
   return Row(

@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import numpy as np
-
+from experiments import conduct
 from experiments.connection.protocol import claims, record, study
 from experiments.connection.protocol.matrix import Matrix
 from experiments.connection.protocol.setting import Config
-from jaxadv import experiment, reports, storage
-from jaxadv.errors import UserError
-from jaxadv.reports import tables
+from jaxadv import reports
 
-# What comes before the cells, in units of a cell, for the progress bar.
-PREPARING = 3
-NUM_PIECES = 12
 QUESTION = (
   'Does a detector that was trained on one kind of adversarial picture detect '
   'the other kinds?'
 )
-
-
-class Findings(NamedTuple):
-  """What the results of the cells say, for the record and its report.
-
-  Attributes:
-    claims: The paper's claims with verdicts.
-    rows: The measured figures.
-    answer: The answer to the question, in a sentence.
-    tables: Layout of the tables.
-    figures: Layout of the figures.
-    arrays: Scores and pictures behind the figures.
-  """
-
-  claims: Sequence[reports.Claim]
-  rows: Sequence[reports.Row]
-  answer: str
-  tables: Sequence[reports.Table]
-  figures: Sequence[reports.Figure]
-  arrays: Mapping[str, np.ndarray]
 
 
 def run(
@@ -69,7 +42,7 @@ def run(
       for network, scores in found.items()
     }
     matrix = Matrix(cells, config.attacks)
-    return Findings(
+    return conduct.Findings(
       claims=claims.evaluate(matrix, unseen=unseen),
       rows=record.auc_rows(matrix, unseen=unseen)
       + record.picture_rows(prepared)
@@ -80,7 +53,7 @@ def run(
       arrays=record.arrays(prepared, matrix, cells),
     )
 
-  return conduct(
+  return run_matrix(
     config,
     workdir,
     name=name,
@@ -90,82 +63,65 @@ def run(
   )
 
 
-def conduct(
+def run_matrix(
   config: Config,
   workdir: str,
   *,
   name: str,
   question: str,
-  work: study.CellWork,
-  describe: Callable[[study.Study, dict[str, list[Any]]], Findings],
+  work: conduct.CellWork,
+  describe: Callable[[study.Study, dict[str, list[Any]]], conduct.Findings],
 ) -> reports.Record | None:
-  """Runs the cells of an experiment and writes its report.
+  """Runs an experiment whose cells are backbones and seeds.
 
   Args:
     config: The config.
-    workdir: Folder of the results; a run of the same config is resumed.
+    workdir: As of `conduct`.
     name: Of the experiment.
     question: That it asks.
     work: What is done in a cell.
-    describe: `(study, {network: result of each seed}) -> findings`.
+    describe: `(study, {network: result of each seed}) -> findings`, of the
+      networks that are complete.
 
   Returns:
-    The record, as written to results.json; None if other shards have to
-    finish first.
+    As `conduct`.
 
   Raises:
     UserError: If what was asked for cannot be.
     DataError: If data are broken or the disk is full.
   """
-  started = time.monotonic()
-  folder = storage.open_workdir(
-    workdir, {'experiment': name} | experiment.result_config(config)
-  )
-  num_cells = len(experiment.shard_of(study.cells(config), config.shard))
-  with experiment.Progress(PREPARING + num_cells) as progress:
+  cells = study.cells(config)
 
-    def note_piece(text: str) -> None:
-      progress.note(text)
-      progress.advance(PREPARING / NUM_PIECES)
+  def gather(prepared, found):
+    seeds: dict[str, list[Any]] = {}
+    for cell in cells:
+      if cell.name in found:
+        seeds.setdefault(cell.settings['network'], []).append(found[cell.name])
+    complete = {
+      network: results
+      for network, results in seeds.items()
+      if len(results) == config.num_seeds
+    }
+    return describe(prepared, complete) if complete else None
 
-    try:
-      prepared = study.prepare(config, workdir, note_piece)
-    except UserError:
-      if not (folder / 'cells').exists():
-        # Nothing is in it yet: free for the corrected command.
-        (folder / 'config.json').unlink(missing_ok=True)
-      raise
-    found, missing = study.finished_cells(prepared, workdir, progress, work)
-    progress.note('report')
-  if not found:
-    print(f'this shard is done; still to do: {", ".join(missing)}')
-    return None
-  findings = describe(prepared, found)
-  result = reports.Record(
-    experiment=name,
-    variant=config.variant,
-    config=experiment.result_config(config),
-    provenance=reports.provenance(
+  return conduct.conduct(
+    config,
+    workdir,
+    conduct.Experiment(
+      name=name,
+      question=question,
+      cells=cells,
+      prepare=lambda note: study.prepare(config, workdir, note),
+      work=work,
+      describe=gather,
       seeds=[config.seed, config.num_seeds],
-      seconds=time.monotonic() - started,
-      fingerprints={
+      fingerprints=lambda prepared: {
         'training pictures': prepared.train.fingerprint,
         'held-out pictures': prepared.heldout.fingerprint,
         'victim': prepared.collection.victim.identity,
       },
     ),
-    claims=tuple(findings.claims),
-    rows=tuple(findings.rows),
-    missing=tuple(f'cell {cell}: run its shard' for cell in missing),
-    question=question,
-    answer=findings.answer,
-    tables=tuple(findings.tables),
-    figures=tuple(findings.figures),
   )
-  reports.write_report(result, findings.arrays, folder)
-  tables.print_table(result)
-  print(f'\nreport: {folder / "report.html"}')
-  return result
 
 
 def answer(matrix: Matrix, *, unseen: bool) -> str:

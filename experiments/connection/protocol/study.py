@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from experiments import conduct
 from experiments.connection.protocol import features, networks, pictures
 from experiments.connection.protocol.matrix import (
   SHUFFLED_WITH,
@@ -29,7 +30,7 @@ from jaxadv.data import pipeline
 from jaxadv.data.sources import Pictures
 from jaxadv.detectors import backbone as detectors
 from jaxadv.detectors import saved
-from jaxadv.experiment import Cell, Progress
+from jaxadv.experiment import Cell
 from jaxadv.models.names import parse_network
 from jaxadv.models.pretrained import load_classifier
 from jaxadv.models.weights import native
@@ -396,62 +397,6 @@ def pool_features(
   return study.kept[place]
 
 
-class CellWork(NamedTuple):
-  """What is done in a cell, and how its result lies in a file.
-
-  Attributes:
-    run: `(study, cell, note) -> result`; see `run_cell`.
-    pack: `result -> {name: array}`.
-    unpack: The way back.
-  """
-
-  run: Callable[..., Any]
-  pack: Callable[..., dict[str, np.ndarray]]
-  unpack: Callable[..., Any]
-
-
-def finished_cells(
-  study: Study,
-  workdir: str,
-  progress: Progress,
-  work: CellWork,
-) -> tuple[dict[str, list[Any]], list[str]]:
-  """Runs the cells of this shard and gathers those of all shards.
-
-  Args:
-    study: The study.
-    workdir: Each cell leaves cells/NAME.npz there.
-    progress: Shows which cell is under way.
-    work: What is done in a cell.
-
-  Returns:
-    {network: result of each seed}, of the networks that are complete, and the
-    names of the cells that other shards still have to do.
-  """
-  every = cells(study.config)
-  mine = {cell.name for cell in experiment.shard_of(every, study.config.shard)}
-  found: dict[str, list[Any]] = {}
-  missing = []
-  for cell in every:
-    path = Path(workdir) / 'cells' / f'{cell.name}.npz'
-    if cell.name in mine:
-      result = work.run(study, cell, progress.note)
-      storage.write_npz(path, **work.pack(result))
-      progress.advance()
-    elif path.exists():
-      result = work.unpack(storage.read_npz(path))
-    else:
-      missing.append(cell.name)
-      continue
-    found.setdefault(cell.settings['network'], []).append(result)
-  complete = {
-    network: results
-    for network, results in found.items()
-    if len(results) == study.config.num_seeds
-  }
-  return complete, missing
-
-
 def pack_scores(scores: CellScores) -> dict[str, np.ndarray]:
   """Gives scores as a cell's file holds them."""
   return {name: np.asarray(value) for name, value in scores._asdict().items()}
@@ -468,4 +413,4 @@ def unpack_scores(arrays: dict[str, np.ndarray]) -> CellScores:
   )
 
 
-DETECTORS = CellWork(run_cell, pack_scores, unpack_scores)
+DETECTORS = conduct.CellWork(run_cell, pack_scores, unpack_scores)

@@ -14,16 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.connection.protocol import claims, networks, record, study
+from experiments import conduct
+from experiments.connection.protocol import networks, record, study
 from experiments.connection.protocol import plan as matrix_plan
 from experiments.connection.protocol import run as protocol
-from experiments.connection.protocol.claims import KIND, Comparison
+from experiments.connection.protocol.claims import KIND
 from experiments.connection.protocol.matrix import (
   NUM_DRAWS,
   CellScores,
-  Figure,
   Matrix,
-  mean,
 )
 from experiments.connection.protocol.record import (
   ACCURACY,
@@ -37,9 +36,12 @@ from jaxadv import reports, storage
 from jaxadv.errors import UserError
 from jaxadv.experiment import Cell
 from jaxadv.identifiers import backbone as identifiers
-from jaxadv.metrics.intervals import percentile_interval, share_draws
+from jaxadv.metrics.figures import Figure, mean
+from jaxadv.metrics.intervals import share_draws
 from jaxadv.models.weights import native
 from jaxadv.reports import Claim, Row, Table
+from jaxadv.reports.verdicts import Comparison
+from jaxadv.reports.verdicts import judge as verdict
 from jaxadv.storage import fingerprint
 from jaxadv.training import TrainConfig
 
@@ -246,7 +248,7 @@ def unpack(arrays: dict[str, np.ndarray]) -> Supervised:
 
 
 def run(config: Config, workdir: str, *, name: str) -> reports.Record | None:
-  """Runs the experiment and writes its report; see `protocol.run.conduct`.
+  """Runs the experiment and writes its report; see `protocol.run.run_matrix`.
 
   Raises:
     UserError: If what was asked for cannot be.
@@ -264,7 +266,7 @@ def run(config: Config, workdir: str, *, name: str) -> reports.Record | None:
       {network: with_identifiers(seeds) for network, seeds in results.items()},
       config.attacks,
     )
-    return protocol.Findings(
+    return conduct.Findings(
       claims=evaluate(judged, wanted),
       rows=rows(judged, matrix, wanted)
       + record.picture_rows(prepared)
@@ -276,12 +278,12 @@ def run(config: Config, workdir: str, *, name: str) -> reports.Record | None:
       arrays=arrays(results),
     )
 
-  return protocol.conduct(
+  return protocol.run_matrix(
     config,
     workdir,
     name=name,
     question=QUESTION,
-    work=study.CellWork(run_cell, pack, unpack),
+    work=conduct.CellWork(run_cell, pack, unpack),
     describe=describe,
   )
 
@@ -393,7 +395,7 @@ def evaluate(
     A claim each.
   """
   return [
-    claims.judge(
+    verdict(
       f'C7, {category} kinds: a network that learns all of them as classes '
       'detects them better than one that learns a single one (accuracy, '
       'averaged over the kinds)',
@@ -431,10 +433,9 @@ def rows(
     return PAPER_NAME.get(name, name)
 
   def row(role, metric, figure, printed=None, **keys):
-    interval = percentile_interval(figure.draws)
-    return Row(
-      keys | {'role': role}, metric, figure.value, *interval, n=n, paper=printed
-    )
+    low, high = figure.interval
+    keys = keys | {'role': role}
+    return Row(keys, metric, figure.value, low, high, n=n, paper=printed)
 
   found = []
   for (network, category, trained, tested), figure in judged.accuracy.items():
