@@ -11,6 +11,8 @@ from jaxadv.data import sources
 from jaxadv.data.images import encode
 from jaxadv.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 N = 20
 
 

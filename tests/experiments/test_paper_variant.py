@@ -55,19 +55,15 @@ def write_weights(path, backbone, size):
   native.write_variables(path, {**drawn, 'batch_stats': stats})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'backbone, size',
   [
     ('mobilenet', 224),
-    *(
-      pytest.param(name, size, marks=pytest.mark.slow)
-      for name, size in (
-        ('vgg16', 224),
-        ('densenet121', 224),
-        ('inceptionv3', 299),
-        ('xception', 299),
-      )
-    ),
+    ('vgg16', 224),
+    ('densenet121', 224),
+    ('inceptionv3', 299),
+    ('xception', 299),
   ],
 )
 def test_paper_variant_trains_its_first_steps(

@@ -35,7 +35,13 @@ def test_published_parameter_counts(name):
 
 
 @pytest.fixture(
-  scope='module', params=['vgg11', 'mobilenet', 'densenet121', 'resnet18']
+  scope='module',
+  params=[
+    'vgg11',
+    'mobilenet',
+    pytest.param('densenet121', marks=pytest.mark.slow),
+    pytest.param('resnet18', marks=pytest.mark.slow),
+  ],
 )
 def network(request):
   backbone = models.BACKBONES[request.param]
