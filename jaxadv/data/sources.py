@@ -303,6 +303,40 @@ def subset(pictures: Pictures, rows: np.ndarray | slice) -> Pictures:
   )
 
 
+def padded(pictures: Pictures, size: int) -> Pictures:
+  """Puts square pictures amid zeros, which leaves their pixels as they are.
+
+  Args:
+    pictures: Any.
+    size: Height and width to give them, at least what they have.
+
+  Returns:
+    `Pictures`; those of the right size come back as they are.
+
+  Raises:
+    UserError: If they are larger.
+  """
+  height, width = pictures.images.shape[1:3]
+  if max(height, width) > size:
+    raise UserError(
+      f'the pictures of {pictures.name} are {height}x{width}, larger than '
+      f'{size}x{size}; ask for at least {max(height, width)}'
+    )
+  if height == width == size:
+    return pictures
+  sides = [
+    ((size - n) // 2, size - n - (size - n) // 2) for n in (height, width)
+  ]
+  return pictures_from_arrays(
+    np.pad(pictures.images, [(0, 0), *sides, (0, 0)]),
+    pictures.labels,
+    class_names=pictures.class_names,
+    name=pictures.name,
+    source=pictures.source,
+    file_names=pictures.file_names,
+  )
+
+
 def usual_splits(sizes: Mapping[str, int]) -> tuple[str, str]:
   """Names the split to learn from and the one to be tested on.
 

@@ -259,7 +259,7 @@ def get_backbone(name: str) -> Backbone:
 
 
 def init_variables(
-  key: jax.Array, module: nn.Module, image_size: int
+  key: jax.Array, module: nn.Module, image_size: int, channels: int = 3
 ) -> PyTree:
   """Draws the initial variables of a backbone.
 
@@ -267,9 +267,10 @@ def init_variables(
     key: One key.
     module: The backbone.
     image_size: Side of the square images, in pixels.
+    channels: Of the images.
 
   Returns:
     `{'params': ...}`, with `'batch_stats'` if the module has BatchNorm.
   """
-  images = jnp.zeros((1, image_size, image_size, 3))
+  images = jnp.zeros((1, image_size, image_size, channels))
   return jax.jit(module.init)(key, images)

@@ -40,26 +40,30 @@ UPRIGHT = ('digits', 'mnist')
 Perturb = Callable[[jax.Array, Classifier, jax.Array, jax.Array], jax.Array]
 
 
-def _init(module, size: int):
+def _init(module, size: int, channels: int):
   def init(key, data, member):
     del member
-    return data.get('start') or init_variables(key, module, size)
+    return data.get('start') or init_variables(key, module, size, channels)
 
   return init
 
 
 @functools.cache
 def _task(
-  module, image_size: int, preprocess, flip: bool, perturb: Perturb | None
+  module,
+  shape: tuple[int, int, int],
+  preprocess,
+  flip: bool,
+  perturb: Perturb | None,
 ) -> Task:
   # An eighth of the side: four pixels on CIFAR-10, as is usual there.
-  pad = image_size // 8
+  pad = shape[0] // 8
   # The network may take other pictures than those that are stored.
-  stored = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+  stored = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
   size = jax.eval_shape(preprocess, stored).shape[1]
   shift = functools.partial(random_shift, pad=pad)
   augment = flip_and_shift(pad) if flip else shift
-  init, network = _init(module, size), linen_apply(module)
+  init, network = _init(module, size, shape[-1]), linen_apply(module)
   if perturb is None:
     return classification(init, network, gather_images(augment, preprocess))
 
@@ -131,7 +135,7 @@ def fit_classifier(
   """
   result = fit(
     key,
-    _task(module, images.shape[1], preprocess, flip, perturb),
+    _task(module, images.shape[1:], preprocess, flip, perturb),
     {'images': images, 'labels': labels}
     | ({} if start is None else {'start': start}),
     np.arange(len(labels)),
@@ -219,7 +223,9 @@ def cached_classifier(
   )
   preprocess = resized(image_size, size, standardise(train.images))
   template = jax.eval_shape(
-    lambda: models.init_variables(jax.random.key(0), module, size)
+    lambda: models.init_variables(
+      jax.random.key(0), module, size, train.images.shape[-1]
+    )
   )
   settings = identity | {
     'module': module,
