@@ -3,15 +3,27 @@
 A new detector earns the tests of `test_properties.py` by a row in `CASES`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxadv import models
-from jaxadv.classifier import Classifier, from_linen
+from jaxadv.classifier import Classifier, from_function, from_linen
 from jaxadv.detectors.backbone import Design, backbone_detector
+from jaxadv.detectors.baselines import (
+  confidence_detector,
+  log_sensitivity_detector,
+)
+from jaxadv.detectors.entropy_ensemble import entropy_ensemble
+from jaxadv.detectors.input_sensitivity import input_sensitivity_detector
+from jaxadv.detectors.pixels import pixel_detector
+from jaxadv.detectors.saliency import saliency_detector
+from jaxadv.models.layers import Conv
 from jaxadv.models.weights import native
 from jaxadv.training import TrainConfig
 from jaxadv.types import Batch, Detector, PyTree
@@ -20,6 +32,10 @@ SIZE = 16
 # How strong the grid of an attacked picture is; 0 leaves none.
 STRONG, NONE = 0.5, 0.0
 RECIPE = TrainConfig(num_epochs=6, batch_size=16, learning_rate=1e-3)
+# Of one convolution.
+FAST = TrainConfig(
+  num_epochs=8, batch_size=16, learning_rate=1e-2, schedule='constant'
+)
 
 
 class Case(NamedTuple):
@@ -32,6 +48,7 @@ class Case(NamedTuple):
     save: `(path, state)`, writes what a fitted detector needs.
     restore: `(path, state)`, reads it back; of the state it is given only
       structure, shapes and dtypes count.
+    draws: Whether what is fitted depends on the key.
   """
 
   name: str
@@ -39,6 +56,7 @@ class Case(NamedTuple):
   classifier: Classifier
   save: Callable[..., None]
   restore: Callable[..., PyTree]
+  draws: bool = True
 
 
 def network():
@@ -66,6 +84,45 @@ def _restore_training(path, state):
   return state._replace(**native.read_variables(path, state.variables))
 
 
+def _save_tree(path, state):
+  np.savez(path, *jax.tree.leaves(state))
+
+
+def _restore_tree(path, state):
+  with np.load(path) as found:
+    leaves = [jnp.asarray(found[name]) for name in found]
+  return jax.tree.unflatten(jax.tree.structure(state), leaves)
+
+
+def plain(name: str, detector: Detector, **options) -> Case:
+  """A row for a detector whose state is any pytree of arrays."""
+  return Case(
+    name, detector, near_boundary(), _save_tree, _restore_tree, **options
+  )
+
+
+@functools.cache
+def near_boundary() -> Classifier:
+  """Sure of clean pictures; those with a strong grid lie on its boundary."""
+  grid = (np.indices((SIZE, SIZE)).sum(0) % 2 - 0.5)[..., None]
+
+  def logits(images):
+    strength = 4 * jnp.mean(images * grid, axis=(1, 2, 3)) / STRONG
+    return jnp.stack([8 - 8 * strength, 0 * strength], axis=-1)
+
+  return from_function(logits)
+
+
+class Small(nn.Module):
+  """One convolution with BatchNorm, pooling, one logit."""
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = Conv(8, (3, 3), strides=(2, 2), use_bias=False)(x)
+    x = nn.BatchNorm(use_running_average=not train, momentum=0.8)(x)
+    return nn.Dense(1)(jnp.mean(nn.relu(x), axis=(1, 2)))
+
+
 def _backbone(name: str, **options) -> Case:
   module, classifier = network()
   return Case(
@@ -80,6 +137,17 @@ def _backbone(name: str, **options) -> Case:
 CASES = [
   _backbone('backbone'),
   _backbone('backbone_frozen_batch_norm', batch_norm=False),
+  plain('pixels', pixel_detector(Small(), FAST)),
+  plain('input_sensitivity', input_sensitivity_detector(Small(), FAST)),
+  plain('saliency', saliency_detector(Small(), FAST)),
+  plain(
+    'entropy_ensemble',
+    entropy_ensemble(
+      input_sensitivity_detector(Small(), FAST), pixel_detector(Small(), FAST)
+    ),
+  ),
+  plain('log_sensitivity', log_sensitivity_detector(), draws=False),
+  plain('confidence', confidence_detector(), draws=False),
 ]
 
 
