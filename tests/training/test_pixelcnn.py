@@ -52,6 +52,7 @@ def test_fewer_bits_than_at_the_start_also_on_other_pictures(fitted):
   assert measured.mean() == pytest.approx(bits[-1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_batches_split_over_devices_give_the_same_weights(fitted):
   images = stripes(72)
   found = fit_pixelcnn(
