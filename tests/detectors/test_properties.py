@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 
 from jaxadv.metrics.roc import auc
+from jaxadv.types import picture_keys
 from tests.detectors import cases
 from tests.detectors.cases import NONE, STRONG
 
 over_all = pytest.mark.parametrize('case', cases.CASES, ids=lambda c: c.name)
 
 
-def score(case, state, images):
-  keys = jax.random.split(jax.random.key(2), len(images))
+def score(case, state, images, source=None):
+  source = np.arange(len(images)) if source is None else source
+  keys = picture_keys(jax.random.key(2), source)
   return np.asarray(
     jax.jit(case.detector.score)(keys, case.classifier, state, images)
   )
@@ -42,8 +44,9 @@ def test_rows_do_not_depend_on_the_batch(case, fit):
   images = cases.pictures(4, 12, STRONG).images
   together = score(case, fit(case), images)
   assert np.ptp(together) > 0.1
-  backwards = score(case, fit(case), images[::-1])[::-1]
-  alone = score(case, fit(case), images[5:6])
+  source = np.arange(12)
+  backwards = score(case, fit(case), images[::-1], source[::-1])[::-1]
+  alone = score(case, fit(case), images[5:6], source[5:6])
   np.testing.assert_allclose(backwards, together, rtol=1e-5, atol=1e-5)
   np.testing.assert_allclose(alone, together[5:6], rtol=1e-5, atol=1e-5)
 
