@@ -545,7 +545,8 @@ def score_histogram(
   arrays: Arrays,
   *,
   scores: Mapping[str, str],
-  threshold: float,
+  threshold: float | None = None,
+  xlabel: str = 'score (logit)',
 ) -> matplotlib.figure.Figure:
   """Draws how scores are distributed, and where the threshold lies.
 
@@ -553,7 +554,8 @@ def score_histogram(
     record: Not used.
     arrays: Scores, [n] each, higher means more likely attacked.
     scores: {label of a group: name of its array}.
-    threshold: Above it a picture is called attacked.
+    threshold: Above it a picture is called attacked; None for none.
+    xlabel: What the score is.
 
   Returns:
     The figure; each group is shown in per cent of its pictures.
@@ -575,12 +577,59 @@ def score_histogram(
       ls=_DASHES[index % len(_DASHES)],
       label=f'{label} ({len(values)})',
     )
-  axis.axvline(
-    threshold, color='black', lw=1, label=f'threshold {threshold:.3g}'
-  )
-  axis.set(xlabel='score (logit)', ylabel='pictures (%)')
+  if threshold is not None:
+    axis.axvline(
+      threshold, color='black', lw=1, label=f'threshold {threshold:.3g}'
+    )
+  axis.set(xlabel=xlabel, ylabel='pictures (%)')
   axis.grid(axis='y', alpha=0.25)
   axis.legend(fontsize=8)
+  return figure
+
+
+def field(
+  record: Record,
+  arrays: Arrays,
+  *,
+  values: str,
+  extent: str,
+  points: Mapping[str, str],
+  label: str,
+) -> matplotlib.figure.Figure:
+  """Draws a number over a plane, with points in it.
+
+  Args:
+    record: Not used.
+    arrays: The number, float[rows, columns], first row lowest; the corners;
+      points, float[n, 2].
+    values: Name of the array of the number.
+    extent: Name of the array (left, right, bottom, top).
+    points: {label of a group: name of its array}.
+    label: What the number is.
+
+  Returns:
+    The figure.
+  """
+  figure = matplotlib.figure.Figure(figsize=(5.6, 4.2), layout='constrained')
+  axis = figure.subplots()
+  shown = axis.imshow(
+    arrays[values], origin='lower', extent=tuple(arrays[extent]), cmap='viridis'
+  )
+  for index, (name, array) in enumerate(points.items()):
+    x, y = arrays[array].T
+    axis.scatter(
+      x,
+      y,
+      s=16,
+      marker='o^s'[index % 3],
+      color=('white', '#ff7f0e', '#56b4e9')[index % 3],
+      edgecolor='black',
+      linewidth=0.6,
+      label=name,
+    )
+  axis.set(xlabel='$x_1$', ylabel='$x_2$')
+  axis.legend(fontsize=8, loc='upper left')
+  figure.colorbar(shown, ax=axis, label=label)
   return figure
 
 
@@ -645,5 +694,6 @@ KINDS: dict[str, Callable[..., matplotlib.figure.Figure]] = {
   'interval_bars': interval_bars,
   'example_pictures': example_pictures,
   'score_histogram': score_histogram,
+  'field': field,
   'titled_pictures': titled_pictures,
 }

@@ -11,6 +11,7 @@ import pytest
 
 import launch
 from experiments.connection.protocol import networks
+from experiments.gcd.protocol import study as gcd_study
 
 ROOT = pathlib.Path(launch.__file__).parent
 
@@ -32,6 +33,42 @@ TINY = (
   '--reference_epochs=1',
   '--detector_epochs=1',
   '--num_seeds=2',
+)
+
+
+# Of the gcd paper: an attack of each sort, the least that can be learnt from.
+TINY_GCD = (
+  '--heldout_split=train[1200:1400]',
+  '--victim=vgg11:0.05',
+  '--victim_epochs=12',
+  '--attacks=pgd,deepfool,ddn_t',
+  '--pgd_steps=5',
+  '--pgd_step_size=0.1',
+  '--ddn_steps=15',
+  '--num_train=20',
+  '--num_valid=10',
+  '--num_test=20',
+  '--detector=vgg11:0.05',
+  '--detector_epochs=2',
+  '--tws_pictures=10',
+  '--tws_cap=5',
+  '--tws_cap_t=5',
+  '--pixelcnn_filters=4',
+  '--pixelcnn_blocks=1',
+  '--pixelcnn_epochs=1',
+  '--pixelcnn_pictures=32',
+  '--purified_pictures=4',
+  '--white_pictures=6',
+  '--white_searches=1',
+  '--white_steps=10',
+  '--betas=1',
+  '--num_draws=2',
+  '--alphas=0.3,0.7',
+  '--repair_copies=1',
+  '--repair_epochs=1',
+  '--hardened_epochs=1',
+  '--hardened_pictures=40',
+  '--hardened_steps=2',
 )
 
 
@@ -61,6 +98,22 @@ def finished(run, tmp_path_factory):
   folder = tmp_path_factory.mktemp('runs') / 'unseen'
   assert run('--exp=unseen_transfer', *TINY, f'--workdir={folder}') == 0
   return folder
+
+
+@pytest.fixture(scope='session')
+def gcd_run(tmp_path_factory):
+  """Runs an experiment of the gcd paper in a tiny form: (name, *flags)."""
+  runs = tmp_path_factory.mktemp('gcd')
+
+  def run(name, *flags):
+    workdir = runs / f'{name}{len(flags)}'
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(gcd_study, 'mesh', lambda: None)
+      arguments = (f'--exp={name}', f'--workdir={workdir}', *TINY_GCD, *flags)
+      assert launch.main(['launch.py', *arguments]) == 0
+    return workdir
+
+  return run
 
 
 @pytest.fixture(scope='session')

@@ -1,0 +1,305 @@
+"""Figures 2, 3 and 4: is input sensitivity larger on attacked pictures?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
+
+from experiments import conduct
+from experiments.gcd.protocol import detection, record
+from experiments.gcd.protocol import run as protocol
+from experiments.gcd.protocol.plan import plan
+from experiments.gcd.protocol.setting import (
+  MINIMAL,
+  PAPER_NAME,
+  Config,
+  get_config,
+)
+from experiments.gcd.protocol.study import Study
+from jaxadv.classifier import from_function
+from jaxadv.detectors.input_sensitivity import input_sensitivity
+from jaxadv.experiment import Cell
+from jaxadv.metrics.figures import mean
+from jaxadv.reports import Claim, Figure, Record, Row, Table
+from jaxadv.reports.verdicts import Comparison, judge
+
+__all__ = ['cells', 'get_config', 'plan', 'run']
+
+QUESTION = (
+  'Is the loss gradient larger on pictures that an L2 attack has changed than '
+  'on clean ones, and not on those of an Linf attack?'
+)
+SCORES = {'log_s': 'log S', 'confidence': '1 - max probability'}
+# What "separates" is taken to mean; the paper shows histograms.
+SEPARATES = 90.0
+
+
+def cells(config: Config) -> list[Cell]:
+  """Lists the cells of a run: every score."""
+  return [Cell(name, {'score': name}) for name in SCORES]
+
+
+def run(config: Config, workdir: str) -> Record | None:
+  """Runs the experiment and writes its report; see `protocol.run`."""
+  return protocol.run(
+    config,
+    workdir,
+    name='gcd_sensitivity',
+    question=QUESTION,
+    cells=cells(config),
+    work=conduct.CellWork(run_cell),
+    describe=describe,
+  )
+
+
+def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
+  """Scores all test pictures: {'clean' | attack: float32[N]}."""
+  note(f'score {SCORES[cell.name]}', 0.0)
+  return detection.trivial_scores(
+    study, cell.name, ('clean', *study.config.attacks)
+  )
+
+
+def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
+  """Says what the scores show."""
+  attacks = [
+    a for a in study.config.attacks if record.succeeded(study, a).any()
+  ]
+  areas = {
+    (score, attack): record.auc_figure(
+      study, attack, found[score]['clean'], found[score][attack]
+    )
+    for score in SCORES
+    for attack in attacks
+  }
+  n = study.config.num_test
+  rows = [
+    record.figure_row(
+      {
+        'role': 'sensitivity',
+        'score': SCORES[score],
+        'attack': PAPER_NAME[attack],
+      },
+      record.AUC,
+      figure,
+      n=int(record.succeeded(study, attack).sum()),
+    )
+    for (score, attack), figure in areas.items()
+  ]
+  rows += _control(study, found['log_s']['clean'])
+  for kind in ('clean', *attacks):
+    sizes = np.exp(found['log_s'][kind].astype(np.float64))
+    rows.append(
+      Row(
+        {'role': 'size', 'pictures': PAPER_NAME.get(kind, kind)},
+        'median of S',
+        float(np.median(sizes)),
+        n=n,
+      )
+    )
+  toy_rows, toy_arrays = toy()
+  by_norm = {
+    'L2': [a for a in attacks if a in MINIMAL],
+    'Linf': [a for a in attacks if a not in MINIMAL],
+  }
+  arrays = toy_arrays | {
+    f'log10_s/{kind}': found['log_s'][kind] / np.log(10)
+    for kind in ('clean', *attacks)
+  }
+  return conduct.Findings(
+    claims=claims(areas, by_norm),
+    rows=rows + record.picture_rows(study) + toy_rows,
+    answer=answer(areas, by_norm),
+    tables=tables(study),
+    figures=[
+      Figure(
+        f'histogram-{norm.lower()}',
+        'score_histogram',
+        f'Input sensitivity S of clean test pictures and of those that '
+        f'{norm} attacks have changed, rounded to 8 bit (Figure '
+        f'{3 if norm == "L2" else 4} of the paper).',
+        {
+          'scores': {
+            PAPER_NAME.get(kind, kind): f'log10_s/{kind}'
+            for kind in ('clean', *own)
+          },
+          'xlabel': 'log10 S',
+        },
+      )
+      for norm, own in by_norm.items()
+      if own
+    ]
+    + [
+      Figure(
+        'toy',
+        'field',
+        'Input sensitivity of a network of one layer on pairs of numbers '
+        '(Figure 2 of the paper): it is largest on the boundary, whatever the '
+        'class.',
+        {
+          'values': 'toy/s',
+          'extent': 'toy/extent',
+          'points': {'class 0': 'toy/class0', 'class 1': 'toy/class1'},
+          'label': 'S',
+        },
+      )
+    ],
+    arrays=arrays,
+  )
+
+
+def claims(areas, by_norm) -> list[Claim]:
+  """Judges what the paper says of input sensitivity."""
+  area = lambda attack: areas['log_s', attack]
+  return [
+    judge(
+      f'S alone tells L2 attacks from clean pictures (AUC above '
+      f'{SEPARATES:.0f})',
+      [
+        Comparison(
+          f'{PAPER_NAME[a]} minus {SEPARATES:.0f}', area(a) - SEPARATES
+        )
+        for a in by_norm['L2']
+      ],
+    ),
+    judge(
+      'S tells Linf attacks clearly worse than L2 attacks',
+      [
+        Comparison(
+          f'mean of the L2 attacks minus {PAPER_NAME[a]}',
+          mean([area(b) for b in by_norm['L2']]) - area(a),
+        )
+        for a in by_norm['Linf']
+        if by_norm['L2']
+      ],
+    ),
+    judge(
+      'S says more than the confidence of the classifier (1 - max probability)',
+      [
+        Comparison(
+          f'{PAPER_NAME[a]}: log S minus 1 - max probability',
+          area(a) - areas['confidence', a],
+        )
+        for a in by_norm['L2']
+      ],
+    ),
+  ]
+
+
+def answer(areas, by_norm) -> str:
+  """Answers the question in a sentence."""
+  parts = [
+    f'{np.mean([areas["log_s", a].value for a in own]):.1f} % on {norm} attacks'
+    for norm, own in by_norm.items()
+    if own
+  ]
+  return f'The mean AUC of S is {" and ".join(parts)}; 50 % is chance.'
+
+
+def tables(study: Study) -> list[Table]:
+  """Lays out the tables."""
+  names = record.columns(study, study.config.attacks)
+  return [
+    Table(
+      'AUC of scores without training',
+      record.AUC,
+      ('score',),
+      'attack',
+      columns=names,
+      where={'role': 'sensitivity'},
+      note='Attacked pictures rounded to 8 bit, those that the attack changed '
+      'with success before rounding.',
+    ),
+    Table(
+      'Median of S',
+      'median of S',
+      ('role',),
+      'pictures',
+      columns=('clean', *names),
+      where={'role': 'size'},
+      decimals=6,
+    ),
+    *record.picture_tables(study),
+    Table(
+      'Clean against clean: ought to be 50',
+      record.AUC,
+      ('score',),
+      'pictures',
+      where={'role': 'control'},
+      control=True,
+    ),
+    Table(
+      'Toy network: rank correlation of S with the distance to the boundary',
+      'rank correlation',
+      ('role',),
+      'points',
+      where={'role': 'toy'},
+      control=True,
+      decimals=3,
+    ),
+  ]
+
+
+def _control(study: Study, clean: np.ndarray) -> list[Row]:
+  """Compares every other clean picture with the rest: nothing to tell."""
+  sources = study.clean['test'].source
+  figure = record.auc_of_groups(
+    clean[::2], clean[1::2], sources[::2], sources[1::2]
+  )
+  keys = {
+    'role': 'control',
+    'score': SCORES['log_s'],
+    'pictures': 'halves of the clean ones',
+  }
+  return [record.figure_row(keys, record.AUC, figure, n=len(clean) // 2)]
+
+
+def toy() -> tuple[list[Row], dict[str, np.ndarray]]:
+  """Draws Figure 2: two noisy parallel lines, a network of one layer.
+
+  Returns:
+    The rank correlation of S with the distance to the boundary, and the
+    arrays of the figure.
+  """
+  rng = np.random.default_rng(0)
+  classes = np.repeat([0, 1], 100)
+  along = rng.uniform(-3, 3, 200)
+  points = np.stack([along, along + np.where(classes, 1.0, -1.0)], axis=-1)
+  points += rng.normal(0, 0.3, points.shape)
+  fitted = LogisticRegression().fit(points, classes)
+  weights, bias = fitted.coef_[0], fitted.intercept_[0]
+
+  def logits(images):
+    margin = images.reshape(len(images), 2) @ jnp.asarray(weights) + bias
+    return jnp.stack([jnp.zeros_like(margin), margin], axis=-1)
+
+  def sizes(pairs):
+    images = jnp.asarray(pairs, jnp.float32).reshape(-1, 1, 2, 1)
+    return np.asarray(
+      jax.jit(lambda x: input_sensitivity(from_function(logits), x).norm)(
+        images
+      )
+    )
+
+  extent = (-4.5, 4.5)
+  ticks = np.linspace(*extent, 91)
+  grid = np.stack(np.meshgrid(ticks, ticks), axis=-1)
+  distance = np.abs(points @ weights + bias) / np.linalg.norm(weights)
+  correlation = stats.spearmanr(distance, sizes(points)).statistic
+  row = Row(
+    {'role': 'toy', 'points': 'noisy points of two lines'},
+    'rank correlation',
+    float(correlation),
+    n=len(points),
+  )
+  return [row], {
+    'toy/s': sizes(grid.reshape(-1, 2)).reshape(grid.shape[:2]),
+    'toy/extent': np.asarray([*extent, *extent]),
+    'toy/class0': points[classes == 0],
+    'toy/class1': points[classes == 1],
+  }

@@ -1,0 +1,239 @@
+"""The detectors of others: DET_TWS, DET_PD and DET_MDS, in the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.gcd.protocol import study as studies
+from experiments.gcd.protocol.detection import score_pictures, test_images
+from experiments.gcd.protocol.study import Study
+from jaxadv import models, storage
+from jaxadv.data import pipeline, sources
+from jaxadv.data.sources import Pictures
+from jaxadv.detectors.density import density_detector, rank_among
+from jaxadv.detectors.mahalanobis import mahalanobis
+from jaxadv.detectors.tws import tune, tws
+from jaxadv.models.pixelcnn import PixelCNN, init_pixelcnn
+from jaxadv.models.weights import native
+from jaxadv.training import TrainConfig
+from jaxadv.training.pixelcnn import fit_pixelcnn, measure_bits
+
+# Clean pictures that TWS is tuned on, and that the rank of DET_PD is among.
+NUM_TUNED = 30
+NUM_RANKED = 500
+# Stages of the victim that DET_MDS looks at, at most.
+NUM_LAYERS = 5
+
+
+def fitted_scores(
+  study: Study, name: str, made_from: Any, tested: Sequence[str], n: int, fit
+) -> dict[str, np.ndarray]:
+  """Scores test pictures by a detector that is fitted if nobody has yet.
+
+  Args:
+    study: The study.
+    name: Of the detector.
+    made_from: What its fit depends on, apart from the victim.
+    tested: Attacks to be tested on, besides clean pictures.
+    n: The first so many test pictures.
+    fit: `() -> (detector, state, key)`.
+
+  Returns:
+    {'clean' | attack: float32[n]}.
+  """
+  kinds = ('clean', *tested)
+  made_from = {
+    'detector': name,
+    'made_from': made_from,
+    'victim': study.victim.identity,
+    'tested': {
+      k: storage.fingerprint(test_images(study, k)[:n]) for k in kinds
+    },
+    'seed': study.config.seed,
+  }
+
+  def make(folder, work):
+    del work
+    detector, state, key = fit()
+    scores = {
+      kind: score_pictures(
+        detector,
+        study.victim.classifier,
+        state,
+        test_images(study, kind)[:n],
+        key,
+      )
+      for kind in kinds
+    }
+    storage.write_npz(folder / 'scores.npz', **scores)
+
+  folder = study.cache.get_or_make('gcd_baseline', 1, made_from, make)
+  return storage.read_npz(folder / 'scores.npz')
+
+
+def tws_scores(study: Study, tested: Sequence[str]) -> dict[str, np.ndarray]:
+  """Scores by the three criteria, tuned on validation pictures of all attacks.
+
+  The clean distributions come from training pictures.
+  """
+  config = study.config
+  settings: dict[str, Any] = {
+    # What an Linf attack of the run may change.
+    'radius': max(config.epsilon, 0.03),
+    'targeted_cap': config.tws_cap_t,
+    'untargeted_cap': config.tws_cap,
+  }
+  clean = pipeline.stored(study.clean['train'])
+  several = studies.detector_batches(study, _taught(study), 'valid').batch
+  kinds = np.asarray(several.kind) != 0
+  rows = [np.flatnonzero(kinds == side)[:NUM_TUNED] for side in (False, True)]
+  tuned_on = pipeline.select(jax.device_get(several), np.concatenate(rows))
+
+  def fit():
+    key = studies.stream(config, 'tws')
+    found = tune(
+      key,
+      study.victim.classifier,
+      pipeline.batches(tuned_on, 2 * NUM_TUNED),
+      **settings,
+    )
+    detector = tws(**found._asdict(), **settings)
+    batches = pipeline.batches(clean, studies.BATCH)
+    state = detector.fit(key, study.victim.classifier, batches, batches)
+    return detector, state, key
+
+  made_from = [
+    settings,
+    storage.fingerprint(clean),
+    storage.fingerprint(tuned_on),
+  ]
+  return fitted_scores(
+    study, 'tws', made_from, tested, config.tws_pictures, fit
+  )
+
+
+def _taught(study: Study) -> tuple[str, ...]:
+  return tuple(a for a in study.config.attacks if studies.can_teach(study, [a]))
+
+
+def density_pictures(study: Study) -> Pictures:
+  """Takes the pictures that PixelCNN++ learns from."""
+  count = study.config.pixelcnn_pictures or len(study.train.labels)
+  return sources.subset(study.train, slice(0, count))
+
+
+def density(study: Study) -> tuple[PixelCNN, Any, dict[str, float]]:
+  """Trains PixelCNN++ on clean pictures, or finds it in the cache.
+
+  Returns:
+    The network, its weights, and bits per dimension of 'train' and 'test'
+    pictures (the first `NUM_RANKED` of them).
+  """
+  config = study.config
+  module = PixelCNN(
+    channels=study.train.images.shape[-1],
+    num_filters=config.pixelcnn_filters,
+    num_blocks=config.pixelcnn_blocks,
+  )
+  pictures = density_pictures(study)
+  recipe = TrainConfig(
+    num_epochs=config.pixelcnn_epochs,
+    batch_size=32,
+    learning_rate=1e-3,
+    schedule='exponential',
+  )
+  made_from = {
+    'module': module,
+    'recipe': recipe,
+    'pictures': pictures.fingerprint,
+    'test': study.clean['test'].fingerprint,
+    'seed': config.seed,
+  }
+
+  def make(folder, work):
+    params = fit_pixelcnn(
+      studies.stream(config, 'pixelcnn'),
+      module,
+      pictures.images,
+      config=recipe,
+      mesh=studies.mesh(),
+      checkpoint_dir=work,
+    ).params
+    native.write_variables(folder / 'params.npz', params)
+    bits = {
+      'train': pictures.images[:NUM_RANKED],
+      'test': study.clean['test'].images[:NUM_RANKED],
+    }
+    storage.write_json(
+      folder / 'bits.json',
+      {
+        k: float(measure_bits(module, params, v).mean())
+        for k, v in bits.items()
+      },
+    )
+
+  folder = study.cache.get_or_make('pixelcnn', 1, made_from, make)
+  template = jax.eval_shape(
+    lambda: init_pixelcnn(jax.random.key(0), module)['params']
+  )
+  params = native.read_variables(folder / 'params.npz', template)
+  return module, params, storage.read_json(folder / 'bits.json')
+
+
+def density_scores(
+  study: Study, tested: Sequence[str]
+) -> dict[str, np.ndarray]:
+  """Scores by bits per dimension: how improbable a picture is.
+
+  The rank among training pictures, which the paper takes, orders pictures
+  alike but for ties.
+  """
+  module, params, _ = density(study)
+  ranked = density_pictures(study).images[:NUM_RANKED]
+
+  def fit():
+    detector = density_detector(module, rank=False)
+    return detector, rank_among(module, params, ranked), None
+
+  made_from = [storage.fingerprint(params), module]
+  n = study.config.num_test
+  return fitted_scores(study, 'pd', made_from, tested, n, fit)
+
+
+def mahalanobis_scores(
+  study: Study, taught: Sequence[str], tested: Sequence[str]
+) -> dict[str, np.ndarray]:
+  """Scores by the distance to the classes in several layers of the victim."""
+  train = studies.detector_batches(study, taught, 'train')
+  valid = studies.detector_batches(study, taught, 'valid')
+  layers = layers_of(study)
+
+  def fit():
+    key = studies.stream(study.config, f'mds {" ".join(taught)}')
+    # Means and covariances come from what the victim has learnt.
+    reference = pipeline.batches(
+      sources.subset(study.train, slice(0, 20 * studies.BATCH)), studies.BATCH
+    )
+    detector = mahalanobis(layers, reference=reference)
+    state = detector.fit(key, study.victim.classifier, train, valid)
+    return detector, state, None
+
+  made_from = [
+    layers,
+    study.train.fingerprint,
+    storage.fingerprint(train.batch),
+    storage.fingerprint(valid.batch),
+  ]
+  n = study.config.num_test
+  return fitted_scores(study, 'mds', made_from, tested, n, fit)
+
+
+def layers_of(study: Study) -> tuple[str, ...]:
+  """Names stages of the victim to look at, from the first to the last."""
+  *names, _ = models.stage_names(study.victim.module)  # The last is the head.
+  places = np.linspace(0, len(names) - 1, min(NUM_LAYERS, len(names)))
+  return tuple(names[round(place)] for place in places)

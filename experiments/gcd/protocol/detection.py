@@ -1,0 +1,274 @@
+"""Detectors of a run: fitted on training pictures, kept in the cache, scored.
+
+`per_attack` tests a detector on the attack that it has learnt, as Table 2 of
+the paper reads; `pooled` has learnt all attacks; `leave_one_out` all but the
+one it is tested on, which is what awaits it once deployed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.gcd.protocol import study as studies
+from experiments.gcd.protocol.setting import Config
+from experiments.gcd.protocol.study import Note, Study
+from jaxadv import models, storage
+from jaxadv.classifier import Classifier
+from jaxadv.data import pipeline
+from jaxadv.detectors.baselines import (
+  confidence_detector,
+  log_sensitivity_detector,
+)
+from jaxadv.detectors.feature_network import FeatureState, Scale
+from jaxadv.detectors.input_sensitivity import input_sensitivity_detector
+from jaxadv.detectors.pixels import pixel_detector
+from jaxadv.detectors.saliency import saliency_detector
+from jaxadv.models.names import parse_network
+from jaxadv.models.weights import native
+from jaxadv.training import TrainConfig
+from jaxadv.types import Batch, Detector, picture_keys
+
+REGIMES = ('per_attack', 'pooled', 'leave_one_out')
+# Detectors of one network; what each looks at.
+NETWORKS = ('org', 'sal', 'is')
+
+
+class Learnt(NamedTuple):
+  """A network detector that has learnt.
+
+  Attributes:
+    detector: The detector.
+    state: What its `score` takes.
+    valid: float32[V], its logits on the validation pictures.
+    valid_attacked: bool[V], which of them are attacked.
+    scores: {'clean' | attack: float32[N]}, its logits on the test pictures
+      that it was asked for.
+  """
+
+  detector: Detector
+  state: FeatureState
+  valid: np.ndarray
+  valid_attacked: np.ndarray
+  scores: dict[str, np.ndarray]
+
+
+def lessons(config: Config, regime: str) -> dict[str, tuple[str, ...]]:
+  """Says what a detector learns that is tested on an attack: {tested: taught}.
+
+  Args:
+    config: The config of the run.
+    regime: One of `REGIMES`.
+  """
+  every = config.attacks
+  return {
+    attack: {
+      'per_attack': (attack,),
+      'pooled': every,
+      'leave_one_out': tuple(a for a in every if a != attack),
+    }[regime]
+    for attack in every
+  }
+
+
+@functools.cache
+def module_of(config: Config) -> Any:
+  """Builds the network of the detectors, with one logit."""
+  name, width, _ = parse_network(config.detector)
+  size = parse_network(config.detector).size_for(config.image_size)
+  return models.build(
+    name,
+    num_classes=1,
+    width=width,
+    image_size=size,
+    **models.BACKBONES[name].from_scratch,
+  )
+
+
+@functools.cache
+def detector_of(config: Config, name: str) -> Detector:
+  """Builds a network detector; one object a config, so that it compiles once.
+
+  Args:
+    config: The config of the run.
+    name: One of `NETWORKS`.
+  """
+  make = {
+    'org': pixel_detector,
+    'sal': saliency_detector,
+    'is': input_sensitivity_detector,
+  }[name]
+  return make(module_of(config), recipe(config), mesh=studies.mesh())
+
+
+def recipe(config: Config) -> TrainConfig:
+  """Gives the training of network detectors."""
+  return TrainConfig(
+    num_epochs=config.detector_epochs,
+    # Few pictures need more steps an epoch than batches of 128 would give.
+    batch_size=128 if config.num_train > 1000 else 32,
+    learning_rate=config.detector_rate,
+    schedule='constant',
+  )
+
+
+def learn(
+  study: Study, name: str, taught: Sequence[str], tested: Sequence[str]
+) -> Learnt:
+  """Fits a network detector and scores test pictures, or finds both.
+
+  Args:
+    study: The study.
+    name: One of `NETWORKS`.
+    taught: Attacks to learn, which `study.can_teach`.
+    tested: Attacks to be tested on; clean pictures are always tested.
+
+  Returns:
+    What it learnt.
+  """
+  config = study.config
+  sides = [
+    studies.detector_batches(study, taught, s) for s in ('train', 'valid')
+  ]
+  if sides[0] is None or sides[1] is None:
+    return None
+  train, valid = sides
+  detector = detector_of(config, name)
+  made_from = {
+    'detector': name,
+    'module': module_of(config),
+    'recipe': recipe(config),
+    'victim': study.victim.identity,
+    'taught': {a: studies.attack_settings(config, a) for a in taught},
+    'train': storage.fingerprint(train.batch),
+    'valid': storage.fingerprint(valid.batch),
+    'seed': config.seed,
+  }
+  key = studies.stream(config, f'detector {name} {" ".join(taught)}')
+
+  def make(folder, work):
+    del work  # A minute of work at most: nothing to resume.
+    state = detector.fit(key, study.victim.classifier, train, valid)
+    native.write_variables(
+      folder / 'state.npz',
+      {'scale': state.scale._asdict(), 'variables': state.variables},
+    )
+
+  folder = study.cache.get_or_make('gcd_detector', 1, made_from, make)
+  found = native.read_variables(folder / 'state.npz', _template(study, name))
+  state = FeatureState(Scale(**found['scale']), found['variables'])
+
+  def make_scores(folder, work):
+    del work
+    score = functools.partial(
+      score_pictures, detector, study.victim.classifier, state
+    )
+    storage.write_npz(
+      folder / 'scores.npz',
+      valid=score(np.asarray(valid.batch.images)),
+      **{kind: score(test_images(study, kind)) for kind in ('clean', *tested)},
+    )
+
+  asked = made_from | {
+    'tested': {
+      kind: storage.fingerprint(test_images(study, kind))
+      for kind in ('clean', *tested)
+    }
+  }
+  folder = study.cache.get_or_make('gcd_scores', 1, asked, make_scores)
+  scores = storage.read_npz(folder / 'scores.npz')
+  return Learnt(
+    detector,
+    state,
+    scores.pop('valid'),
+    np.asarray(valid.batch.kind) != 0,
+    scores,
+  )
+
+
+def _template(study: Study, name: str) -> Any:
+  """Gives the shapes of a detector's state."""
+  channels = study.train.images.shape[-1] * (2 if name == 'sal' else 1)
+  size = study.config.image_size
+  scale = jax.ShapeDtypeStruct((channels,), jnp.float32)
+  variables = jax.eval_shape(
+    module_of(study.config).init,
+    jax.random.key(0),
+    jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32),
+  )
+  return {'scale': {'shift': scale, 'factor': scale}, 'variables': variables}
+
+
+def test_images(study: Study, kind: str) -> np.ndarray:
+  """Gives the test pictures of a kind, 'clean' or an attack: uint8."""
+  if kind == 'clean':
+    return study.clean['test'].images
+  return study.attacked[kind]['test'].images
+
+
+def score_pictures(
+  detector: Detector,
+  classifier: Classifier,
+  state: Any,
+  images: np.ndarray,
+  key: jax.Array | None = None,
+) -> np.ndarray:
+  """Scores 8-bit pictures, uint8[N, H, W, C] to float32[N].
+
+  Args:
+    detector: Any detector.
+    classifier: The victim.
+    state: What the detector learnt.
+    images: The pictures; the n-th has the n-th key, whatever it shows.
+    key: Of a detector whose scores are random.
+  """
+  rows = np.arange(len(images), dtype=np.int32)
+  zero = np.zeros(len(images), np.int32)
+  columns: list[Any] = [images, zero, zero, rows, zero == 0]
+  batch = Batch(*columns)
+  score = _score(detector)
+  found = []
+  for part in pipeline.batches(batch, min(studies.BATCH, len(images))):
+    keys = None if key is None else picture_keys(key, part.source)
+    found.append(
+      np.asarray(score(keys, classifier, state, part.images))[part.mask]
+    )
+  return np.concatenate(found)
+
+
+@functools.cache
+def _score(detector: Detector):
+  return jax.jit(detector.score)
+
+
+TRIVIAL = {
+  'confidence': confidence_detector(),
+  'log_s': log_sensitivity_detector(),
+}
+
+
+def trivial_scores(study: Study, name: str, kinds: Sequence[str]):
+  """Scores test pictures without training: {kind: float32[N]}.
+
+  Args:
+    study: The study.
+    name: 'confidence', 1 - max probability, or 'log_s', log S.
+    kinds: 'clean' or attacks.
+  """
+  return {
+    kind: score_pictures(
+      TRIVIAL[name], study.victim.classifier, (), test_images(study, kind)
+    )
+    for kind in kinds
+  }
+
+
+def note_learning(note: Note, name: str, taught: Sequence[str]) -> None:
+  """Says which detector is learning."""
+  what = taught[0] if len(taught) == 1 else f'{len(taught)} attacks'
+  note(f'detector {name} on {what}')

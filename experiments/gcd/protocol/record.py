@@ -1,0 +1,196 @@
+"""Rows, printed numbers and pictures that several experiments leave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.gcd.protocol.setting import PAPER_DATASET, PAPER_NAME
+from experiments.gcd.protocol.study import Study
+from jaxadv.classifier import predict
+from jaxadv.metrics import roc
+from jaxadv.metrics.figures import Figure
+from jaxadv.metrics.intervals import auc_draws, share_draws, wilson
+from jaxadv.reports import Row, Table
+
+AUC = 'AUC (%)'
+ACCURACY = 'accuracy (%)'
+RATE = 'success rate (%)'
+NUM_EXAMPLES = 6
+
+
+def printed(table: str) -> dict[tuple[str, ...], float]:
+  """Reads a table of the paper: {(data set, line, column): number}.
+
+  The lines of Table 1 are shares of removed pixels, those of the others
+  attacks or 'Clean'.
+  """
+  path = Path(__file__).parents[1] / 'printed' / f'{table}.json'
+  return {
+    tuple(row['place']): row['value']
+    for row in json.loads(path.read_text())['rows']
+  }
+
+
+def paper_dataset(study: Study) -> str:
+  """Names the data set as the paper does, '' if it has another one."""
+  return PAPER_DATASET.get(Path(study.config.dataset).name, '')
+
+
+def auc_figure(
+  study: Study, attack: str, clean: np.ndarray, attacked: np.ndarray
+) -> Figure:
+  """Computes the AUC of clean test pictures against those of a success.
+
+  Args:
+    study: The study.
+    attack: Which attack.
+    clean: float[n], scores of the first n clean test pictures.
+    attacked: float[n], of the attacked versions of the same pictures.
+
+  Returns:
+    The AUC in per cent.
+  """
+  sources = study.clean['test'].source[: len(clean)]
+  rows = succeeded(study, attack)[: len(clean)]
+  return auc_of_groups(clean, attacked[rows], sources, sources[rows])
+
+
+def auc_of_groups(
+  clean: np.ndarray,
+  attacked: np.ndarray,
+  clean_sources: np.ndarray,
+  attacked_sources: np.ndarray,
+) -> Figure:
+  """Computes the AUC in per cent of two groups of scores."""
+  scores = np.concatenate([clean, attacked])
+  positive = np.arange(len(scores)) >= len(clean)
+  draws = auc_draws(clean, attacked, clean_sources, attacked_sources)
+  return Figure(100 * float(roc.auc(scores, positive)), 100 * draws)
+
+
+def succeeded(study: Study, attack: str) -> np.ndarray:
+  """Tells on which test pictures an attack had success, bool[N].
+
+  Before rounding: a picture that rounding brings back is still an attacked
+  one, and detectors are to find it.
+  """
+  return study.attacked[attack]['test'].success
+
+
+def unprotected(study: Study, attack: str) -> np.ndarray:
+  """Tells which attacked test pictures the victim still gets right, bool[N].
+
+  After rounding, and by the true class: a targeted attack that misses its
+  target may still mislead.
+  """
+  found = study.attacked[attack]['test'].images
+  logits = predict(study.victim.classifier, found, study.config.batch_size)
+  return logits.argmax(-1) == study.clean['test'].labels
+
+
+def figure_row(
+  keys: dict[str, Any],
+  metric: str,
+  figure: Figure,
+  n: int,
+  paper: float | None = None,
+) -> Row:
+  """Makes the row of a figure."""
+  low, high = figure.interval
+  return Row(keys, metric, figure.value, low, high, n=n, paper=paper)
+
+
+def share_figure(holds: np.ndarray, sources: np.ndarray) -> Figure:
+  """Gives a share in per cent, with draws over the source pictures."""
+  (draws,) = share_draws([holds], [sources])
+  return Figure(100 * float(np.mean(holds)), 100 * draws)
+
+
+def share_row(
+  keys: dict[str, Any],
+  metric: str,
+  holds: np.ndarray,
+  paper: float | None = None,
+) -> Row:
+  """Makes the row of a share in per cent, with Wilson's interval."""
+  low, high = wilson(int(np.sum(holds)), len(holds))
+  value = 100 * float(np.mean(holds))
+  return Row(keys, metric, value, 100 * low, 100 * high, len(holds), paper)
+
+
+def picture_rows(study: Study) -> list[Row]:
+  """Gives accuracy of the victim, success of the attacks and their size."""
+  rows = [
+    share_row(
+      {'role': 'victim', 'pictures': 'held-out'},
+      ACCURACY,
+      predict(
+        study.victim.classifier,
+        study.heldout.images,
+        study.config.batch_size,
+      ).argmax(-1)
+      == study.heldout.labels,
+    )
+  ]
+  for attack, sides in study.attacked.items():
+    found = sides['test']
+    keys = {'role': 'attack', 'attack': PAPER_NAME[attack]}
+    rows += [
+      share_row(keys | {'judged': 'float'}, RATE, found.success),
+      share_row(keys | {'judged': '8 bit'}, RATE, found.success_uint8),
+    ]
+    for norm in ('l2', 'linf'):
+      sizes = getattr(found, norm)[found.success]
+      if len(sizes):
+        rows.append(
+          Row(
+            keys | {'judged': norm},
+            'median size of the change',
+            float(np.median(sizes)),
+            n=len(sizes),
+          )
+        )
+  return rows
+
+
+def picture_tables(study: Study) -> list[Table]:
+  """Lays out `picture_rows`."""
+  names = columns(study, study.config.attacks)
+  return [
+    Table(
+      'Accuracy of the victim',
+      ACCURACY,
+      ('role',),
+      'pictures',
+      where={'role': 'victim'},
+    ),
+    Table(
+      'Success of the attacks on pictures that are classified correctly',
+      RATE,
+      ('judged',),
+      'attack',
+      columns=names,
+      where={'role': 'attack'},
+      note='8 bit: after rounding the pictures, as they are used everywhere.',
+    ),
+    Table(
+      'Size of successful changes',
+      'median size of the change',
+      ('judged',),
+      'attack',
+      columns=names,
+      where={'role': 'attack'},
+      note='In image units, before rounding.',
+      decimals=3,
+    ),
+  ]
+
+
+def columns(study: Study, attacks: Sequence[str]) -> tuple[str, ...]:
+  """Names attacks as the paper does, in its order."""
+  return tuple(name for a, name in PAPER_NAME.items() if a in attacks)
