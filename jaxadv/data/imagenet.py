@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -37,6 +37,55 @@ def wnids() -> tuple[str, ...]:
   return tuple(file.read_text().split())
 
 
+def labels_of(class_names: Sequence[str]) -> list[int]:
+  """Gives the labels among ImageNet's 1,000 of classes with these names.
+
+  Args:
+    class_names: WordNet ids.
+
+  Raises:
+    UserError: If one is none of ImageNet's.
+  """
+  index = {name: label for label, name in enumerate(wnids())}
+  unknown = [name for name in class_names if name not in index]
+  if unknown:
+    raise UserError(
+      f'there is a class {unknown[0]}, which is none of the 1,000 of ImageNet; '
+      'classes must be called by WordNet ids such as n01498041'
+    )
+  return [index[name] for name in class_names]
+
+
+def restrict(pictures: Pictures, classes: Sequence[int]) -> Pictures:
+  """Gives pictures of some of the 1,000 classes the labels 0, 1, 2, ...
+
+  Args:
+    pictures: Pictures of these classes, labelled in 0..999.
+    classes: Labels of the classes, in the order of the new ones.
+
+  Returns:
+    The pictures, with the names of these classes only.
+
+  Raises:
+    UserError: If a picture is of another class.
+  """
+  place = {label: new for new, label in enumerate(classes)}
+  others = set(pictures.labels.tolist()) - set(place)
+  if others:
+    raise UserError(
+      f'{pictures.name} has pictures of class {min(others)}, which is none of '
+      f'the {len(place)} asked for; load it with classes={tuple(classes)}'
+    )
+  return pictures_from_arrays(
+    pictures.images,
+    np.array([place[label] for label in pictures.labels.tolist()]),
+    class_names=tuple(pictures.class_names[label] for label in classes),
+    name=pictures.name,
+    source=pictures.source,
+    file_names=pictures.file_names,
+  )
+
+
 def relabel(pictures: Pictures) -> Pictures:
   """Gives pictures of some classes of ImageNet the labels of all 1,000.
 
@@ -54,15 +103,7 @@ def relabel(pictures: Pictures) -> Pictures:
   names = wnids()
   if pictures.class_names == names:
     return pictures
-  index = {name: label for label, name in enumerate(names)}
-  unknown = [name for name in pictures.class_names if name not in index]
-  if unknown:
-    raise UserError(
-      f'{pictures.name} has a class {unknown[0]}, which is none of the 1,000 '
-      'of ImageNet; class folders must be called by WordNet ids such as '
-      'n01498041'
-    )
-  labels = np.array([index[name] for name in pictures.class_names])
+  labels = np.array(labels_of(pictures.class_names))
   return pictures_from_arrays(
     pictures.images,
     labels[pictures.labels],

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from jaxadv import models
 from jaxadv.classifier import Classifier, Resized, from_linen
@@ -58,6 +59,34 @@ def load_classifier(
   return module, from_linen(
     module, variables, preprocess=resized(image_size, size, preprocess)
   )
+
+
+def restricted(
+  module: nn.Module, classifier: Classifier, classes: Sequence[int]
+) -> tuple[nn.Module, Classifier]:
+  """Keeps some of the classes that a network tells apart.
+
+  Args:
+    module: The network.
+    classifier: It with its weights.
+    classes: Their labels, in the order that they are to have.
+
+  Returns:
+    The network with as many logits, those of the classes, and the classifier.
+  """
+  chosen = np.asarray(classes)
+  *_, head = models.stage_names(module)
+  num_classes: int = module.num_classes  # type: ignore[attr-defined]
+  params = dict(classifier.variables['params'])
+  params[head] = jax.tree.map(
+    lambda leaf: (
+      leaf[..., chosen] if leaf.shape[-1:] == (num_classes,) else leaf
+    ),
+    params[head],
+  )
+  module = module.clone(num_classes=len(chosen))  # type: ignore[call-arg]
+  variables = {**classifier.variables, 'params': params}
+  return module, from_linen(module, variables, preprocess=classifier.preprocess)
 
 
 def resized(image_size: int, size: int, preprocess: Preprocess) -> Preprocess:

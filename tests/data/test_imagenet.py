@@ -269,3 +269,21 @@ def test_subsets_keep_file_names(data_dir):
     part = sources.subset(pictures, rows)
     expected = np.array(pictures.file_names)[rows]
     assert part.file_names == tuple(expected)
+
+
+def test_some_classes_get_labels_of_their_own():
+  names = imagenet.wnids()
+  pictures = sources.pictures_from_arrays(
+    np.zeros((3, 4, 4, 3), np.uint8),
+    [150, 50, 150],
+    class_names=names,
+    name='some',
+  )
+  found = imagenet.restrict(pictures, (50, 100, 150))
+  assert found.labels.tolist() == [2, 0, 2]
+  assert found.class_names == (names[50], names[100], names[150])
+  assert imagenet.labels_of(found.class_names) == [50, 100, 150]
+  with pytest.raises(UserError, match='class 150'):
+    imagenet.restrict(pictures, (50, 100))
+  with pytest.raises(UserError, match='n00000000'):
+    imagenet.labels_of(['n00000000'])

@@ -367,3 +367,17 @@ def test_real_pictures_are_resized():
   np.testing.assert_array_equal(
     pictures.images, images.resize(whole.images, 64)
   )
+
+
+def test_padding_puts_pictures_amid_zeros():
+  pixels = np.arange(1, 2 * 9 + 1, dtype=np.uint8).reshape(2, 3, 3, 1)
+  pictures = sources.pictures_from_arrays(
+    pixels, [0, 1], class_names=('a', 'b'), name='set'
+  )
+  found = sources.padded(pictures, 6).images
+  assert found.shape == (2, 6, 6, 1)
+  np.testing.assert_array_equal(found[:, 1:4, 1:4], pixels)
+  assert found.sum() == pixels.sum()
+  assert sources.padded(pictures, 3) is pictures
+  with pytest.raises(UserError, match='larger than 2x2'):
+    sources.padded(pictures, 2)

@@ -10,6 +10,7 @@ import pytest
 from jaxadv import models
 from jaxadv.classifier import from_linen
 from jaxadv.errors import UserError
+from jaxadv.models import pretrained
 
 PUBLISHED = {
   'vgg11': 132_863_336,
@@ -155,3 +156,13 @@ def test_unknown_stages_are_refused(network):
   first, last = models.stage_names(module)[1:3]
   with pytest.raises(UserError, match=f'{last}.*comes after.*{first}'):
     module.apply(variables, images, start=last, stop=first)
+
+
+def test_a_restricted_network_gives_the_logits_of_its_classes(network):
+  _, module, variables, images = network
+  classifier = from_linen(module, variables)
+  smaller, restricted = pretrained.restricted(module, classifier, [2, 0])
+  assert smaller.num_classes == 2
+  np.testing.assert_allclose(
+    restricted(images), classifier(images)[:, jnp.array([2, 0])], rtol=1e-6
+  )

@@ -21,10 +21,13 @@ from jaxadv.models.pixelcnn import PixelCNN, init_pixelcnn
 from jaxadv.models.weights import native
 from jaxadv.training import TrainConfig
 from jaxadv.training.pixelcnn import fit_pixelcnn, measure_bits
+from jaxadv.types import Detector
 
 # Clean pictures that TWS is tuned on, and that the rank of DET_PD is among.
 NUM_TUNED = 30
 NUM_RANKED = 500
+# Pictures that DET_MDS takes means and covariances from, at most.
+NUM_REFERENCE = 2000
 # Stages of the victim that DET_MDS looks at, at most.
 NUM_LAYERS = 5
 
@@ -204,26 +207,43 @@ def density_scores(
   return fitted_scores(study, 'pd', made_from, tested, n, fit)
 
 
+def mahalanobis_of(study: Study) -> Detector:
+  """Makes DET_MDS; keep it, since another one compiles anew."""
+  # Means and covariances come from what the victim has learnt.
+  reference = pipeline.batches(
+    sources.subset(study.train, slice(0, NUM_REFERENCE)), studies.BATCH
+  )
+  return mahalanobis(layers_of(study), reference=reference)
+
+
 def mahalanobis_scores(
-  study: Study, taught: Sequence[str], tested: Sequence[str]
+  study: Study,
+  detector: Detector,
+  taught: Sequence[str],
+  tested: Sequence[str],
 ) -> dict[str, np.ndarray]:
-  """Scores by the distance to the classes in several layers of the victim."""
+  """Scores by the distance to the classes in several layers of the victim.
+
+  Args:
+    study: The study.
+    detector: From `mahalanobis_of`.
+    taught: Attacks that weigh the layers.
+    tested: Attacks to be tested on.
+
+  Returns:
+    {'clean' | attack: float32[N]}.
+  """
   train = studies.detector_batches(study, taught, 'train')
   valid = studies.detector_batches(study, taught, 'valid')
-  layers = layers_of(study)
 
   def fit():
     key = studies.stream(study.config, f'mds {" ".join(taught)}')
-    # Means and covariances come from what the victim has learnt.
-    reference = pipeline.batches(
-      sources.subset(study.train, slice(0, 20 * studies.BATCH)), studies.BATCH
-    )
-    detector = mahalanobis(layers, reference=reference)
     state = detector.fit(key, study.victim.classifier, train, valid)
     return detector, state, None
 
   made_from = [
-    layers,
+    layers_of(study),
+    NUM_REFERENCE,
     study.train.fingerprint,
     storage.fingerprint(train.batch),
     storage.fingerprint(valid.batch),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 from jaxadv.errors import UserError
@@ -32,6 +33,8 @@ ATTACKS = tuple(PAPER_NAME)
 MINIMAL = ('deepfool', 'cw', 'cw_t', 'ddn', 'ddn_t')
 # Pictures of one channel, which are padded rather than enlarged.
 GREY = ('digits', 'mnist')
+# The paper names none of its 20 classes of ImageNet: every fiftieth here.
+IMAGENET20 = tuple(range(0, 1000, 50))
 PAPER_DATASET = {
   'mnist': 'MNIST',
   'cifar10': 'CIFAR-10',
@@ -61,7 +64,9 @@ class Config(Options):
   victim: str = option('vgg11:0.125', 'Network under attack, name:width.')
   victim_epochs: int = option(30, "Epochs of the victim's training.")
   weights: str = option(
-    '', 'Published weights of the victim, a file; empty: it is trained.'
+    '',
+    'Published weights of the victim: imagenet (from $JAXADV_WEIGHTS_DIR, else '
+    'downloaded), a folder or a file; empty: it is trained.',
   )
   attacks: tuple[str, ...] = option(ATTACKS, f'Attacks: {", ".join(ATTACKS)}.')
   epsilon: float = option(0.3, 'Linf radius of FGSM and PGD, in (0, 1].')
@@ -77,8 +82,8 @@ class Config(Options):
   detector_epochs: int = option(10, "Epochs of a detector's training.")
   detector_rate: float = option(1e-3, "Learning rate of a detector's training.")
   tws_pictures: int = option(100, 'Test pictures that DET_TWS is tried on.')
-  tws_cap: int = option(100, 'Largest number of untargeted steps of DET_TWS.')
-  tws_cap_t: int = option(200, 'Largest number of targeted steps of DET_TWS.')
+  tws_cap: int = option(30, 'Largest number of untargeted steps of DET_TWS.')
+  tws_cap_t: int = option(100, 'Largest number of targeted steps of DET_TWS.')
   pixelcnn_filters: int = option(8, 'Filters of PixelCNN++.')
   pixelcnn_blocks: int = option(1, 'Residual blocks a stage of PixelCNN++.')
   pixelcnn_epochs: int = option(4, 'Epochs of PixelCNN++.')
@@ -152,6 +157,15 @@ class Config(Options):
           f'--{flag} is {count}, but there are --num_test={self.num_test} '
           'test pictures; give at most as many'
         )
+    if (
+      self.weights
+      and not os.path.exists(self.weights)
+      and (self.weights != 'imagenet')
+    ):
+      raise UserError(
+        f'--weights has {self.weights!r}; give imagenet, or a folder or file '
+        'that exists'
+      )
     numbers('--betas', self.betas, 0, float('inf'))
     numbers('--alphas', self.alphas, 0, 1)
     for text in (self.victim, self.detector):
@@ -225,14 +239,16 @@ _SMALL: dict[str, Any] = dict(
   num_test=300,
   cw_searches=5,
   cw_steps=100,
-  pixelcnn_filters=32,
+  tws_cap=100,
+  tws_cap_t=200,
+  pixelcnn_filters=16,
   pixelcnn_epochs=2,
-  pixelcnn_pictures=10_000,
+  pixelcnn_pictures=4_000,
   purified_pictures=50,
   hardened_epochs=1,
   hardened_pictures=5_000,
 )
-_COLOUR: dict[str, Any] = _CIFAR_PGD | dict(victim_epochs=8)
+_COLOUR: dict[str, Any] = _CIFAR_PGD | dict(victim_epochs=6)
 _PAPER: dict[str, Any] = dict(
   victim='vgg11',
   victim_epochs=30,
@@ -246,6 +262,7 @@ _PAPER: dict[str, Any] = dict(
   cw_steps=1000,
   tws_pictures=1000,
   tws_cap=1000,
+  tws_cap_t=200,
   pixelcnn_filters=40,
   pixelcnn_blocks=5,
   pixelcnn_epochs=100,
@@ -267,6 +284,6 @@ _PAPER_COLOUR: dict[str, Any] = _CIFAR_PGD | dict(
 _PAPER_IMAGENET: dict[str, Any] = dict(
   image_size=224,
   victim='resnet152',
-  victim_epochs=30,
+  weights='imagenet',
   pixelcnn_pictures=5_000,
 )

@@ -13,13 +13,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.gcd.protocol.setting import GREY, MINIMAL, PAPER_NAME, Config
+from experiments.gcd.protocol.setting import (
+  GREY,
+  IMAGENET20,
+  MINIMAL,
+  PAPER_NAME,
+  Config,
+)
 from jaxadv import attacks, experiment, storage
-from jaxadv.data import pipeline, sources
+from jaxadv.classifier import predict
+from jaxadv.data import imagenet, pipeline, sources
 from jaxadv.data.sources import Pictures
 from jaxadv.errors import UserError
 from jaxadv.experiment import data_dir
 from jaxadv.models.names import parse_network
+from jaxadv.models.pretrained import load_classifier, restricted
+from jaxadv.models.weights import published
 from jaxadv.sets.build import correct_pictures
 from jaxadv.storage import Cache
 from jaxadv.training.classifiers import (
@@ -122,35 +131,39 @@ def load_pictures(config: Config, cache: Cache) -> tuple[Pictures, Pictures]:
     UserError: If the data set or a split cannot be had, or the splits have
       pictures in common.
   """
+  # The paper's subset of ImageNet is classes of a TFDS set.
+  subset = config.dataset == 'imagenet20'
+  dataset = 'imagenet2012' if subset else config.dataset
   folders: dict[str, Any] = dict(
     data_dir=data_dir(config.data_dir), cache_dir=cache.root
   )
-  usual = sources.usual_splits(sources.splits(config.dataset, **folders))
+  usual = sources.usual_splits(sources.splits(dataset, **folders))
   train_split, heldout_split = (
     given or name
     for given, name in zip(
       (config.train_split, config.heldout_split), usual, strict=True
     )
   )
-  shared = sources.overlap(
-    config.dataset, train_split, heldout_split, **folders
-  )
+  shared = sources.overlap(dataset, train_split, heldout_split, **folders)
   if shared:
     raise UserError(
       f'--train_split {train_split} and --heldout_split {heldout_split} of '
-      f'{config.dataset} have {shared} pictures in common; give two that have '
-      'none, such as train[:70%] and train[70%:]'
+      f'{dataset} have {shared} pictures in common; give two that have none, '
+      'such as train[:70%] and train[70%:]'
     )
 
   def load(split: str) -> Pictures:
     grey = config.dataset in GREY
     found = sources.load(
-      config.dataset,
+      dataset,
       split,
       image_size=None if grey else config.image_size,
       channels=1 if grey else 3,
+      classes=IMAGENET20 if subset else None,
       **folders,
     )
+    if subset:
+      found = imagenet.restrict(found, IMAGENET20)
     return sources.shuffled(
       sources.padded(found, config.image_size), config.seed
     )
@@ -162,11 +175,32 @@ def load_pictures(config: Config, cache: Cache) -> tuple[Pictures, Pictures]:
 def trained_victim(
   config: Config, cache: Cache, train: Pictures, heldout: Pictures
 ) -> Trained:
-  """Trains the classifier under attack, or finds it in the cache."""
+  """Trains the classifier under attack, or finds it in the cache.
+
+  Of published weights of ImageNet's 1,000 classes, it keeps those of the data.
+
+  Raises:
+    UserError: If there are no such weights, or a class is none of ImageNet's.
+  """
+  network = parse_network(config.victim)
+  if config.weights:
+    size = network.size_for(config.image_size)
+    path = published.find(network.name, network.width, size, config.weights)
+    module, classifier = load_classifier(network, config.image_size, path)
+    if module.num_classes == len(imagenet.wnids()) != len(train.class_names):
+      classes = imagenet.labels_of(train.class_names)
+      module, classifier = restricted(module, classifier, classes)
+    logits = predict(classifier, heldout.images, config.batch_size)
+    return Trained(
+      module,
+      classifier,
+      storage.fingerprint([classifier.variables, classifier.preprocess]),
+      float(np.mean(logits.argmax(-1) == heldout.labels)),
+    )
   return cached_classifier(
     stream(config, 'victim'),
     cache,
-    parse_network(config.victim),
+    network,
     train,
     heldout,
     config.victim_epochs,

@@ -1,0 +1,478 @@
+"""Table 2: seven detectors against attacks that do not know them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments import conduct
+from experiments.gcd.protocol import baselines, detection, record
+from experiments.gcd.protocol import run as protocol
+from experiments.gcd.protocol import study as studies
+from experiments.gcd.protocol.detection import REGIMES
+from experiments.gcd.protocol.plan import plan
+from experiments.gcd.protocol.setting import (
+  MINIMAL,
+  PAPER_NAME,
+  Config,
+  get_config,
+)
+from experiments.gcd.protocol.study import Study
+from jaxadv.detectors.entropy_ensemble import RULES, temperature
+from jaxadv.experiment import Cell
+from jaxadv.metrics.figures import Figure, mean
+from jaxadv.reports import Claim, Record, Row, Table
+from jaxadv.reports import Figure as Drawing
+from jaxadv.reports.verdicts import Comparison, judge
+
+__all__ = ['cells', 'get_config', 'plan', 'run']
+
+QUESTION = (
+  'Do a detector on gradients and one on pixels together find attacks in L2 '
+  'and in Linf, and better than the detectors of others?'
+)
+# As tables show them; the paper's first, in its order.
+SHOWN = {
+  'org': 'DET_org',
+  'sal': 'DET_sal',
+  'is': 'DET_IS',
+  'pd': 'DET_PD',
+  'tws': 'DET_TWS',
+  'mds': 'DET_MDS',
+  'gcd': 'GCD',
+  'gcd_raw': 'GCD uncalibrated',
+  'gcd_max': 'larger of both',
+  'gcd_mean': 'mean of both',
+  'confidence': '1 - max probability',
+  'log_s': 'log S',
+}
+# Learnt from clean pictures alone: the same in all regimes.
+UNTAUGHT = ('tws', 'pd', 'confidence', 'log_s')
+ENSEMBLES = {
+  'gcd': ('entropy', True),
+  'gcd_raw': ('entropy', False),
+  'gcd_max': ('max', True),
+  'gcd_mean': ('mean', True),
+}
+# What the issue of detecting asks of a detector.
+HIGH, ENOUGH = 95.0, 97.0
+
+
+def cells(config: Config) -> list[Cell]:
+  """Lists the cells of a run: every detector but those made of others."""
+  return [
+    Cell(name, {'detector': name}) for name in SHOWN if name not in ENSEMBLES
+  ]
+
+
+def run(config: Config, workdir: str) -> Record | None:
+  """Runs the experiment and writes its report; see `protocol.run`."""
+  return protocol.run(
+    config,
+    workdir,
+    name='gcd_greybox',
+    question=QUESTION,
+    cells=cells(config),
+    work=conduct.CellWork(run_cell),
+    describe=describe,
+  )
+
+
+def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
+  """Scores test pictures by one detector in all regimes.
+
+  Returns:
+    {'REGIME/ATTACK/clean' and '.../attacked': float32[n], and of detectors
+    that are parts of the ensemble '.../valid' and '.../valid_attacked'}.
+  """
+  name, every = cell.name, study.config.attacks
+  scores: dict[str, np.ndarray] = {}
+
+  def keep(regime, attack, clean, attacked, **more):
+    parts = {'clean': clean, 'attacked': attacked} | more
+    scores.update({f'{regime}/{attack}/{k}': v for k, v in parts.items()})
+
+  if name in UNTAUGHT:
+    note(f'detector {SHOWN[name]}', 0.0)
+    found = {
+      'tws': lambda: baselines.tws_scores(study, every),
+      'pd': lambda: baselines.density_scores(study, every),
+    }.get(
+      name,
+      lambda: detection.trivial_scores(study, name, ('clean', *every)),
+    )()
+    for regime in REGIMES:
+      for attack in every:
+        keep(regime, attack, found['clean'], found[attack])
+    return scores
+  mds = baselines.mahalanobis_of(study) if name == 'mds' else None
+  teachable = [a for a in every if studies.can_teach(study, [a])]
+  # The paper itself shows that saliency adds nothing: once is enough.
+  regimes = REGIMES[:1] if name == 'sal' else REGIMES
+  for number, regime in enumerate(regimes):
+    for attack, taught in detection.lessons(study.config, regime).items():
+      taught = tuple(a for a in taught if a in teachable)
+      if not taught:
+        continue
+      note(f'{SHOWN[name]} {regime} {attack}', number / len(regimes))
+      tested = every if regime == 'pooled' else (attack,)
+      if mds:
+        found = baselines.mahalanobis_scores(study, mds, taught, tested)
+        keep(regime, attack, found['clean'], found[attack])
+        continue
+      learnt = detection.learn(study, name, taught, tested)
+      keep(
+        regime,
+        attack,
+        learnt.scores['clean'],
+        learnt.scores[attack],
+        valid=learnt.valid,
+        valid_attacked=learnt.valid_attacked,
+      )
+  return scores
+
+
+def with_ensembles(
+  found: Mapping[str, Mapping[str, np.ndarray]],
+) -> dict[str, dict[str, np.ndarray]]:
+  """Puts the ensembles beside the detectors that they are made of.
+
+  Args:
+    found: {detector: what `run_cell` gave}.
+  """
+  first, second = found['is'], found['org']
+  made: dict[str, dict[str, np.ndarray]] = {name: {} for name in ENSEMBLES}
+  places = {key.rpartition('/')[0] for key in first if key in second}
+  for place in sorted(places):
+    heat = [
+      temperature(part[f'{place}/valid'], part[f'{place}/valid_attacked'])
+      for part in (first, second)
+    ]
+    for name, (rule, calibrated) in ENSEMBLES.items():
+      for side in ('clean', 'attacked'):
+        logits: list[Any] = [
+          part[f'{place}/{side}'] / (t if calibrated else 1)
+          for part, t in zip((first, second), heat, strict=True)
+        ]
+        made[name][f'{place}/{side}'] = np.asarray(RULES[rule](*logits))
+  return {name: dict(scores) for name, scores in found.items()} | made
+
+
+def areas_of(
+  study: Study, scores: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[tuple[str, str, str], Figure]:
+  """Computes {(detector, regime, attack): AUC}."""
+  return {
+    (name, regime, attack): record.auc_figure(
+      study,
+      attack,
+      scores[name][f'{regime}/{attack}/clean'],
+      scores[name][f'{regime}/{attack}/attacked'],
+    )
+    for name in SHOWN
+    for regime in REGIMES
+    for attack in study.config.attacks
+    if f'{regime}/{attack}/clean' in scores[name]
+    and record.succeeded(study, attack)[: study.config.tws_pictures].any()
+  }
+
+
+def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
+  """Says how the detectors did."""
+  scores = with_ensembles(found)
+  areas = areas_of(study, scores)
+  silent = [
+    PAPER_NAME[a]
+    for a in study.config.attacks
+    if not studies.can_teach(study, [a])
+  ]
+  return conduct.Findings(
+    claims=claims(areas),
+    rows=detection_rows(study, scores, areas)
+    + control_rows(study, scores)
+    + density_rows(study)
+    + record.picture_rows(study),
+    answer=answer(areas),
+    tables=tables(study),
+    figures=figures(areas),
+    arrays=arrays(study, scores, areas),
+    warnings=[
+      f'{name} had no success on the pictures that detectors learn from: no '
+      'detector of its own'
+      for name in silent
+    ],
+  )
+
+
+def detection_rows(study, scores, areas) -> list[Row]:
+  """Gives the AUCs with the printed ones, and how the classifier did."""
+  paper, dataset = record.printed('table2'), record.paper_dataset(study)
+  rows = []
+  for (name, regime, attack), figure in areas.items():
+    place = (dataset, PAPER_NAME[attack], SHOWN[name])
+    count = len(scores[name][f'{regime}/{attack}/clean'])
+    rows.append(
+      record.figure_row(
+        {
+          'role': 'detection',
+          'training': regime.replace('_', ' '),
+          'detector': SHOWN[name],
+          'attack': PAPER_NAME[attack],
+        },
+        record.AUC,
+        figure,
+        n=int(record.succeeded(study, attack)[:count].sum()),
+        paper=paper.get(place) if regime == 'per_attack' else None,
+      )
+    )
+  for attack in study.config.attacks:
+    rows.append(
+      record.share_row(
+        {'role': 'unprotected', 'attack': PAPER_NAME[attack]},
+        record.ACCURACY,
+        record.unprotected(study, attack),
+        paper=paper.get((dataset, PAPER_NAME[attack], 'F_accuracy')),
+      )
+    )
+  return rows
+
+
+def control_rows(study: Study, scores) -> list[Row]:
+  """Compares every other clean picture with the rest: nothing to tell."""
+  sources = study.clean['test'].source
+  rows = []
+  for name in SHOWN:
+    clean = next(
+      (v for k, v in scores[name].items() if k.endswith('/clean')), None
+    )
+    if clean is None:
+      continue
+    own = sources[: len(clean)]
+    figure = record.auc_of_groups(clean[::2], clean[1::2], own[::2], own[1::2])
+    keys = {'role': 'control', 'detector': SHOWN[name], 'pictures': 'clean'}
+    rows.append(record.figure_row(keys, record.AUC, figure, n=len(own) // 2))
+  return rows
+
+
+def density_rows(study: Study) -> list[Row]:
+  """Gives the bits per dimension of PixelCNN++."""
+  _, _, bits = baselines.density(study)
+  return [
+    Row(
+      {'role': 'density', 'pictures': side},
+      'bits per dimension',
+      value,
+      n=min(
+        baselines.NUM_RANKED,
+        len(
+          baselines.density_pictures(study).labels
+          if side == 'train'
+          else study.clean['test'].labels
+        ),
+      ),
+    )
+    for side, value in bits.items()
+  ]
+
+
+def claims(areas) -> list[Claim]:
+  """Judges the paper's claims."""
+  attacks = list(dict.fromkeys(attack for *_, attack in areas))
+  own = {
+    (name, attack): figure
+    for (name, regime, attack), figure in areas.items()
+    if regime == 'per_attack'
+  }
+  both = lambda name: [a for a in attacks if (name, a) in own]
+  budget = [a for a in both('org') if a not in MINIMAL]
+  minimal = [a for a in both('org') if a in MINIMAL]
+  every = both('gcd')
+  left_out = [a for a in every if ('gcd', 'leave_one_out', a) in areas]
+  return [
+    judge(
+      f'A network on pixels finds Linf attacks (AUC above {HIGH:.0f})',
+      [
+        Comparison(
+          f'DET_org on {PAPER_NAME[a]} minus {HIGH:.0f}', own['org', a] - HIGH
+        )
+        for a in budget
+      ],
+    ),
+    judge(
+      'Gradients and pixels complement each other: DET_IS is better on L2 '
+      'attacks, DET_org on Linf attacks',
+      [
+        Comparison(
+          f'{PAPER_NAME[a]}: DET_IS minus DET_org', own['is', a] - own['org', a]
+        )
+        for a in minimal
+      ]
+      + [
+        Comparison(
+          f'{PAPER_NAME[a]}: DET_org minus DET_IS', own['org', a] - own['is', a]
+        )
+        for a in budget
+      ],
+    ),
+    judge(
+      f'The ensemble finds all attacks (AUC above {ENOUGH:.0f})',
+      [
+        Comparison(
+          f'GCD on {PAPER_NAME[a]} minus {ENOUGH:.0f}', own['gcd', a] - ENOUGH
+        )
+        for a in every
+      ],
+    ),
+    judge(
+      'The ensemble is better than every other detector (mean of the attacks)',
+      [
+        Comparison(
+          f'GCD minus {SHOWN[name]}',
+          mean([own['gcd', a] - own[name, a] for a in every]),
+        )
+        for name in ('org', 'sal', 'pd', 'tws', 'mds')
+        if every and all((name, a) in own for a in every)
+      ],
+    ),
+    judge(
+      'The network on gradients is better than S alone on L2 attacks',
+      [
+        Comparison(
+          f'{PAPER_NAME[a]}: DET_IS minus log S', own['is', a] - own['log_s', a]
+        )
+        for a in minimal
+      ],
+    ),
+    judge(
+      'The ensemble finds attacks that it has not learnt as well (not claimed; '
+      'what awaits it once deployed)',
+      [
+        Comparison(
+          f'{PAPER_NAME[a]}: unseen minus {HIGH:.0f}',
+          areas['gcd', 'leave_one_out', a] - HIGH,
+        )
+        for a in left_out
+      ],
+    ),
+  ]
+
+
+def answer(areas) -> str:
+  """Answers the question in a sentence."""
+  average = lambda name, regime, kind: np.mean(
+    [
+      figure.value
+      for (n, r, a), figure in areas.items()
+      if (n, r) == (name, regime) and (a in MINIMAL) == kind
+    ]
+    or [np.nan]
+  )
+  parts = [
+    f'{SHOWN[name]} {average(name, "per_attack", True):.1f} % on L2 and '
+    f'{average(name, "per_attack", False):.1f} % on Linf attacks'
+    for name in ('is', 'org', 'gcd')
+  ]
+  return (
+    f'Mean AUC on attacks that were learnt: {"; ".join(parts)}. On attacks '
+    f'that were not: GCD {average("gcd", "leave_one_out", True):.1f} % and '
+    f'{average("gcd", "leave_one_out", False):.1f} %.'
+  ).replace('nan', '–')
+
+
+def tables(study: Study) -> list[Table]:
+  """Lays out the tables."""
+  names = record.columns(study, study.config.attacks)
+  return [
+    Table(
+      'Detection (Table 2)',
+      record.AUC,
+      ('detector',),
+      'attack',
+      split='training',
+      columns=names,
+      where={'role': 'detection'},
+      note='Attacked pictures rounded to 8 bit, those that the attack changed '
+      'with success before rounding. Per attack: learnt on the attack it is '
+      'tested on. DET_TWS, DET_PD and the scores without training are the '
+      'same in all three.',
+    ),
+    Table(
+      'Accuracy of the unprotected classifier on the pictures of the attacks',
+      record.ACCURACY,
+      ('role',),
+      'attack',
+      columns=names,
+      where={'role': 'unprotected'},
+      note='All pictures were classified correctly when clean; after rounding.',
+    ),
+    *record.picture_tables(study),
+    Table(
+      'PixelCNN++',
+      'bits per dimension',
+      ('role',),
+      'pictures',
+      where={'role': 'density'},
+      decimals=3,
+    ),
+    Table(
+      'Clean against clean: ought to be 50',
+      record.AUC,
+      ('detector',),
+      'pictures',
+      where={'role': 'control'},
+      control=True,
+    ),
+  ]
+
+
+def figures(areas) -> list[Drawing]:
+  """Lays out the figures."""
+  attacks = list(dict.fromkeys(a for n, r, a in areas if r == 'per_attack'))
+  drawn = ('org', 'is', 'gcd', 'pd', 'tws', 'mds', 'log_s')
+  return [
+    Drawing(
+      'roc',
+      'roc_curves',
+      'ROC curves of the detectors, each learnt on the attack it is tested on '
+      '(DET_TWS, DET_PD and log S learn no attack).',
+      {
+        'panels': {
+          PAPER_NAME[attack]: {
+            SHOWN[name]: [f'{name}/{attack}/clean', f'{name}/{attack}/attacked']
+            for name in drawn
+            if (name, 'per_attack', attack) in areas
+          }
+          for attack in attacks
+        }
+      },
+    ),
+    Drawing(
+      'bars',
+      'interval_bars',
+      'AUC of the ensemble by what it has learnt: the attack it is tested on, '
+      'all attacks, or all others.',
+      {
+        'metric': record.AUC,
+        'category': 'attack',
+        'series': 'training',
+        'where': {'role': 'detection', 'detector': SHOWN['gcd']},
+        'title': 'GCD',
+      },
+    ),
+  ]
+
+
+def arrays(study: Study, scores, areas) -> dict[str, np.ndarray]:
+  """Gives the scores behind the figures."""
+  found = {}
+  for name, regime, attack in areas:
+    if regime == 'per_attack':
+      place = f'{regime}/{attack}'
+      own = scores[name]
+      clean, attacked = own[f'{place}/clean'], own[f'{place}/attacked']
+      rows = record.succeeded(study, attack)[: len(attacked)]
+      found[f'{name}/{attack}/clean'] = clean
+      found[f'{name}/{attack}/attacked'] = attacked[rows]
+  return found
