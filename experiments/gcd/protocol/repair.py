@@ -1,0 +1,342 @@
+"""The rectifier of a run: its detector, its classifier, what it repairs.
+
+A defence does not know the attack, so its detectors have learnt all of them.
+The rectifier asks a detector for nothing but its gradient at the picture, so
+that is taken once for all masking rates, readings and draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.gcd.protocol import detection
+from experiments.gcd.protocol import study as studies
+from experiments.gcd.protocol.setting import Config
+from experiments.gcd.protocol.study import Attacked, Note, Study
+from jaxadv import storage
+from jaxadv.attacks.adaptive import Score
+from jaxadv.classifier import Classifier
+from jaxadv.data.images import to_float
+from jaxadv.data.sources import Pictures
+from jaxadv.defences import rectifier
+from jaxadv.defences.rectifier import FINE_TUNING, Reading
+from jaxadv.detectors.entropy_ensemble import (
+  EnsembleState,
+  entropy_ensemble,
+  temperature,
+)
+from jaxadv.errors import DataError
+from jaxadv.models.weights import native
+from jaxadv.types import Detector, picture_keys
+
+READINGS: tuple[Reading, ...] = ('threshold', 'fraction')
+# Pictures at a time; few, so that little is wasted on filling the last batch.
+ROWS = 50
+# What decides which pixels are masked: the reading of alpha, and alpha.
+Setting = tuple[Reading, float]
+
+
+class Seen(NamedTuple):
+  """What a detector makes of pictures.
+
+  Attributes:
+    logits: float32[N], positive where it flags a picture.
+    gradient: float32[N, H, W, C], of the logit with respect to the picture.
+  """
+
+  logits: np.ndarray
+  gradient: np.ndarray
+
+
+class Repaired(NamedTuple):
+  """Pictures behind the rectifier, as if all of them had been flagged.
+
+  Attributes:
+    labels: int[N], the class that most draws vote for.
+    suspect: float32[N], share of the pixels that are suspect.
+    replaced: float32[N], share of the pixels that one draw replaces.
+  """
+
+  labels: np.ndarray
+  suspect: np.ndarray
+  replaced: np.ndarray
+
+
+@functools.cache
+def ensemble_of(config: Config) -> Detector:
+  """Builds the ensemble; one object a config, so that it compiles once."""
+  return entropy_ensemble(
+    detection.detector_of(config, 'is'), detection.detector_of(config, 'org')
+  )
+
+
+def pooled_score(study: Study, name: str) -> Score:
+  """Gives a detector of all attacks of the run as `images -> logits`.
+
+  Args:
+    study: The study.
+    name: 'is', 'org', or 'ensemble' of both, calibrated.
+
+  Returns:
+    A pytree: detectors of the same networks share their compiled programs.
+
+  Raises:
+    DataError: If no attack had success, so that there is nothing to learn.
+  """
+  config, classifier = study.config, study.victim.classifier
+
+  def learnt(name):
+    found = detection.learn(study, name, config.attacks, config.attacks)
+    if found is None:
+      raise DataError(
+        'no attack had success on the training pictures, so detectors have '
+        'nothing to learn; give another --attacks'
+      )
+    return found
+
+  if name != 'ensemble':
+    found = learnt(name)
+    return jax.tree_util.Partial(
+      found.detector.score, None, classifier, found.state
+    )
+  both = [learnt(name) for name in ('is', 'org')]
+  temperatures = [temperature(d.valid, d.valid_attacked) for d in both]
+  state = EnsembleState(
+    (both[0].state, both[1].state), jnp.asarray(temperatures, jnp.float32)
+  )
+  return jax.tree_util.Partial(
+    ensemble_of(config).score, None, classifier, state
+  )
+
+
+@jax.jit
+def _look(score, images):
+  def total(images):
+    logits = score(images)
+    return jnp.sum(logits), logits
+
+  gradient, logits = jax.grad(total, has_aux=True)(to_float(images))
+  return logits, gradient
+
+
+def look(score: Score, images: np.ndarray) -> Seen:
+  """Takes logits and gradients of a detector, for uint8[N, H, W, C]."""
+  return Seen(*in_batches(functools.partial(_look, score), images))
+
+
+def in_batches(function: Callable[..., Any], *columns: Any) -> Any:
+  """Calls a function of rows, `ROWS` at a time, and joins what it gives.
+
+  The last batch is filled with rows from the start, so that a compiled
+  function meets one shape.
+
+  Args:
+    function: Of arrays with the leading axis of rows; gives a pytree of such.
+    *columns: Arrays of N rows.
+
+  Returns:
+    The joined pytree of NumPy arrays of N rows.
+  """
+  n, parts = len(columns[0]), []
+  for start in range(0, n, ROWS):
+    rows = np.arange(start, start + ROWS) % n
+    parts.append(jax.device_get(function(*(part[rows] for part in columns))))
+  return jax.tree.map(lambda *part: np.concatenate(part)[:n], *parts)
+
+
+def _linear(gradient, images):
+  return jnp.sum(gradient * images, axis=(1, 2, 3))
+
+
+def standing_in(gradient: np.ndarray | jax.Array) -> Score:
+  """Gives a score that has the given gradient wherever it is asked.
+
+  For the rectifier it is the detector itself, at the pictures at which the
+  gradient was taken.
+  """
+  return jax.tree_util.Partial(_linear, gradient)
+
+
+def side_images(study: Study, kind: str, side: str) -> np.ndarray:
+  """Gives the pictures of a side, 'clean' or those of an attack: uint8."""
+  found: Pictures | Attacked = (
+    study.clean[side] if kind == 'clean' else study.attacked[kind][side]
+  )
+  return found.images
+
+
+def fine_tuned(
+  study: Study, alpha: float, mask: Reading, score: Score | None = None
+) -> Classifier:
+  """Fine-tunes the victim on masked pictures (f_rec), or finds it.
+
+  The masked pictures are those that detectors learn from: every source
+  picture is attacked by one of the attacks, which have equal shares. As many
+  clean ones, not masked, are mixed in.
+
+  Args:
+    study: The study.
+    alpha: The masking rate, in [0, 1].
+    mask: Its reading.
+    score: `pooled_score(study, 'ensemble')`, where it is at hand.
+
+  Returns:
+    The classifier, for one rate and reading.
+  """
+  config, victim = study.config, study.victim
+  score = score or pooled_score(study, 'ensemble')
+  taught = studies.detector_batches(study, config.attacks, 'train').batch
+  images, labels = np.asarray(taught.images), np.asarray(taught.labels)
+  attacked = np.asarray(taught.kind) != 0
+  recipe = dataclasses.replace(FINE_TUNING, num_epochs=config.repair_epochs)
+  made_from = {
+    'victim': victim.identity,
+    'detector': storage.fingerprint(jax.tree.leaves(score)),
+    'pictures': storage.fingerprint(taught),
+    'alpha': float(alpha),
+    'mask': mask,
+    'copies': config.repair_copies,
+    'recipe': recipe,
+    'seed': config.seed,
+  }
+
+  def make(folder, work):
+    key = studies.stream(config, 'masked copies')
+    seen = _remembered(study, score, images[attacked])
+    parts = []
+    for start in range(0, np.sum(attacked), ROWS):
+      rows = slice(start, start + ROWS)
+      copies = rectifier.masked_copies(
+        jax.random.fold_in(key, start),
+        standing_in(seen.gradient[rows]),
+        images[attacked][rows],
+        alpha,
+        mask=mask,
+        num_copies=config.repair_copies,
+      )
+      parts.append(copies.images)
+    variables = rectifier.fine_tune(
+      studies.stream(config, 'fine-tuning'),
+      victim.module,
+      victim.classifier.variables,
+      np.concatenate(parts, axis=1),
+      labels[attacked],
+      images[~attacked],
+      labels[~attacked],
+      recipe,
+      preprocess=victim.classifier.preprocess,
+      mesh=studies.mesh(),
+      checkpoint_dir=work,
+    )
+    native.write_variables(folder / 'variables.npz', variables)
+
+  folder = study.cache.get_or_make('gcd_repair', 1, made_from, make)
+  return dataclasses.replace(
+    victim.classifier,
+    variables=native.read_variables(
+      folder / 'variables.npz', victim.classifier.variables
+    ),
+  )
+
+
+def _remembered(study: Study, score: Score, images: np.ndarray) -> Seen:
+  """`look`, kept: every masking rate needs the same."""
+  made_from = {
+    'detector': storage.fingerprint(jax.tree.leaves(score)),
+    'pictures': storage.fingerprint(images),
+  }
+
+  def make(folder, work):
+    del work
+    storage.write_npz(folder / 'seen.npz', **look(score, images)._asdict())
+
+  folder = study.cache.get_or_make('gcd_seen', 1, made_from, make)
+  return Seen(**storage.read_npz(folder / 'seen.npz'))
+
+
+@functools.partial(jax.jit, static_argnames=('mask', 'num_draws'))
+def _repair(classifier, alpha, keys, images, gradient, *, mask, num_draws):
+  images, score = to_float(images), standing_in(gradient)
+  judge = rectifier.rectified(
+    classifier, score, alpha, mask=mask, num_draws=num_draws, combine='vote'
+  )
+  found = rectifier.suspects(score, images, alpha, mask=mask)
+  masked = rectifier.mask_pixels(keys, images, found)
+  labels = judge(images, keys).argmax(-1)
+  return labels, rectifier.share(found), rectifier.share(masked.replaced)
+
+
+def repaired(
+  study: Study,
+  images: np.ndarray,
+  source: np.ndarray,
+  seen: Seen,
+  setting: Setting,
+  classifier: Classifier,
+) -> Repaired:
+  """Sends pictures through the rectifier, all of them.
+
+  Args:
+    study: The study.
+    images: uint8[N, H, W, C].
+    source: int[N], their ids: the draws of a picture go by it.
+    seen: What the ensemble made of them.
+    setting: Reading and masking rate.
+    classifier: `fine_tuned` for them.
+
+  Returns:
+    The vote of `config.num_draws` draws, and the realised fractions.
+  """
+  mask, alpha = setting
+  repair = functools.partial(
+    _repair,
+    classifier,
+    alpha,
+    mask=mask,
+    num_draws=study.config.num_draws,
+  )
+  keys = picture_keys(
+    studies.stream(study.config, 'rectifier'), jnp.asarray(source)
+  )
+  return Repaired(*in_batches(repair, keys, images, seen.gradient))
+
+
+def settings(alphas: Sequence[str]) -> list[Setting]:
+  """Lists both readings of every masking rate."""
+  return [(mask, float(alpha)) for mask in READINGS for alpha in alphas]
+
+
+def all_fine_tuned(
+  study: Study, score: Score, note: Note
+) -> dict[Setting, Classifier]:
+  """Fine-tunes a classifier for every setting of the run, or finds them."""
+  found = {}
+  for mask, alpha in settings(study.config.alphas):
+    note(f'fine-tuning for {named((mask, alpha))}', 0.0)
+    found[mask, alpha] = fine_tuned(study, alpha, mask, score)
+  return found
+
+
+def named(setting: Setting) -> str:
+  """Names a setting as arrays of results do."""
+  mask, alpha = setting
+  return f'{mask}/{alpha:g}'
+
+
+def coloured(image: np.ndarray) -> np.ndarray:
+  """Gives a picture three channels."""
+  return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+def marked(image: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+  """Paints pixels red: uint8[H, W, C] and bool[H, W] to uint8[H, W, 3]."""
+  return np.where(
+    pixels[..., None], np.array([213, 30, 0], np.uint8), coloured(image)
+  )

@@ -1,0 +1,66 @@
+"""Blackening salient pixels, from the command line to the report."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments.gcd import gcd_salient_pixels as salient
+from experiments.gcd.protocol import setting
+from jaxadv.errors import UserError
+from jaxadv.metrics.figures import Figure
+from jaxadv.storage import read_json
+
+
+def test_a_run_leaves_a_report(gcd_run):
+  folder = gcd_run('gcd_salient_pixels')
+  rows = read_json(folder / 'results.json')['rows']
+  left = {
+    (row['pixels'], row['blackened'], row['attack']): row
+    for row in rows
+    if row.get('role') == 'success'
+  }
+  assert {attack for _, _, attack in left} == {'PGD-U', 'DFool-U'}
+  assert left['none', '0 %', 'DFool-U']['value'] == 100
+  for row in left.values():
+    assert 0 <= row['ci_low'] <= row['value'] <= row['ci_high'] <= 100
+  # What was changed most undoes most of a small change, whatever a detector
+  # has learnt in so short a time.
+  assert left['largest change', '10 %', 'DFool-U']['value'] < 100
+  assert (folder / 'figures' / 'examples.png').stat().st_size > 1000
+
+
+def test_the_largest_are_blackened():
+  images = np.full((1, 4, 5, 1), 200, np.uint8)
+  size = np.zeros((1, 4, 5, 1), np.float32)
+  size[0, 1, 2], size[0, 3, 0] = -3, 2
+  pixels, blackened = salient.blacken(images, size, 0.1)
+  assert np.argwhere(pixels[0]).tolist() == [[1, 2], [3, 0]]
+  assert (blackened == 0).sum() == 2
+  np.testing.assert_array_equal(blackened[..., 0] == 0, pixels)
+
+
+def test_claims_follow_the_numbers():
+  def figure(value):
+    return Figure(value, np.linspace(value - 1, value + 1, 100))
+
+  values = {
+    'is': (60, 70),
+    'org': (95, 90),
+    'random': (90, 80),
+    'lit': (60, 50),
+  }
+  left = {
+    ('ddn', name, fraction): figure(float(value))
+    for name, pair in values.items()
+    for fraction, value in zip(salient.FRACTIONS, pair, strict=True)
+  }
+  verdicts = [c.verdict for c in salient.claims(left, ['ddn'])]
+  assert verdicts[:4] == ['held', 'held', 'cannot tell', 'held']
+  assert verdicts[4:] == ['held', 'did not', 'did not', 'did not']
+
+
+def test_targeted_attacks_alone_are_refused(tmp_path):
+  config = dataclasses.replace(setting.get_config(), attacks=('cw_t',))
+  with pytest.raises(UserError, match='needs one or more of deepfool'):
+    salient.run(config, str(tmp_path))
