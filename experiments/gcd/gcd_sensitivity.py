@@ -286,8 +286,8 @@ def toy() -> tuple[list[Row], dict[str, np.ndarray]]:
       )
     )
 
-  extent = (-4.5, 4.5)
-  ticks = np.linspace(*extent, 91)
+  extent = (-5.5, 5.5)
+  ticks = np.linspace(*extent, 111)
   grid = np.stack(np.meshgrid(ticks, ticks), axis=-1)
   distance = np.abs(points @ weights + bias) / np.linalg.norm(weights)
   correlation = stats.spearmanr(distance, sizes(points)).statistic

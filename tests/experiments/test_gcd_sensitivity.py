@@ -45,7 +45,7 @@ def test_toy_sensitivity_falls_with_the_distance():
   (row,), arrays = gcd_sensitivity.toy()
   # S of a linear classifier of two classes is a falling function of it.
   assert row.value == pytest.approx(-1, abs=1e-3)
-  assert arrays['toy/s'].shape == (91, 91)
+  assert arrays['toy/s'].shape == (111, 111)
 
 
 def test_targets_are_other_classes_and_stay():
