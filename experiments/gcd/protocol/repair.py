@@ -41,6 +41,8 @@ READINGS: tuple[Reading, ...] = ('threshold', 'fraction')
 ROWS = 50
 # What decides which pixels are masked: the reading of alpha, and alpha.
 Setting = tuple[Reading, float]
+# The control: fine-tuned on the same pictures, of which nothing is masked.
+UNMASKED: Setting = ('fraction', 0.0)
 
 
 class Seen(NamedTuple):
@@ -316,9 +318,12 @@ def settings(alphas: Sequence[str]) -> list[Setting]:
 def all_fine_tuned(
   study: Study, score: Score, note: Note
 ) -> dict[Setting, Classifier]:
-  """Fine-tunes a classifier for every setting of the run, or finds them."""
+  """Fine-tunes a classifier for every setting of the run, or finds them.
+
+  The last one is that of `UNMASKED`.
+  """
   found = {}
-  for mask, alpha in settings(study.config.alphas):
+  for mask, alpha in (*settings(study.config.alphas), UNMASKED):
     note(f'fine-tuning for {named((mask, alpha))}', 0.0)
     found[mask, alpha] = fine_tuned(study, alpha, mask, score)
   return found

@@ -1,0 +1,80 @@
+"""Masking rates, from the command line to the report."""
+
+import numpy as np
+
+from experiments.gcd import gcd_alpha
+from experiments.gcd.protocol import repair
+from jaxadv.metrics.figures import Figure
+from jaxadv.reports.verdicts import judge
+from jaxadv.storage import read_json
+
+
+def test_a_run_leaves_a_report(gcd_run):
+  folder = gcd_run('gcd_alpha')
+  rows = read_json(folder / 'results.json')['rows']
+  shares = {
+    (row['reading'], row['alpha'], row['pictures'], row['metric']): row['value']
+    for row in rows
+    if row.get('role') == 'fraction'
+  }
+  for alpha in ('0.3', '0.7'):
+    suspect = shares['fraction', alpha, 'attacked', gcd_alpha.SUSPECT]
+    assert abs(suspect - 100 * float(alpha)) < 0.1
+    replaced = shares['fraction', alpha, 'attacked', gcd_alpha.REPLACED]
+    assert abs(replaced - suspect / 2) < 2
+  threshold = [
+    shares['threshold', alpha, 'attacked', gcd_alpha.SUSPECT]
+    for alpha in ('0.3', '0.7')
+  ]
+  assert threshold[0] > threshold[1] > 0
+  means = [row for row in rows if row.get('role') == 'mean']
+  assert {row['goal'] for row in means} == {'untargeted', 'targeted'}
+  # One unprotected, one not masked, and two rates in two readings.
+  assert len(means) == 2 * 6
+  assert (folder / 'figures' / 'alpha.png').stat().st_size > 1000
+
+
+def figure(value):
+  return Figure(value, np.linspace(value - 1, value + 1, 100))
+
+
+def test_a_peak_lies_inside():
+  def verdict(*values):
+    curve = [figure(float(value)) for value in values]
+    alphas = [0.1, 0.5, 0.9][: len(values)]
+    return judge('peaks', gcd_alpha.inner_peak(curve, alphas)).verdict
+
+  assert verdict(50, 80, 40) == 'held'
+  assert verdict(50, 60, 70) == 'did not'
+  assert verdict(50, 60, 60) == 'cannot tell'
+  assert verdict(50, 60) == 'cannot tell'
+
+
+def test_a_detector_is_its_gradient():
+  rng = np.random.default_rng(0)
+  images = rng.random((3, 4, 4, 1), np.float32)
+  weights = rng.normal(size=(4, 4, 1)).astype(np.float32)
+
+  def score(images):
+    return (images**2 * weights).sum((1, 2, 3))
+
+  stand_in = repair.standing_in(2 * images * weights)
+  for mask in repair.READINGS:
+    np.testing.assert_array_equal(
+      repair.rectifier.suspects(stand_in, images, 0.4, mask=mask),
+      repair.rectifier.suspects(score, images, 0.4, mask=mask),
+    )
+
+
+def test_batches_are_filled_and_cut():
+  def double(rows, more):
+    assert len(rows) == len(more) == repair.ROWS
+    return {'twice': 2 * rows, 'sum': rows + more}
+
+  rows = np.arange(repair.ROWS + 7)
+  found = repair.in_batches(double, rows, rows + 1)
+  np.testing.assert_array_equal(found['twice'], 2 * rows)
+  np.testing.assert_array_equal(found['sum'], 2 * rows + 1)
+  np.testing.assert_array_equal(
+    repair.in_batches(double, rows[:3], rows[:3])['twice'], [0, 2, 4]
+  )
