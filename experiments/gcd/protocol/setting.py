@@ -91,11 +91,11 @@ class Config(Options):
     600, 'Training pictures of PixelCNN++; 0 for all there are.'
   )
   purified_pictures: int = option(20, 'Test pictures that are purified.')
-  white_pictures: int = option(50, 'Test pictures attacked in the white box.')
+  white_pictures: int = option(30, 'Test pictures attacked in the white box.')
   white_searches: int = option(3, 'Searches of Carlini-Wagner there.')
-  white_steps: int = option(60, 'Steps of each search there, and of DDN.')
+  white_steps: int = option(40, 'Steps of each search there, and of DDN.')
   betas: tuple[str, ...] = option(
-    ('0.1', '1', '10'), "Weights of the detector's loss that are searched."
+    ('1', '10'), "Weights of the detector's loss that are searched."
   )
   num_draws: int = option(
     10, 'Draws of the random mask, to judge and to attack.'
@@ -245,6 +245,9 @@ _SMALL: dict[str, Any] = dict(
   pixelcnn_epochs=2,
   pixelcnn_pictures=4_000,
   purified_pictures=50,
+  white_pictures=50,
+  white_steps=60,
+  betas=('0.1', '1', '10'),
   hardened_epochs=1,
   hardened_pictures=5_000,
 )
@@ -271,6 +274,7 @@ _PAPER: dict[str, Any] = dict(
   white_pictures=500,
   white_searches=9,
   white_steps=1000,
+  betas=('0.1', '1', '10'),
   num_draws=30,
   alphas=tuple(f'{tenth / 10:g}' for tenth in range(1, 10)),
   hardened_epochs=50,
