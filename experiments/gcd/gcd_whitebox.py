@@ -13,6 +13,7 @@ from experiments.gcd.protocol import adaptive, record
 from experiments.gcd.protocol import run as protocol
 from experiments.gcd.protocol.adaptive import (
   FORMS,
+  SHARES,
   Judged,
   Turn,
   White,
@@ -662,6 +663,9 @@ def tables(study: Study) -> list[Table]:
       record.RATE,
       ('guard',),
       'epsilon',
+      columns=tuple(
+        f'{share * study.config.epsilon:.3g}' for share in (*SHARES, 1)
+      ),
       where={'role': 'budget'},
     ),
     Table(

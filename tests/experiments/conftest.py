@@ -101,18 +101,23 @@ def finished(run, tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def gcd_run(tmp_path_factory):
+def gcd_run(tmp_path_factory, worker_id):
   """Runs an experiment of the gcd paper in a tiny form: (name, *flags)."""
   runs = tmp_path_factory.mktemp('gcd')
+  base = tmp_path_factory.getbasetemp()
+  # What one process of the tests has made, the others find.
+  cache = (base if worker_id == 'master' else base.parent) / 'gcd_cache'
 
   def run(name, *flags):
     workdir = runs / f'{name}{len(flags)}'
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(gcd_study, 'mesh', lambda: None)
-      arguments = (f'--exp={name}', f'--workdir={workdir}', *TINY_GCD, *flags)
+      folders = (f'--workdir={workdir}', f'--cache_dir={cache}')
+      arguments = (f'--exp={name}', *folders, *TINY_GCD, *flags)
       assert launch.main(['launch.py', *arguments]) == 0
     return workdir
 
+  run.cache = cache
   return run
 
 

@@ -251,7 +251,9 @@ _SMALL: dict[str, Any] = dict(
   hardened_epochs=1,
   hardened_pictures=5_000,
 )
-_COLOUR: dict[str, Any] = _CIFAR_PGD | dict(victim_epochs=6)
+_COLOUR: dict[str, Any] = _CIFAR_PGD | dict(
+  victim_epochs=6, pixelcnn_pictures=1_500
+)
 _PAPER: dict[str, Any] = dict(
   victim='vgg11',
   victim_epochs=30,
