@@ -91,6 +91,24 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     )
     for (score, attack), figure in areas.items()
   ]
+  for attack in attacks:
+    outlived = study.attacked[attack]['test'].success_uint8
+    if outlived.any():
+      scores = found['log_s']
+      rows.append(
+        record.figure_row(
+          {
+            'role': 'outlived',
+            'score': SCORES['log_s'],
+            'attack': PAPER_NAME[attack],
+          },
+          record.AUC,
+          record.auc_figure(
+            study, attack, scores['clean'], scores[attack], outlived
+          ),
+          n=int(outlived.sum()),
+        )
+      )
   rows += _control(study, found['log_s']['clean'])
   for kind in ('clean', *attacks):
     sizes = np.exp(found['log_s'][kind].astype(np.float64))
@@ -214,6 +232,16 @@ def tables(study: Study) -> list[Table]:
       where={'role': 'sensitivity'},
       note='Attacked pictures rounded to 8 bit, those that the attack changed '
       'with success before rounding.',
+    ),
+    Table(
+      'AUC of S on pictures that still fool the victim after rounding',
+      record.AUC,
+      ('score',),
+      'attack',
+      columns=names,
+      where={'role': 'outlived'},
+      note='Rounding moves a picture off the boundary, most often back to its '
+      'class.',
     ),
     Table(
       'Median of S',

@@ -42,7 +42,11 @@ def paper_dataset(study: Study) -> str:
 
 
 def auc_figure(
-  study: Study, attack: str, clean: np.ndarray, attacked: np.ndarray
+  study: Study,
+  attack: str,
+  clean: np.ndarray,
+  attacked: np.ndarray,
+  rows: np.ndarray | None = None,
 ) -> Figure:
   """Computes the AUC of clean test pictures against those of a success.
 
@@ -51,12 +55,13 @@ def auc_figure(
     attack: Which attack.
     clean: float[n], scores of the first n clean test pictures.
     attacked: float[n], of the attacked versions of the same pictures.
+    rows: bool[N], which attacked pictures count; by default `succeeded`.
 
   Returns:
     The AUC in per cent.
   """
   sources = study.clean['test'].source[: len(clean)]
-  rows = succeeded(study, attack)[: len(clean)]
+  rows = (succeeded(study, attack) if rows is None else rows)[: len(clean)]
   return auc_of_groups(clean, attacked[rows], sources, sources[rows])
 
 
