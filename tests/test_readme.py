@@ -13,7 +13,12 @@ import launch
 from jaxadv.attacks import ATTACKS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-DOCUMENTS = ('README.md', 'BUILD.md', 'experiments/connection/README.md')
+DOCUMENTS = (
+  'README.md',
+  'BUILD.md',
+  'experiments/connection/README.md',
+  'experiments/gcd/README.md',
+)
 # Flags of other programs that the documents name: XLA, SLURM, gcloud.
 FOREIGN = set(
   'xla_force_host_platform_device_count array gres nodes time command worker '
