@@ -312,7 +312,7 @@ def test_out_of_memory_says_which_batch_size_to_try(
 
 def fitted(task):
   """Gives what a training would, without training."""
-  variables = task.init(jax.random.key(0), None, None)
+  variables = task.init(jax.random.key(0), {}, None)
   return FitResult(create_state(variables, TrainConfig()), {})
 
 
