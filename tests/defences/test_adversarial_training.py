@@ -155,6 +155,7 @@ def test_pgd_training_raises_robust_accuracy():
   assert after > before + 0.15, (before, after)
 
 
+@pytest.mark.slow
 def test_it_is_the_same_on_many_devices_and_after_an_interruption(tmp_path):
   images, labels = pictures(0, 16)
   phase = Phase(dataclasses.replace(DESCENT, num_epochs=2))

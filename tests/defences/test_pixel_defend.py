@@ -61,7 +61,10 @@ def direct(images, radius, channels):
   return levels
 
 
-@pytest.mark.parametrize('radius, channels', [(255, 1), (RADIUS, 3)])
+@pytest.mark.parametrize(
+  'radius, channels',
+  [(255, 1), pytest.param(RADIUS, 3, marks=pytest.mark.slow)],
+)
 def test_equals_a_loop_over_channels_with_whole_passes(radius, channels):
   images = pictures(0, 2, channels)
   found = np.asarray(to_uint8(purifier(radius, channels)(images)))

@@ -60,6 +60,7 @@ def test_the_ends_of_the_rank_and_ties(offsets, wanted):
   np.testing.assert_allclose(score(images), [-wanted], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_surrogate_is_the_raw_score_and_rises_along_its_gradient():
   detector = density_detector(MODULE, rank=False)
   images = to_float(jnp.asarray(pictures(3, 4)))

@@ -1,6 +1,7 @@
 """Masking rates, from the command line to the report."""
 
 import numpy as np
+import pytest
 
 from experiments.gcd import gcd_alpha
 from experiments.gcd.protocol import repair
@@ -9,6 +10,7 @@ from jaxadv.reports.verdicts import judge
 from jaxadv.storage import read_json
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_report(gcd_run):
   folder = gcd_run('gcd_alpha')
   rows = read_json(folder / 'results.json')['rows']

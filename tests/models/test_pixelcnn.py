@@ -138,7 +138,10 @@ def test_likelihoods_over_all_values_of_the_last_pixel_add_up():
   )
 
 
-@pytest.mark.parametrize('channels, num_blocks', [(1, 0), (3, 1)])
+@pytest.mark.parametrize(
+  'channels, num_blocks',
+  [pytest.param(1, 0, marks=pytest.mark.slow), (3, 1)],
+)
 def test_a_picture_made_in_raster_order_is_one_of_the_network(
   channels, num_blocks
 ):
