@@ -108,7 +108,7 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
         keep(regime, attack, found['clean'], found[attack])
     return scores
   mds = baselines.mahalanobis_of(study) if name == 'mds' else None
-  teachable = [a for a in every if studies.can_teach(study, [a])]
+  teachable = studies.teachable(study)
   # The paper itself shows that saliency adds nothing: once is enough.
   regimes = REGIMES[:1] if name == 'sal' else REGIMES
   for number, regime in enumerate(regimes):

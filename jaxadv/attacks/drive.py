@@ -124,7 +124,7 @@ def drive(
   carry = (state, first, steps, jnp.asarray(num_slots))
   # When none waits any more, few hard rows are left: they go on in a quarter
   # of the slots, so that the empty ones cost nothing.
-  widths = [num_slots, max(num_slots // 4, 2), 0]
+  widths = [*dict.fromkeys((num_slots, max(num_slots // 4, 2))), 0]
   for width, narrower in itertools.pairwise(widths):
     state, rows, steps, taken = carry
     kept = jnp.argsort(rows >= num_rows, stable=True)[:width]

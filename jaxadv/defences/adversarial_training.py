@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 from jaxadv.attacks import make
 from jaxadv.attacks.drive import Composite
 from jaxadv.attacks.rows import num_classes
+from jaxadv.errors import UserError
 from jaxadv.norms import l2_ball
 from jaxadv.training.classifiers import Perturb, fit_classifier
 from jaxadv.training.state import TrainConfig
@@ -121,7 +123,7 @@ def _phases(
   *,
   batch_size: int = 128,
   weight_decay: float,
-  optimizer: str = 'sgd',
+  optimizer: Literal['adam', 'sgd'] = 'sgd',
   num_natural: int = 0,
 ) -> tuple[Phase, ...]:
   """Gives phases of SGD at a constant rate, the first so many natural."""
@@ -130,7 +132,7 @@ def _phases(
       TrainConfig(
         num_epochs=num_epochs,
         batch_size=batch_size,
-        optimizer=optimizer,  # type: ignore[arg-type]
+        optimizer=optimizer,
         learning_rate=rate,
         schedule='constant',
         weight_decay=weight_decay,
@@ -194,7 +196,12 @@ def _perturb(
   """Builds a recipe's change once, so that its training compiles once."""
   made = make(attack, **dict(hyper))
   if move_all:
-    made = moving_all(made)  # type: ignore[arg-type]
+    if isinstance(made, Composite):
+      raise UserError(
+        f'move_all takes a single attack, but {attack} with '
+        f'{dict(hyper)} is several; leave move_all out'
+      )
+    made = moving_all(made)
   return attacked_batches(made, max_norm=max_norm)
 
 

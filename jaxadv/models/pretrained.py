@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -62,12 +63,12 @@ def load_classifier(
 
 
 def restricted(
-  module: nn.Module, classifier: Classifier, classes: Sequence[int]
-) -> tuple[nn.Module, Classifier]:
+  module: Any, classifier: Classifier, classes: Sequence[int]
+) -> tuple[Any, Classifier]:
   """Keeps some of the classes that a network tells apart.
 
   Args:
-    module: The network.
+    module: The network, a backbone of `jaxadv.models`.
     classifier: It with its weights.
     classes: Their labels, in the order that they are to have.
 
@@ -76,15 +77,14 @@ def restricted(
   """
   chosen = np.asarray(classes)
   *_, head = models.stage_names(module)
-  num_classes: int = module.num_classes  # type: ignore[attr-defined]
   params = dict(classifier.variables['params'])
   params[head] = jax.tree.map(
     lambda leaf: (
-      leaf[..., chosen] if leaf.shape[-1:] == (num_classes,) else leaf
+      leaf[..., chosen] if leaf.shape[-1:] == (module.num_classes,) else leaf
     ),
     params[head],
   )
-  module = module.clone(num_classes=len(chosen))  # type: ignore[call-arg]
+  module = module.clone(num_classes=len(chosen))
   variables = {**classifier.variables, 'params': params}
   return module, from_linen(module, variables, preprocess=classifier.preprocess)
 

@@ -163,6 +163,18 @@ class Trained(NamedTuple):
   accuracy: float
 
 
+def usual_recipe(num_epochs: int, num_pictures: int) -> TrainConfig:
+  """Gives the training of a classifier from so many pictures."""
+  return TrainConfig(
+    num_epochs=num_epochs,
+    # Small sets need more steps an epoch than batches of 128 would give.
+    batch_size=128 if num_pictures > 5000 else 32,
+    learning_rate=1e-3,
+    schedule='cosine',
+    weight_decay=1e-2,
+  )
+
+
 def cached_classifier(
   key: jax.Array,
   cache: Cache,
@@ -194,7 +206,7 @@ def cached_classifier(
       `key` was made from; see `Cache.entry`.
     batch_size: Pictures at a time when the accuracy is measured.
     mesh: See `fit_classifier`.
-    recipe: What `fit` takes as its fifth argument, a `TrainConfig` by default;
+    recipe: What `fit` takes as its fifth argument, by default `usual_recipe`;
       the weights are found again by it.
     fit: `fit_classifier`, or another of the same arguments.
 
@@ -206,14 +218,7 @@ def cached_classifier(
   """
   name, width, _ = network
   size = network.size_for(image_size)
-  recipe = recipe or TrainConfig(
-    num_epochs=num_epochs,
-    # Small sets need more steps an epoch than batches of 128 would give.
-    batch_size=128 if len(train.labels) > 5000 else 32,
-    learning_rate=1e-3,
-    schedule='cosine',
-    weight_decay=1e-2,
-  )
+  recipe = recipe or usual_recipe(num_epochs, len(train.labels))
   module = models.build(
     name,
     num_classes=len(train.class_names),

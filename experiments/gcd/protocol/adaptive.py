@@ -124,10 +124,7 @@ class White(NamedTuple):
 def white_box(study: Study) -> White:
   """Fits the detectors on all attacks, or finds them; picks the pictures."""
   config = study.config
-  learnt = [
-    detection.learn(study, name, config.attacks, config.attacks)
-    for name in ('is', 'org')
-  ]
+  learnt = [detection.learn_pooled(study, name) for name in ('is', 'org')]
   guard = Guard(
     classifier=study.victim.classifier,
     states=(learnt[0].state, learnt[1].state),

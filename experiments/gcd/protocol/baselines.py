@@ -91,7 +91,9 @@ def tws_scores(study: Study, tested: Sequence[str]) -> dict[str, np.ndarray]:
     'untargeted_cap': config.tws_cap,
   }
   clean = pipeline.stored(study.clean['train'])
-  several = studies.detector_batches(study, _taught(study), 'valid').batch
+  several = studies.detector_batches(
+    study, studies.teachable(study), 'valid'
+  ).batch
   kinds = np.asarray(several.kind) != 0
   rows = [np.flatnonzero(kinds == side)[:NUM_TUNED] for side in (False, True)]
   tuned_on = pipeline.select(jax.device_get(several), np.concatenate(rows))
@@ -117,10 +119,6 @@ def tws_scores(study: Study, tested: Sequence[str]) -> dict[str, np.ndarray]:
   return fitted_scores(
     study, 'tws', made_from, tested, config.tws_pictures, fit
   )
-
-
-def _taught(study: Study) -> tuple[str, ...]:
-  return tuple(a for a in study.config.attacks if studies.can_teach(study, [a]))
 
 
 def density_pictures(study: Study) -> Pictures:

@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.gcd.protocol import study as studies
 from experiments.gcd.protocol.setting import Config
-from experiments.gcd.protocol.study import Note, Study
+from experiments.gcd.protocol.study import Study
 from jaxadv import models, storage
 from jaxadv.classifier import Classifier
 from jaxadv.data import pipeline
@@ -191,6 +191,16 @@ def learn(
   )
 
 
+def learn_pooled(study: Study, name: str) -> Learnt:
+  """Fits a network detector on all attacks, as a defence has it; see `learn`.
+
+  Raises:
+    DataError: If no attack had success, so that there is nothing to learn.
+  """
+  taught = studies.teachable(study)
+  return learn(study, name, taught, study.config.attacks)
+
+
 def _template(study: Study, name: str) -> Any:
   """Gives the shapes of a detector's state."""
   channels = study.train.images.shape[-1] * (2 if name == 'sal' else 1)
@@ -266,9 +276,3 @@ def trivial_scores(study: Study, name: str, kinds: Sequence[str]):
     )
     for kind in kinds
   }
-
-
-def note_learning(note: Note, name: str, taught: Sequence[str]) -> None:
-  """Says which detector is learning."""
-  what = taught[0] if len(taught) == 1 else f'{len(taught)} attacks'
-  note(f'detector {name} on {what}')

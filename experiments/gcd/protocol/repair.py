@@ -32,7 +32,6 @@ from jaxadv.detectors.entropy_ensemble import (
   entropy_ensemble,
   temperature,
 )
-from jaxadv.errors import DataError
 from jaxadv.models.weights import native
 from jaxadv.types import Detector, picture_keys
 
@@ -94,15 +93,7 @@ def pooled_score(study: Study, name: str) -> Score:
   """
   config, classifier = study.config, study.victim.classifier
 
-  def learnt(name):
-    found = detection.learn(study, name, config.attacks, config.attacks)
-    if found is None:
-      raise DataError(
-        'no attack had success on the training pictures, so detectors have '
-        'nothing to learn; give another --attacks'
-      )
-    return found
-
+  learnt = functools.partial(detection.learn_pooled, study)
   if name != 'ensemble':
     found = learnt(name)
     return jax.tree_util.Partial(

@@ -22,8 +22,12 @@ from jaxadv.data.images import to_float
 from jaxadv.defences.adversarial_training import attacked_batches, moving_all
 from jaxadv.defences.purified import purified
 from jaxadv.models.weights import native
-from jaxadv.training import TrainConfig
-from jaxadv.training.classifiers import Perturb, fit_classifier, may_mirror
+from jaxadv.training.classifiers import (
+  Perturb,
+  fit_classifier,
+  may_mirror,
+  usual_recipe,
+)
 from jaxadv.types import Purifier, picture_keys
 
 # Attacks that networks are trained with.
@@ -33,17 +37,6 @@ TRAINED_WITH = ('pgd', 'ddn')
 def max_norm(config: Config) -> float:
   """Gives the longest change of DDN training, as its authors have it."""
   return 2.4 if config.dataset in GREY else 1.0
-
-
-def recipe_of(config: Config, num_pictures: int) -> TrainConfig:
-  """Gives the adversarial training: that of the victim, continued."""
-  return TrainConfig(
-    num_epochs=config.hardened_epochs,
-    batch_size=128 if num_pictures > 5000 else 32,
-    learning_rate=1e-3,
-    schedule='cosine',
-    weight_decay=1e-2,
-  )
 
 
 @functools.cache
@@ -67,7 +60,8 @@ def hardened(study: Study, attack: str) -> Classifier:
   config, victim = study.config, study.victim
   count = config.hardened_pictures or len(study.train.labels)
   pictures = sources.subset(study.train, slice(0, count))
-  recipe = recipe_of(config, len(pictures.labels))
+  # That of the victim, continued.
+  recipe = usual_recipe(config.hardened_epochs, len(pictures.labels))
   made_from = {
     'attack': attack,
     'settings': studies.attack_settings(config, 'pgd')

@@ -24,7 +24,7 @@ from jaxadv import attacks, experiment, storage
 from jaxadv.classifier import predict
 from jaxadv.data import imagenet, pipeline, sources
 from jaxadv.data.sources import Pictures
-from jaxadv.errors import UserError
+from jaxadv.errors import DataError, UserError
 from jaxadv.experiment import data_dir
 from jaxadv.models.names import parse_network
 from jaxadv.models.pretrained import load_classifier, restricted
@@ -361,6 +361,21 @@ def can_teach(study: Study, attacks_taught: Sequence[str]) -> bool:
     for attack in attacks_taught
     for side in ('train', 'valid')
   )
+
+
+def teachable(study: Study) -> tuple[str, ...]:
+  """Lists the attacks of the run that detectors can learn.
+
+  Raises:
+    DataError: If there is none.
+  """
+  found = tuple(a for a in study.config.attacks if can_teach(study, [a]))
+  if not found:
+    raise DataError(
+      'no attack had success on the training pictures, so detectors have '
+      'nothing to learn; give another --attacks'
+    )
+  return found
 
 
 def detector_batches(
