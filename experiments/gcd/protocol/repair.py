@@ -185,7 +185,9 @@ def fine_tuned(
   """
   config, victim = study.config, study.victim
   score = score or pooled_score(study, 'ensemble')
-  taught = studies.detector_batches(study, config.attacks, 'train').batch
+  taught = studies.detector_batches(
+    study, studies.teachable(study), 'train'
+  ).batch
   images, labels = np.asarray(taught.images), np.asarray(taught.labels)
   attacked = np.asarray(taught.kind) != 0
   recipe = dataclasses.replace(FINE_TUNING, num_epochs=config.repair_epochs)
