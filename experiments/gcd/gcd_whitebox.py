@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +13,19 @@ from experiments.gcd.protocol import run as protocol
 from experiments.gcd.protocol.adaptive import (
   FORMS,
   SHARES,
-  Judged,
   Turn,
   White,
   turns_of,
+)
+from experiments.gcd.protocol.outcomes import (
+  PROBES,
+  Outcomes,
+  Pair,
+  masked,
+  outcomes_of,
+  paired_medians,
+  sizes_of,
+  summary,
 )
 from experiments.gcd.protocol.plan import plan
 from experiments.gcd.protocol.setting import (
@@ -27,11 +35,15 @@ from experiments.gcd.protocol.setting import (
   get_config,
 )
 from experiments.gcd.protocol.study import Study
+from experiments.gcd.protocol.white_figures import (
+  curve_drawings,
+  curves_of,
+  example_drawing,
+  example_pictures,
+)
 from jaxadv.experiment import Cell
 from jaxadv.metrics.figures import Figure
-from jaxadv.metrics.intervals import wilson
 from jaxadv.reports import Claim, Record, Row, Table
-from jaxadv.reports import Figure as Drawing
 from jaxadv.reports.verdicts import Comparison, judge
 
 __all__ = ['cells', 'get_config', 'plan', 'run']
@@ -45,17 +57,12 @@ SIZE = 'median L2 of the change'
 RATIO = 'ratio of the medians'
 # Above it the paper calls a defence broken.
 BROKEN = 50.0
-NUM_BUDGETS = 60
 PRINTED_FORM = {
   'no detector': 'no_detector',
   'DET_IS': 'DET_IS',
   'GCD': 'GCD',
 }
 PRINTED_SIZE = {'no detector': 'without detector', 'GCD': 'with GCD'}
-# Attacks whose sizes Table 4 compares.
-SIZED = ('ddn', 'ddn_t', 'cw', 'cw_t')
-# With a budget and of minimal norm: those tried on what is costly.
-PROBES = ('pgd', 'ddn')
 WAYS = {
   'past': 'past the detectors',
   'through': 'through the repair',
@@ -116,83 +123,6 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
     for part, arrays in parts.items()
     for name, array in arrays.items()
   }
-
-
-class Outcome(NamedTuple):
-  """What an attack came to on the pictures that are quiet when clean.
-
-  Attributes:
-    success: bool[n].
-    success_uint8: bool[n], after rounding.
-    l2: float64[n].
-  """
-
-  success: np.ndarray
-  success_uint8: np.ndarray
-  l2: np.ndarray
-
-
-def outcome_of(
-  white: White, attack: str, form: str, arrays: dict[str, np.ndarray], part: str
-) -> Outcome:
-  """Judges one part of a cell's result as if `form` stood guard."""
-  targets = white.targets if attack.endswith('_t') else None
-
-  def success(suffix):
-    found = Judged(
-      arrays[f'{part}/predicted{suffix}'], arrays[f'{part}/logits{suffix}']
-    )
-    return adaptive.succeeded(found, form, white.pictures.labels, targets)
-
-  return Outcome(
-    success('')[white.quiet],
-    success('_uint8')[white.quiet],
-    arrays[f'{part}/l2'][white.quiet],
-  )
-
-
-class Outcomes(NamedTuple):
-  """What all attacks came to.
-
-  Attributes:
-    informed: {(attack, turn): outcome} of attacks that know the guard.
-    blind: {(attack, form): outcome} of those that do not.
-    plain: {attack: outcome} against DET_IS with the plain gradient.
-    pipeline: {attack: {way: bool[n]}}, success against the whole defence.
-    sources: int32[n], of the pictures.
-  """
-
-  informed: dict[tuple[str, Turn], Outcome]
-  blind: dict[tuple[str, str], Outcome]
-  plain: dict[str, Outcome]
-  pipeline: dict[str, dict[str, np.ndarray]]
-  sources: np.ndarray
-
-
-def outcomes_of(study: Study, white: White, found: dict[str, Any]) -> Outcomes:
-  """Judges the results of all cells."""
-  informed, blind = {}, {}
-  for attack in study.config.attacks:
-    for number, turn in enumerate(turns_of(attack)):
-      informed[attack, turn] = outcome_of(
-        white, attack, turn.form, found[attack], str(number)
-      )
-      if turn == Turn('no detector'):
-        for form in FORMS:
-          blind[attack, form] = outcome_of(
-            white, attack, form, found[attack], str(number)
-          )
-  plain, pipeline = {}, {}
-  for attack in [a for a in PROBES if a in study.config.attacks]:
-    plain[attack] = outcome_of(
-      white, attack, 'DET_IS', found['second_order'], attack
-    )
-    voted = found['pipeline'][f'{attack}/voted'] != white.pictures.labels
-    past = informed[attack, Turn('GCD')].success
-    through = voted[white.quiet]
-    pipeline[attack] = dict(past=past, through=through, either=past | through)
-  sources = white.pictures.source[white.quiet]
-  return Outcomes(informed, blind, plain, pipeline, sources)
 
 
 def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
@@ -273,56 +203,6 @@ def success_rows(study: Study, outcomes: Outcomes) -> list[Row]:
     keys = {'role': 'blind', 'attack': PAPER_NAME[attack], 'guard': form}
     rows.append(record.share_row(keys, record.RATE, outcome.success))
   return rows
-
-
-class Pair(NamedTuple):
-  """Medians over the pictures on which an attack always had success.
-
-  Attributes:
-    medians: {form: median L2}, without detector and with the ensemble.
-    n: Number of these pictures.
-  """
-
-  medians: dict[str, Figure]
-  n: int
-
-  @property
-  def ratio(self) -> Figure:
-    """With the ensemble over without, draw by draw."""
-    free, guarded = (self.medians[form] for form in PRINTED_SIZE)
-    return Figure(guarded.value / free.value, guarded.draws / free.draws)
-
-
-def sizes_of(study: Study, outcomes: Outcomes) -> dict[str, Pair]:
-  """Compares sizes of changes; leaves attacks out that never succeed twice."""
-  pairs = {}
-  for attack in [a for a in SIZED if a in study.config.attacks]:
-    own = {form: outcomes.informed[attack, Turn(form)] for form in PRINTED_SIZE}
-    both = np.all([outcome.success for outcome in own.values()], axis=0)
-    if both.any():
-      medians = paired_medians([o.l2[both] for o in own.values()])
-      pairs[attack] = Pair(
-        dict(zip(own, medians, strict=True)), int(both.sum())
-      )
-  return pairs
-
-
-def paired_medians(
-  columns: Sequence[np.ndarray], num: int = 1000, seed: int = 0
-) -> list[Figure]:
-  """Takes medians with draws over the rows, the same ones in all columns.
-
-  Args:
-    columns: float64[n] each, n at least 1; row i is always the same picture.
-    num: Number of resamples.
-    seed: Of the random draws.
-  """
-  n = len(columns[0])
-  rows = np.random.default_rng(seed).integers(n, size=(num, n))
-  return [
-    Figure(float(np.median(column)), np.median(column[rows], axis=1))
-    for column in columns
-  ]
 
 
 def size_rows(study: Study, pairs: dict[str, Pair]) -> list[Row]:
@@ -464,162 +344,6 @@ def warnings(study: Study, white: White, outcomes: Outcomes) -> list[str]:
         f'{len(blind.success)} pictures): the latter is badly optimised'
       )
   return found
-
-
-def masked(smooth: Outcome, plain: Outcome, *, sized: bool) -> bool:
-  """Tells whether an attack with the smooth gradient fails to beat the plain.
-
-  Args:
-    smooth: What it came to with the smooth gradient.
-    plain: With the plain one.
-    sized: Whether of equal success the smaller changes win; without it, all
-      that can be had is success on every picture.
-  """
-  if smooth.success.sum() != plain.success.sum():
-    return bool(smooth.success.sum() < plain.success.sum())
-  if not sized or not smooth.success.any():
-    return not smooth.success.all()
-  medians = [np.median(own.l2[own.success]) for own in (smooth, plain)]
-  return bool(medians[0] >= medians[1])
-
-
-def summary(outcome: Outcome) -> str:
-  """Writes success, and the size that it took, in a few words."""
-  text = f'{outcome.success.sum()} of {len(outcome.success)} pictures'
-  if outcome.success.any():
-    text += f', median L2 {np.median(outcome.l2[outcome.success]):.2f}'
-  return text
-
-
-def curves_of(study: Study, outcomes: Outcomes) -> dict[str, np.ndarray]:
-  """Counts success within budgets: {name: float64[4, P]} for `plots.curves`."""
-  curves = {}
-  for attack in study.config.attacks:
-    own = {
-      turn: outcome
-      for (name, turn), outcome in outcomes.informed.items()
-      if name == attack
-    }
-    if attack in MINIMAL:
-      needed = [o.l2[o.success] for o in own.values()]
-      largest = max((n.max() for n in needed if len(n)), default=1.0)
-      budgets = np.linspace(0, largest, NUM_BUDGETS)
-      for turn, outcome in own.items():
-        counts = adaptive.budget_curve(outcome.l2, outcome.success, budgets)
-        curves[f'curve/{attack}/{turn.form}'] = _banded(
-          budgets, counts, len(outcomes.sources)
-        )
-    elif attack == 'pgd':
-      for form in {turn.form: None for turn in own}:
-        points = sorted(
-          (turn.share * study.config.epsilon, outcome.success.sum())
-          for turn, outcome in own.items()
-          if turn.form == form
-        )
-        budgets, counts = np.transpose([(0, 0), *points])
-        curves[f'curve/pgd/{form}'] = _banded(
-          budgets, counts.astype(int), len(outcomes.sources)
-        )
-  return curves
-
-
-def _banded(budgets, counts, n: int) -> np.ndarray:
-  ends = np.transpose([wilson(count, n) for count in counts])
-  return np.stack([budgets, 100 * counts / n, *(100 * ends)])
-
-
-def curve_drawings(study: Study, curves) -> list[Drawing]:
-  """Lays out the curves, with DET_org left out where it has no curve."""
-
-  def drawing(name: str, attacks, xlabel: str, caption: str) -> list[Drawing]:
-    panels = {
-      PAPER_NAME[attack]: {
-        form: f'curve/{attack}/{form}'
-        for form in FORMS
-        if f'curve/{attack}/{form}' in curves
-      }
-      for attack in attacks
-      if attack in study.config.attacks
-    }
-    options = {'panels': panels, 'xlabel': xlabel, 'ylabel': record.RATE}
-    return [Drawing(name, 'curves', caption, options)] if panels else []
-
-  size = 'L2 budget (image units)'
-  text = (
-    'Pictures on which a {} white-box attack has success, neither flagged nor '
-    'kept from its goal, by a change of at most the budget.'
-  )
-  return [
-    *drawing(
-      'budget-untargeted',
-      ('deepfool', 'cw', 'ddn'),
-      size,
-      text.format('untargeted'),
-    ),
-    *drawing(
-      'budget-targeted', ('cw_t', 'ddn_t'), size, text.format('targeted')
-    ),
-    *drawing(
-      'budget-linf',
-      ('pgd',),
-      'Linf budget epsilon (image units)',
-      'PGD-U within smaller and smaller budgets; each point is an attack.',
-    ),
-  ]
-
-
-def _example_rows(white: White) -> np.ndarray:
-  return np.flatnonzero(white.quiet[: record.NUM_EXAMPLES])[:4]
-
-
-def example_pictures(
-  study: Study, white: White, found: dict[str, Any]
-) -> dict[str, np.ndarray]:
-  """Collects the pictures of Figure 5, a line a picture: clean, then guards."""
-  rows = _example_rows(white)
-  if 'ddn' not in study.config.attacks or not len(rows):
-    return {}
-  shown = [white.pictures.images[rows]] + [
-    found['ddn'][f'{part_of(form)}/images'][rows] for form in PRINTED_FORM
-  ]
-  lines = np.stack(shown, axis=1).reshape(-1, *shown[0].shape[1:])
-  return {'examples': np.broadcast_to(lines, (*lines.shape[:3], 3))}
-
-
-def example_drawing(
-  study: Study, white: White, found: dict[str, Any]
-) -> list[Drawing]:
-  """Lays out Figure 5."""
-  if not example_pictures(study, white, found):
-    return []
-  names, own = white.pictures.class_names, found['ddn']
-  titles = []
-  for row in _example_rows(white):
-    titles.append([f'clean: {names[white.pictures.labels[row]]}'])
-    for form in PRINTED_FORM:
-      part = part_of(form)
-      judged = Judged(own[f'{part}/predicted'], own[f'{part}/logits'])
-      success = adaptive.succeeded(judged, form, white.pictures.labels, None)
-      outcome = (
-        f'as {names[judged.predicted[row]]}, L2 {own[f"{part}/l2"][row]:.2f}'
-      )
-      titles.append([form, outcome if success[row] else 'no success'])
-  return [
-    Drawing(
-      'examples',
-      'titled_pictures',
-      'Pictures that DDN-U has changed, the class they are taken for and the '
-      'L2 size of the change: without detector, past DET_IS, and past the '
-      'ensemble (Figure 5 of the paper). Where there is no success the picture '
-      'is the clean one.',
-      {'pictures': 'examples', 'titles': titles},
-    )
-  ]
-
-
-def part_of(form: str) -> int:
-  """Gives the number of the turn that attacks a guard at the full budget."""
-  return list(FORMS).index(form)
 
 
 def tables(study: Study) -> list[Table]:

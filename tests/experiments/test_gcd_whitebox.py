@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from experiments.gcd import gcd_whitebox
-from experiments.gcd.gcd_whitebox import Outcome, masked, paired_medians
 from experiments.gcd.protocol import adaptive
 from experiments.gcd.protocol.adaptive import FORMS, Guard, Judged
+from experiments.gcd.protocol.outcomes import Outcome, masked, paired_medians
 from experiments.gcd.protocol.setting import get_config
 from jaxadv.classifier import from_function
 from jaxadv.types import Detector, picture_keys
