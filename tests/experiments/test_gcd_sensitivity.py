@@ -109,6 +109,7 @@ def test_a_minimal_norm_attack_teaches_by_its_successes_only():
     ({'alphas': ('0.5', '1.5')}, '[0, 1]'),
     ({'num_test': 5}, 'at least 20, 10 and 20'),
     ({'white_pictures': 900}, '--num_test=150'),
+    ({'white_const': 0.0}, '--white_const is 0.0'),
     ({'victim': 'vgg9'}, "no choice 'vgg9'"),
     ({'tws_cap': 0}, '--tws_cap is 0; it must be 1 or more'),
   ],

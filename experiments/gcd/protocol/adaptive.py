@@ -172,6 +172,8 @@ def white_config(config: Config) -> Config:
     pgd_steps=max(config.pgd_steps, PGD_STEPS),
     cw_searches=config.white_searches,
     cw_steps=config.white_steps,
+    # Few searches: from a constant that is far too small they end too soon.
+    cw_const=config.white_const,
     ddn_steps=config.white_steps,
   )
 

@@ -74,6 +74,7 @@ class Config(Options):
   pgd_step_size: float = option(0.01, 'Step of PGD, in image units.')
   cw_searches: int = option(3, 'Binary search steps of Carlini-Wagner.')
   cw_steps: int = option(60, 'Steps of each search of Carlini-Wagner.')
+  cw_const: float = option(1e-3, 'Constant that Carlini-Wagner starts from.')
   ddn_steps: int = option(100, 'Steps of DDN.')
   num_train: int = option(200, 'Pictures an attack that detectors learn from.')
   num_valid: int = option(60, 'Pictures an attack that detectors validate on.')
@@ -94,6 +95,9 @@ class Config(Options):
   white_pictures: int = option(30, 'Test pictures attacked in the white box.')
   white_searches: int = option(3, 'Searches of Carlini-Wagner there.')
   white_steps: int = option(40, 'Steps of each search there, and of DDN.')
+  white_const: float = option(
+    1.0, 'Constant that Carlini-Wagner starts from there.'
+  )
   betas: tuple[str, ...] = option(
     ('1', '10'), "Weights of the detector's loss that are searched."
   )
@@ -142,6 +146,9 @@ class Config(Options):
         raise UserError(
           f'--{name} is {getattr(self, name)}; it must lie in (0, 1]'
         )
+    for name in ('cw_const', 'white_const'):
+      if not 0 < getattr(self, name) < float('inf'):
+        raise UserError(f'--{name} is {getattr(self, name)}; it must be above 0')
     if self.num_test < 20 or self.num_train < 20 or self.num_valid < 10:
       raise UserError(
         f'--num_train, --num_valid and --num_test are {self.num_train}, '
@@ -276,6 +283,7 @@ _PAPER: dict[str, Any] = dict(
   white_pictures=500,
   white_searches=9,
   white_steps=1000,
+  white_const=1e-3,
   betas=('0.1', '1', '10'),
   num_draws=30,
   alphas=tuple(f'{tenth / 10:g}' for tenth in range(1, 10)),

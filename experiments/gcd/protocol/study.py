@@ -252,7 +252,7 @@ def attack_settings(config: Config, attack: str) -> dict[str, Any]:
       'binary_search_steps': config.cw_searches,
       'num_steps': config.cw_steps,
       'learning_rate': 0.01,
-      'initial_const': 1e-3,
+      'initial_const': config.cw_const,
       'abort_early': True,
     },
     'ddn': {'num_steps': config.ddn_steps},
