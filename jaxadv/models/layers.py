@@ -310,7 +310,12 @@ def _spare_row_pays(x, kernel, how) -> bool:
 
   XLA gives convolutions to a library that works on small kernels with a
   single core (jaxlib 0.10), but not if the output is higher than the input.
+  Then it takes another one, which must not run twice at the same time: part of
+  the sums is lost (jaxlib 0.10 and 0.12). One device computes in order; several
+  do not, and a core each is what they have anyway.
   """
+  if _many_devices():
+    return False
   sides = how.sides(x, kernel)
   plain = how.strides == how.input_dilation == (1, 1)
   multiplications = x.shape[0] * math.prod(sides) * kernel.size
