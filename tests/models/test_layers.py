@@ -89,9 +89,25 @@ def _derivatives(f, forward=False):
 
 
 @pytest.mark.parametrize('name', SHAPES)
-def test_conv_equals_lax_to_second_order(name):
+def test_conv_equals_lax_to_second_order(name, monkeypatch):
+  monkeypatch.setattr(layers, '_many_devices', lambda: False)
   ours, theirs, x, kernel = _case(name)
   _close(_derivatives(ours), _derivatives(theirs), x, kernel)
+
+
+@pytest.mark.parametrize('name', ['stride 2', 'negative', 'dilated'])
+def test_many_channels_get_their_gradient_from_a_convolution(name, monkeypatch):
+  monkeypatch.setattr(layers, '_FEW_CHANNELS', 0)
+  ours, theirs, x, kernel = _case(name)
+  _close(_derivatives(ours), _derivatives(theirs), x, kernel)
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_only_one_device_computes_a_spare_row(several, monkeypatch):
+  monkeypatch.setattr(layers, '_many_devices', lambda: several)
+  x, kernel = jnp.zeros((2, 32, 33, 64)), jnp.zeros((3, 3, 64, 128))
+  program = jax.jit(lambda *args: layers.conv(*args)).lower(x, kernel)
+  assert ('2x33x33x128' in program.as_text()) != several
 
 
 @pytest.mark.parametrize('name', ['stride 2', 'depthwise'])
