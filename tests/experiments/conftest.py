@@ -109,7 +109,7 @@ def gcd_run(tmp_path_factory, worker_id):
   cache = (base if worker_id == 'master' else base.parent) / 'gcd_cache'
 
   def run(name, *flags):
-    workdir = runs / f'{name}{len(flags)}'
+    workdir = runs / '-'.join([name, *flags])
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(gcd_study, 'mesh', lambda: None)
       folders = (f'--workdir={workdir}', f'--cache_dir={cache}')

@@ -162,10 +162,20 @@ def rows(folder, **keys):
   ], results
 
 
-def test_the_experiment_runs_to_its_report(gcd_run):
-  folder = gcd_run('gcd_whitebox')
+@pytest.mark.parametrize(
+  'attacks',
+  [
+    ('pgd', 'ddn_t'),
+    pytest.param(('pgd', 'deepfool', 'ddn_t'), marks=pytest.mark.slow),
+  ],
+)
+def test_the_experiment_runs_to_its_report(attacks, gcd_run):
+  folder = gcd_run(
+    'gcd_whitebox', f'--attacks={",".join(attacks)}', '--detector_epochs=10'
+  )
   white, results = rows(folder, role='white', judged='float')
-  assert len(white) == 3 * len(FORMS) and all(row['n'] for row in white)
+  assert len(white) == len(attacks) * len(FORMS)
+  assert all(row['n'] for row in white)
   free = [row['value'] for row in white if row['guard'] == 'no detector']
   assert max(free) > 0
   assert len(results['claims']) == 3

@@ -148,7 +148,9 @@ class Config(Options):
         )
     for name in ('cw_const', 'white_const'):
       if not 0 < getattr(self, name) < float('inf'):
-        raise UserError(f'--{name} is {getattr(self, name)}; it must be above 0')
+        raise UserError(
+          f'--{name} is {getattr(self, name)}; it must be above 0'
+        )
     if self.num_test < 20 or self.num_train < 20 or self.num_valid < 10:
       raise UserError(
         f'--num_train, --num_valid and --num_test are {self.num_train}, '
