@@ -67,7 +67,7 @@ def _close(ours, theirs, *arguments):
     strict=True,
   )
   for left, right in pairs:
-    np.testing.assert_allclose(left, right, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(left, right, rtol=1e-9, atol=1e-9)
 
 
 def _derivatives(f, forward=False):
