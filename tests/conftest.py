@@ -3,7 +3,7 @@
 import os
 
 # Read when JAX starts its backend, so set before anything imports it. Tests
-# compile for longer than they compute: less is optimised, in a third less time.
+# compile for longer than they compute, so less is optimised.
 os.environ['XLA_FLAGS'] = (
   '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1 '
   + os.environ.get('XLA_FLAGS', '')
