@@ -67,8 +67,8 @@ def drive(
     images: float32[B, H, W, C] in [0, 1].
     labels: int32[B].
     num_slots: Number of slots (16 to 32 do well on CPU), or None for the
-      plain loop. One slot counts as two. The first and last forward pass of
-      an attack still take the whole batch at once.
+      plain loop. One slot counts as two. A stochastic classifier still sees
+      the whole batch at once before the first and after the last step.
     done: bool[B], rows that nobody will read, or None; they get no slot.
 
   Returns:
@@ -89,7 +89,10 @@ def drive(
   if num_slots is None or attack.max_steps == 0 or num_slots >= num_rows:
     return attack(keys, classifier, images, labels, done)
 
-  state = attack.start(keys, classifier, images, labels, done)
+  parted = classifier
+  if not getattr(classifier, 'stochastic', False):
+    parted = _in_parts(classifier, num_slots)
+  state = attack.start(keys, parted, images, labels, done)
   queue = jnp.argsort(state.done, stable=True)
   num_waiting = jnp.sum(~state.done)
 
@@ -133,5 +136,20 @@ def drive(
       advance,
       (state, rows[kept], steps[kept], taken),
     )
-  end = bound(classifier, keys, attack.max_steps + 1)
+  end = bound(parted, keys, attack.max_steps + 1)
   return attack.finish(end, images, labels, carry[0])
+
+
+def _in_parts(classifier: ClassifierLike, size: int) -> ClassifierLike:
+  """Shows a classifier `size` pictures at a time, which stay in the caches."""
+
+  def classify(images):
+    num_parts = -(-images.shape[0] // size)
+    rows = jnp.arange(num_parts * size)
+    parts = images.at[rows].get(mode='clip')  # The last row fills the rest.
+    logits = jax.lax.map(
+      classifier, parts.reshape(num_parts, size, *images.shape[1:])
+    )
+    return logits.reshape(-1, logits.shape[-1])[: images.shape[0]]
+
+  return classify

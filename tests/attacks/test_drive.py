@@ -1,5 +1,6 @@
 """The refilled slots themselves, with an attack that only counts."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -77,3 +78,28 @@ def test_the_last_rows_step_in_fewer_slots(hard_row):
   # Three turns for those that end at once; the rest belongs to the hard one.
   assert widths.count(16) == 3
   assert 57 <= widths.count(4) <= 59
+
+
+@pytest.mark.parametrize('num_rows', [40, 32])
+def test_slots_show_the_classifier_no_more_pictures_than_slots(num_rows):
+  shown = []
+
+  def classifier(images):
+    shown.append(len(images))
+    return images.reshape(-1, 1) * jnp.array([1.0, 2.0])
+
+  def judging(classifier, images, labels, state):
+    logits = classifier(images)
+    return AttackResult(images + logits[:, 1, None, None, None], state.done)
+
+  images = jnp.arange(num_rows, dtype=jnp.float32)[:, None, None, None]
+  found = drive(
+    dataclasses.replace(counting([]), finish=judging),
+    jax.random.split(jax.random.key(1), num_rows),
+    classifier,
+    images,
+    jnp.ones(num_rows, jnp.int32),
+    num_slots=16,
+  )
+  assert set(shown) == {16}
+  np.testing.assert_array_equal(found.images, 3 * images)
