@@ -9,8 +9,14 @@ import pytest
 
 from experiments.gcd import gcd_whitebox
 from experiments.gcd.protocol import adaptive
-from experiments.gcd.protocol.adaptive import FORMS, Guard, Judged
-from experiments.gcd.protocol.outcomes import Outcome, masked, paired_medians
+from experiments.gcd.protocol.adaptive import FORMS, Guard, Judged, Turn
+from experiments.gcd.protocol.outcomes import (
+  Outcome,
+  budget_steps,
+  masked,
+  nested,
+  paired_medians,
+)
 from experiments.gcd.protocol.setting import get_config
 from jaxadv.classifier import from_function
 from jaxadv.types import Detector, picture_keys
@@ -77,6 +83,25 @@ def test_a_gradient_that_does_not_beat_the_plain_one_may_be_masked():
   assert masked(worse, worse, sized=False)
   assert masked(better, better, sized=True)
   assert not masked(better, outcome([1, 1], 2.0), sized=True)
+
+
+def test_a_small_ball_counts_in_the_larger_ones_around_it():
+  whole, half, quarter = (Turn('GCD', share) for share in (1.0, 0.5, 0.25))
+  single = {
+    ('pgd', whole): outcome([0, 0, 1, 0], 4.0),
+    ('pgd', half): outcome([0, 1, 1, 0], 2.0),
+    ('pgd', quarter): outcome([1, 0, 0, 0], 1.0),
+    ('pgd', Turn('DET_IS')): outcome([0, 0, 0, 1], 4.0),
+    ('ddn', whole): outcome([0, 0, 0, 1], 4.0),
+  }
+  assert budget_steps(single) == [(quarter, half), (half, whole)]
+  found = nested(single)
+  np.testing.assert_array_equal(found['pgd', quarter].success, [1, 0, 0, 0])
+  np.testing.assert_array_equal(found['pgd', half].success, [1, 1, 1, 0])
+  np.testing.assert_array_equal(found['pgd', whole].success, [1, 1, 1, 0])
+  np.testing.assert_array_equal(found['pgd', whole].l2, [1, 2, 2, 4])
+  for other in [('pgd', Turn('DET_IS')), ('ddn', whole)]:
+    np.testing.assert_array_equal(found[other].success, [0, 0, 0, 1])
 
 
 SHAPE = (2, 2, 1)

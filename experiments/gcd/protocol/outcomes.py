@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -58,18 +59,25 @@ def outcome_of(
   )
 
 
+# By attack and turn.
+Turns = dict[tuple[str, Turn], Outcome]
+
+
 class Outcomes(NamedTuple):
   """What all attacks came to.
 
   Attributes:
-    informed: {(attack, turn): outcome} of attacks that know the guard.
+    single: {(attack, turn): outcome} of attacks that know the guard.
+    informed: The same, but what PGD-U finds within a smaller budget counts
+      within a larger one.
     blind: {(attack, form): outcome} of those that do not.
     plain: {attack: outcome} against DET_IS with the plain gradient.
     pipeline: {attack: {way: bool[n]}}, success against the whole defence.
     sources: int32[n], of the pictures.
   """
 
-  informed: dict[tuple[str, Turn], Outcome]
+  single: Turns
+  informed: Turns
   blind: dict[tuple[str, str], Outcome]
   plain: dict[str, Outcome]
   pipeline: dict[str, dict[str, np.ndarray]]
@@ -78,10 +86,10 @@ class Outcomes(NamedTuple):
 
 def outcomes_of(study: Study, white: White, found: dict[str, Any]) -> Outcomes:
   """Judges the results of all cells."""
-  informed, blind = {}, {}
+  single, blind = {}, {}
   for attack in study.config.attacks:
     for number, turn in enumerate(turns_of(attack)):
-      informed[attack, turn] = outcome_of(
+      single[attack, turn] = outcome_of(
         white, attack, turn.form, found[attack], str(number)
       )
       if turn == Turn('no detector'):
@@ -89,6 +97,7 @@ def outcomes_of(study: Study, white: White, found: dict[str, Any]) -> Outcomes:
           blind[attack, form] = outcome_of(
             white, attack, form, found[attack], str(number)
           )
+  informed = nested(single)
   plain, pipeline = {}, {}
   for attack in [a for a in PROBES if a in study.config.attacks]:
     plain[attack] = outcome_of(
@@ -99,7 +108,33 @@ def outcomes_of(study: Study, white: White, found: dict[str, Any]) -> Outcomes:
     through = voted[white.quiet]
     pipeline[attack] = dict(past=past, through=through, either=past | through)
   sources = white.pictures.source[white.quiet]
-  return Outcomes(informed, blind, plain, pipeline, sources)
+  return Outcomes(single, informed, blind, plain, pipeline, sources)
+
+
+def budget_steps(turns: Turns) -> list[tuple[Turn, Turn]]:
+  """Pairs each budget of PGD-U with the next larger one, smallest first."""
+  own = sorted(
+    (turn for attack, turn in turns if attack == 'pgd'),
+    key=lambda turn: turn.share,
+  )
+  return [
+    step
+    for form in FORMS
+    for step in itertools.pairwise(turn for turn in own if turn.form == form)
+  ]
+
+
+def nested(turns: Turns) -> Turns:
+  """Counts what PGD-U finds in a small ball in the larger ones around it."""
+  turns = dict(turns)
+  for smaller, larger in budget_steps(turns):
+    first, second = turns['pgd', smaller], turns['pgd', larger]
+    turns['pgd', larger] = Outcome(
+      first.success | second.success,
+      first.success_uint8 | second.success_uint8,
+      np.where(first.success, first.l2, second.l2),
+    )
+  return turns
 
 
 class Pair(NamedTuple):

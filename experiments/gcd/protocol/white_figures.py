@@ -15,7 +15,7 @@ from jaxadv.metrics.intervals import wilson
 from jaxadv.reports import Figure as Drawing
 
 NUM_BUDGETS = 60
-# Guards whose pictures Figure 5 shows.
+# Guards of the paper's Table 3, whose pictures its Figure 5 shows.
 SHOWN = ('no detector', 'DET_IS', 'GCD')
 
 
@@ -91,7 +91,8 @@ def curve_drawings(study: Study, curves) -> list[Drawing]:
       'budget-linf',
       ('pgd',),
       'Linf budget epsilon (image units)',
-      'PGD-U within smaller and smaller budgets; each point is an attack.',
+      'PGD-U within smaller and smaller budgets; each point is an attack, and '
+      'counts what the smaller ones found.',
     ),
   ]
 
