@@ -32,7 +32,6 @@ from jaxadv.detectors.entropy_ensemble import (
   entropy_ensemble,
   temperature,
 )
-from jaxadv.models.weights import native
 from jaxadv.types import Detector, picture_keys
 
 READINGS: tuple[Reading, ...] = ('threshold', 'fraction')
@@ -202,7 +201,7 @@ def fine_tuned(
     'seed': config.seed,
   }
 
-  def make(folder, work):
+  def fit(work):
     key = studies.stream(config, 'masked copies')
     seen = _remembered(study, score, images[attacked])
     parts = []
@@ -217,7 +216,7 @@ def fine_tuned(
         num_copies=config.repair_copies,
       )
       parts.append(copies.images)
-    variables = rectifier.fine_tune(
+    return rectifier.fine_tune(
       studies.stream(config, 'fine-tuning'),
       victim.module,
       victim.classifier.variables,
@@ -230,15 +229,8 @@ def fine_tuned(
       mesh=studies.mesh(),
       checkpoint_dir=work,
     )
-    native.write_variables(folder / 'variables.npz', variables)
 
-  folder = study.cache.get_or_make('gcd_repair', 1, made_from, make)
-  return dataclasses.replace(
-    victim.classifier,
-    variables=native.read_variables(
-      folder / 'variables.npz', victim.classifier.variables
-    ),
-  )
+  return studies.retrained(study, 'gcd_repair', made_from, fit)
 
 
 def _remembered(study: Study, score: Score, images: np.ndarray) -> Seen:

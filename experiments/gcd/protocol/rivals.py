@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -21,7 +20,6 @@ from jaxadv.data import sources
 from jaxadv.data.images import to_float
 from jaxadv.defences.adversarial_training import attacked_batches, moving_all
 from jaxadv.defences.purified import purified
-from jaxadv.models.weights import native
 from jaxadv.training.classifiers import (
   Perturb,
   fit_classifier,
@@ -73,8 +71,8 @@ def hardened(study: Study, attack: str) -> Classifier:
     'seed': config.seed,
   }
 
-  def make(folder, work):
-    variables = fit_classifier(
+  def fit(work):
+    return fit_classifier(
       studies.stream(config, f'hardened {attack}'),
       victim.module,
       pictures.images,
@@ -87,15 +85,8 @@ def hardened(study: Study, attack: str) -> Classifier:
       mesh=studies.mesh(),
       checkpoint_dir=work,
     )
-    native.write_variables(folder / 'variables.npz', variables)
 
-  folder = study.cache.get_or_make('gcd_hardened', 1, made_from, make)
-  return dataclasses.replace(
-    victim.classifier,
-    variables=native.read_variables(
-      folder / 'variables.npz', victim.classifier.variables
-    ),
-  )
+  return studies.retrained(study, 'gcd_hardened', made_from, fit)
 
 
 def withstands(study: Study, classifier: Classifier, attack: str) -> np.ndarray:

@@ -8,7 +8,9 @@ set make each piece once.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,14 +23,14 @@ from experiments.gcd.protocol.setting import (
   Config,
 )
 from jaxadv import attacks, experiment, storage
-from jaxadv.classifier import predict
+from jaxadv.classifier import Classifier, predict
 from jaxadv.data import imagenet, pipeline, sources
 from jaxadv.data.sources import Pictures
 from jaxadv.errors import DataError, UserError
 from jaxadv.experiment import data_dir
 from jaxadv.models.names import parse_network
 from jaxadv.models.pretrained import load_classifier, restricted
-from jaxadv.models.weights import published
+from jaxadv.models.weights import native, published
 from jaxadv.sets.build import correct_pictures
 from jaxadv.storage import Cache
 from jaxadv.training.classifiers import (
@@ -37,7 +39,7 @@ from jaxadv.training.classifiers import (
   may_mirror,
 )
 from jaxadv.training.mesh import all_devices as mesh
-from jaxadv.types import Attack, Batch
+from jaxadv.types import Attack, Batch, PyTree
 
 Note = Callable[..., None]
 SIDES = ('train', 'valid', 'test')
@@ -209,6 +211,32 @@ def trained_victim(
     identity={'seed': config.seed},
     batch_size=config.batch_size,
     mesh=mesh(),
+  )
+
+
+def retrained(
+  study: Study, kind: str, made_from: Any, fit: Callable[[Path], PyTree]
+) -> Classifier:
+  """Gives the victim other weights, or finds them in the cache.
+
+  Args:
+    study: The study.
+    kind: Of the entry of the cache.
+    made_from: What the weights depend on.
+    fit: Given a folder for its checkpoints, returns the variables.
+
+  Returns:
+    The classifier.
+  """
+  victim = study.victim.classifier
+
+  def make(folder, work):
+    native.write_variables(folder / 'variables.npz', fit(work))
+
+  folder = study.cache.get_or_make(kind, 1, made_from, make)
+  return dataclasses.replace(
+    victim,
+    variables=native.read_variables(folder / 'variables.npz', victim.variables),
   )
 
 
