@@ -110,6 +110,8 @@ def test_a_minimal_norm_attack_teaches_by_its_successes_only():
     ({'num_test': 5}, 'at least 20, 10 and 20'),
     ({'white_pictures': 900}, '--num_test=150'),
     ({'white_const': 0.0}, '--white_const is 0.0'),
+    ({'pixelcnn_dropout': 1.0}, '--pixelcnn_dropout is 1.0'),
+    ({'pixelcnn_rate': 0.0}, '--pixelcnn_rate is 0.0'),
     ({'victim': 'vgg9'}, "no choice 'vgg9'"),
     ({'tws_cap': 0}, '--tws_cap is 0; it must be 1 or more'),
   ],

@@ -139,12 +139,13 @@ def density(study: Study) -> tuple[PixelCNN, Any, dict[str, float]]:
     channels=study.train.images.shape[-1],
     num_filters=config.pixelcnn_filters,
     num_blocks=config.pixelcnn_blocks,
+    dropout=config.pixelcnn_dropout,
   )
   pictures = density_pictures(study)
   recipe = TrainConfig(
     num_epochs=config.pixelcnn_epochs,
-    batch_size=32,
-    learning_rate=1e-3,
+    batch_size=config.pixelcnn_batch,
+    learning_rate=config.pixelcnn_rate,
     schedule='exponential',
   )
   made_from = {

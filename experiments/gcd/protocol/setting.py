@@ -88,6 +88,9 @@ class Config(Options):
   pixelcnn_filters: int = option(8, 'Filters of PixelCNN++.')
   pixelcnn_blocks: int = option(1, 'Residual blocks a stage of PixelCNN++.')
   pixelcnn_epochs: int = option(4, 'Epochs of PixelCNN++.')
+  pixelcnn_rate: float = option(1e-2, 'Learning rate of PixelCNN++.')
+  pixelcnn_batch: int = option(8, 'Pictures a step of PixelCNN++.')
+  pixelcnn_dropout: float = option(0.0, 'Rate of dropout of PixelCNN++.')
   pixelcnn_pictures: int = option(
     600, 'Training pictures of PixelCNN++; 0 for all there are.'
   )
@@ -141,11 +144,15 @@ class Config(Options):
         raise UserError(
           f'--{field.name} is {value}; it must be {least} or more'
         )
-    for name in ('epsilon', 'pgd_step_size', 'detector_rate'):
+    for name in ('epsilon', 'pgd_step_size', 'detector_rate', 'pixelcnn_rate'):
       if not 0 < getattr(self, name) <= 1:
         raise UserError(
           f'--{name} is {getattr(self, name)}; it must lie in (0, 1]'
         )
+    if not 0 <= self.pixelcnn_dropout < 1:
+      raise UserError(
+        f'--pixelcnn_dropout is {self.pixelcnn_dropout}; it must lie in [0, 1)'
+      )
     for name in ('cw_const', 'white_const'):
       if not 0 < getattr(self, name) < float('inf'):
         raise UserError(
@@ -280,6 +287,9 @@ _PAPER: dict[str, Any] = dict(
   pixelcnn_filters=40,
   pixelcnn_blocks=5,
   pixelcnn_epochs=100,
+  pixelcnn_rate=1e-3,
+  pixelcnn_batch=32,
+  pixelcnn_dropout=0.5,
   pixelcnn_pictures=0,
   purified_pictures=500,
   white_pictures=500,
