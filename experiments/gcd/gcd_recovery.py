@@ -114,7 +114,8 @@ def purify_all(study: Study, name: str, kinds, note):
   if name == 'pd':
     note('PixelCNN++', 0.0)
     module, state, _ = density(study)
-    purifier, n = pixel_defend(module), study.config.purified_pictures
+    purifier = pixel_defend(module, study.config.purified_radius)
+    n = study.config.purified_pictures
   else:
     purifier, state = total_variance(), ()
   note(f'{DEFENCES[name]} on {n} pictures of each kind', 0.0)

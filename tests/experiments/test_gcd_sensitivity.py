@@ -111,6 +111,7 @@ def test_a_minimal_norm_attack_teaches_by_its_successes_only():
     ({'white_pictures': 900}, '--num_test=150'),
     ({'white_const': 0.0}, '--white_const is 0.0'),
     ({'pixelcnn_dropout': 1.0}, '--pixelcnn_dropout is 1.0'),
+    ({'purified_radius': 256}, '--purified_radius is 256'),
     ({'pixelcnn_rate': 0.0}, '--pixelcnn_rate is 0.0'),
     ({'victim': 'vgg9'}, "no choice 'vgg9'"),
     ({'tws_cap': 0}, '--tws_cap is 0; it must be 1 or more'),

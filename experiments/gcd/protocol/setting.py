@@ -95,6 +95,9 @@ class Config(Options):
     600, 'Training pictures of PixelCNN++; 0 for all there are.'
   )
   purified_pictures: int = option(20, 'Test pictures that are purified.')
+  purified_radius: int = option(
+    77, 'Levels of 255 by which PixelDefend may change a pixel.'
+  )
   white_pictures: int = option(30, 'Test pictures attacked in the white box.')
   white_searches: int = option(3, 'Searches of Carlini-Wagner there.')
   white_steps: int = option(40, 'Steps of each search there, and of DDN.')
@@ -149,6 +152,10 @@ class Config(Options):
         raise UserError(
           f'--{name} is {getattr(self, name)}; it must lie in (0, 1]'
         )
+    if self.purified_radius > 255:
+      raise UserError(
+        f'--purified_radius is {self.purified_radius}; give at most 255 levels'
+      )
     if not 0 <= self.pixelcnn_dropout < 1:
       raise UserError(
         f'--pixelcnn_dropout is {self.pixelcnn_dropout}; it must lie in [0, 1)'
@@ -242,9 +249,10 @@ def get_config(variant: str = 'quick', dataset: str = '') -> Config:
   return Config(variant=variant, **values)
 
 
-# The challenge of Madry et al. on CIFAR-10.
+# The challenge of Madry et al. on CIFAR-10, PixelDefend's radius there. On grey
+# pictures, which it leaves open, that is the attacks' epsilon.
 _CIFAR_PGD: dict[str, Any] = dict(
-  epsilon=8 / 255, pgd_step_size=2 / 255, pgd_steps=10
+  epsilon=8 / 255, pgd_step_size=2 / 255, pgd_steps=10, purified_radius=16
 )
 _SMALL: dict[str, Any] = dict(
   victim='vgg11:0.25',
