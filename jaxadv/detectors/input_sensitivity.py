@@ -93,7 +93,7 @@ def input_sensitivity(
   odds, directions = _directions(classifier, images)
   doubt = jax.nn.sigmoid(odds)
   maps = per_row(doubt, directions) * directions
-  return Sensitivity(maps, doubt * _length(directions))
+  return Sensitivity(maps, doubt * l2(directions))
 
 
 def log_input_sensitivity(
@@ -112,13 +112,16 @@ def log_input_sensitivity(
     UserError: If there are fewer than 2 classes.
   """
   odds, directions = _directions(classifier, images)
-  return jax.nn.log_sigmoid(odds) + jnp.log(_length(directions))
+  return jax.nn.log_sigmoid(odds) + jnp.log(l2(directions))
 
 
 def _directions(
   classifier: ClassifierLike, images: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """The log odds and their gradient, which does not vanish with 1 - p."""
+  """The log odds and their gradient, which does not vanish with 1 - p.
+
+  So its squares do not underflow, and its norm needs no second pass.
+  """
 
   def total(images):
     odds = log_odds_against(classifier(images))
