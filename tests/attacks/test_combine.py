@@ -101,7 +101,8 @@ def test_rows_left_out_cost_no_step_and_are_no_success(linear):
   few, calls[:] = len(calls), []
   run(attack, given, num_slots=2)
   jax.effects_barrier()
-  assert few < len(calls) / 5
+  first_look = 24 / 2  # All rows once, two at a time; the rest are steps.
+  assert few - first_look < (len(calls) - first_look) / 5
   inner = attacks.sequence([attack])
   found = run(inner, given, num_slots=2, done=done)
   np.testing.assert_array_equal(found.success, ~done)

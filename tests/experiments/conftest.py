@@ -58,6 +58,7 @@ TINY_GCD = (
   '--pixelcnn_epochs=1',
   '--pixelcnn_pictures=32',
   '--purified_pictures=4',
+  '--purified_radius=8',
   '--white_pictures=6',
   '--white_searches=1',
   '--white_steps=10',
