@@ -2,10 +2,11 @@
 
 import os
 
-# Read when JAX starts its backend, so set before anything imports it. Tests
-# compile for longer than they compute, so less is optimised.
+# Tests compile for longer than they compute, so less is optimised.
+FAST_COMPILE = '--xla_backend_optimization_level=1'
+# Read when JAX starts its backend, so set before anything imports it.
 os.environ['XLA_FLAGS'] = (
-  '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1 '
+  f'--xla_force_host_platform_device_count=8 {FAST_COMPILE} '
   + os.environ.get('XLA_FLAGS', '')
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -27,6 +28,32 @@ def pytest_configure(config):
     folder = str(config.cache.mkdir('jax'))
     jax.config.update('jax_compilation_cache_dir', folder)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+# Files of one worker, by how their paths start: they share what a tiny run has
+# left in its cache, which two workers would make twice.
+TOGETHER = {
+  'tests/experiments/test_gcd_': 'gcd',
+  'tests/experiments/test_connection': 'connection',
+  'tests/experiments/test_detect': 'connection',
+  'tests/experiments/test_paper_variant': 'connection',
+  'tests/experiments/test_supervision': 'connection',
+  'tests/experiments/test_verify': 'connection',
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  from xdist.scheduler import LoadFileScheduling
+
+  class Scheduler(LoadFileScheduling):
+    def _split_scope(self, nodeid):
+      for start, group in TOGETHER.items():
+        if nodeid.startswith(start):
+          return group
+      return super()._split_scope(nodeid)
+
+  return Scheduler(config, log)
 
 
 @pytest.fixture
