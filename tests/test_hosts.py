@@ -16,7 +16,6 @@ import pytest
 
 import launch
 from jaxadv.errors import UserError
-from tests.conftest import FAST_COMPILE
 from tests.experiments.conftest import NETWORKS
 
 ROOT = pathlib.Path(launch.__file__).parent
@@ -35,8 +34,7 @@ TINY = (
 
 def start(num_devices, *command):
   environment = os.environ | {
-    'XLA_FLAGS': f'{FAST_COMPILE} '
-    f'--xla_force_host_platform_device_count={num_devices}',
+    'JAX_NUM_CPU_DEVICES': str(num_devices),
     'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
   }

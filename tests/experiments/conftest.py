@@ -12,7 +12,6 @@ import pytest
 import launch
 from experiments.connection.protocol import networks
 from experiments.gcd.protocol import study as gcd_study
-from tests.conftest import FAST_COMPILE
 
 ROOT = pathlib.Path(launch.__file__).parent
 
@@ -130,7 +129,6 @@ def start():
 
   def start(*arguments):
     environment = os.environ | {
-      'XLA_FLAGS': FAST_COMPILE,
       'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
     }
