@@ -7,6 +7,7 @@ import os
 os.environ['XLA_FLAGS'] = (
   '--xla_backend_optimization_level=1 ' + os.environ.get('XLA_FLAGS', '')
 )
+os.environ['JAX_NUM_CPU_DEVICES'] = '8'
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 from typing import NamedTuple
@@ -26,8 +27,6 @@ def pytest_configure(config):
     folder = str(config.cache.mkdir('jax'))
     jax.config.update('jax_compilation_cache_dir', folder)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-  # Not of the environment: commands that tests start have one.
-  jax.config.update('jax_num_cpu_devices', 8)
 
 
 # Files of one worker, by how their paths start: they share what a tiny run has

@@ -129,6 +129,7 @@ def start():
 
   def start(*arguments):
     environment = os.environ | {
+      'JAX_NUM_CPU_DEVICES': '1',
       'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
     }
