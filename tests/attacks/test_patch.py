@@ -1,5 +1,7 @@
 """Patches and universal perturbations."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,9 +86,8 @@ def test_place_patch_copies_the_patch_as_it_is():
   patch = jax.random.uniform(jax.random.key(3), (6, 6, 3))
   images = jnp.full((50, 12, 12, 3), 0.5)
   # Half the side and no turn: placed between pixels, read bilinearly.
-  placed = place_patch(
-    keys(50), images, patch, scales=(0.5, 0.5), max_angle=0.0
-  )
+  half = functools.partial(place_patch, scales=(0.5, 0.5), max_angle=0.0)
+  placed = jax.jit(half)(keys(50), images, patch)
   inside = np.asarray(jnp.any(placed != images, axis=-1))
   assert (inside.sum(axis=(1, 2)) == 36).all()
   np.testing.assert_allclose(
@@ -108,11 +109,13 @@ def test_place_patch_copies_the_patch_as_it_is():
 def test_place_patch_keeps_size_and_turns():
   images = jnp.zeros((200, 40, 40, 1))
   patch = jnp.zeros((8, 8, 1)).at[:4].set(1.0).at[4:].set(0.5)
-  placed = place_patch(keys(200), images, patch, scales=(0.2, 0.6))
+  scaled = functools.partial(place_patch, scales=(0.2, 0.6))
+  placed = jax.jit(scaled)(keys(200), images, patch)
   area = jnp.sum(placed > 0, axis=(1, 2, 3)) / 1600
   assert 0.03 < area.min() < 0.06 and 0.3 < area.max() < 0.37
   # The bright half lies above the dark one, up to 20 degrees off.
-  turned = place_patch(keys(200), images, patch, max_angle=20.0)[..., 0]
+  askew = functools.partial(place_patch, max_angle=20.0)
+  turned = jax.jit(askew)(keys(200), images, patch)[..., 0]
   grid = jnp.stack(jnp.meshgrid(*[jnp.arange(40.0)] * 2, indexing='ij'))
   centre = lambda mask: (
     (grid * mask[:, None]).sum(axis=(2, 3)) / mask.sum(axis=(1, 2))[:, None]

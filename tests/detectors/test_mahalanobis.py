@@ -242,16 +242,18 @@ def test_score_weighs_the_moved_confidences(fitted):
   score = jax.jit(detector.score)
   scores = score(None, CLASSIFIER, state, test.images)
   assert auc(scores, test.kind != 0) > 0.95
+
+  @jax.jit
+  def moved(gaussians, images, magnitude):
+    towards = module.directions(CLASSIFIER, gaussians, images)
+    return module.moved_confidences(
+      CLASSIFIER, gaussians, images, towards, magnitude
+    )
+
   for magnitude in (0.0, 0.005):
     state = state._replace(magnitude=jnp.float32(magnitude))
     found = score(None, CLASSIFIER, state, test.images)
-    values = module.moved_confidences(
-      CLASSIFIER,
-      state.gaussians,
-      test.images,
-      module.directions(CLASSIFIER, state.gaussians, test.images),
-      magnitude,
-    )
+    values = moved(state.gaussians, test.images, magnitude)
     wanted = state.bias + sum(state.weights[n] * values[n] for n in values)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
     if not magnitude:

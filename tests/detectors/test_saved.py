@@ -1,5 +1,6 @@
 """Detectors that leave the process and come back."""
 
+import functools
 import json
 import shutil
 
@@ -67,8 +68,9 @@ def test_scores_are_those_of_the_detector_that_was_saved(fitted, folder):
   state = TrainState(
     None, variables['params'], variables['batch_stats'], None, None
   )
-  wanted = backbone_detector(design).score(
-    None, classifier, state, jnp.asarray(pictures())
+  detector = backbone_detector(design)
+  wanted = jax.jit(functools.partial(detector.score, None))(
+    classifier, state, jnp.asarray(pictures())
   )
   score, about = saved.load(folder)
   np.testing.assert_allclose(score(pictures()), wanted, rtol=1e-5)

@@ -233,13 +233,17 @@ def test_surrogate_rises_with_the_criteria(clean):
   images = pictures(clean[:100])
   options = {'targeted_lr': 0.02, 'untargeted_lr': 0.02, 'targeted_cap': 200}
   measured = measure(images, **options, untargeted_cap=200)
-  values = tws._stand_ins(keys(100), CLASSIFIER, images, 0.1)
+  values = jax.jit(lambda x: tws._stand_ins(keys(100), CLASSIFIER, x, 0.1))(
+    images
+  )
   np.testing.assert_allclose(values[:, 0], measured.noise, rtol=1e-5)
   for stand_in, count in zip(values.T[1:], measured[1:], strict=True):
     assert stats.spearmanr(stand_in, count).statistic > 0.99
   detector = tws.tws(0.1, 0.1, 0.1, **QUICK)
   state = detector.fit(jax.random.key(0), CLASSIFIER, [batch(clean[:600])], [])
-  surrogate = lambda x: detector.surrogate(keys(100), CLASSIFIER, state, x)
+  surrogate = jax.jit(
+    lambda x: detector.surrogate(keys(100), CLASSIFIER, state, x)
+  )
   standard = (values - state.centre) / state.spread
   np.testing.assert_allclose(
     surrogate(images), np.max(standard, axis=1), rtol=1e-4, atol=1e-5

@@ -1,5 +1,7 @@
 """Identifiers: what they learn, and how much each class counts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,18 +101,19 @@ def test_losses_are_multiplied_by_the_weight_of_their_class(identifier):
   design = cases.design(cases.network()[0])
   batch, classes = pictures(5, 8)
   data = {
-    'features': prefix_features(design, classifier, batch.images),
+    'features': jax.jit(functools.partial(prefix_features, design))(
+      classifier, batch.images
+    ),
     'labels': classes[None],
   }
   net = task(design, 3)
+  measure = jax.jit(net.measure)
   losses = []
   for weights in ([1.0, 1.0, 1.0], [1.5, 0.5, 0.25]):
     examples = net.gather(
       data | {'weights': jnp.array([weights])}, np.arange(8), 0, None
     )
-    losses.append(
-      net.measure(state.params, state.batch_stats, examples)['loss']
-    )
+    losses.append(measure(state.params, state.batch_stats, examples)['loss'])
   np.testing.assert_allclose(
     losses[1], losses[0] * np.array([1.5, 0.5, 0.25])[classes], rtol=1e-6
   )

@@ -163,6 +163,5 @@ def test_a_restricted_network_gives_the_logits_of_its_classes(network):
   classifier = from_linen(module, variables)
   smaller, restricted = pretrained.restricted(module, classifier, [2, 0])
   assert smaller.num_classes == 2
-  np.testing.assert_allclose(
-    restricted(images), classifier(images)[:, jnp.array([2, 0])], rtol=1e-6
-  )
+  found, whole = jax.jit(lambda x: (restricted(x), classifier(x)))(images)
+  np.testing.assert_allclose(found, whole[:, np.array([2, 0])], rtol=1e-6)
