@@ -14,6 +14,7 @@ from jaxadv.detectors.feature_network import FeatureState
 from jaxadv.detectors.saliency import logit_saliency
 from jaxadv.errors import UserError
 from jaxadv.models.layers import Conv, max_pool, relu, smooth_relu
+from jaxadv.norms import l2
 from tests.detectors import cases
 
 
@@ -81,7 +82,7 @@ def test_rows_are_the_same_to_the_bit_in_any_batch():
   keys = jax.random.split(jax.random.key(0))
   logits = 5 * jax.random.normal(keys[0], (40, 10))
   maps = jax.random.normal(keys[1], (40, 9, 9, 3))
-  run = jax.jit(lambda z, g: (unit.log_odds_against(z), unit._length(g)))
+  run = jax.jit(lambda z, g: (unit.log_odds_against(z), l2(g)))
   together, part = run(logits, maps), run(logits[7:12], maps[7:12])
   for a, b in zip(part, together, strict=True):
     np.testing.assert_array_equal(a, b[7:12])
