@@ -21,8 +21,8 @@ from jaxadv import losses, models
 from jaxadv.attacks import pgd
 from jaxadv.classifier import Classifier, from_linen
 from jaxadv.data import sources
-from jaxadv.data.images import to_float
 from jaxadv.errors import UserError
+from jaxadv.inputs import to_float
 from jaxadv.models.layers import Conv
 from jaxadv.norms import linf_ball
 from jaxadv.storage import Cache, read_npz, write_npz

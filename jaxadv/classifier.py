@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
-from jaxadv.data.images import to_float
-from jaxadv.errors import DataError, explain_out_of_memory
+from jaxadv.errors import DataError, UserError, explain_out_of_memory
+from jaxadv.inputs import as_float, as_logits, check_shape, finite_gradient
 from jaxadv.types import PyTree
 
 
@@ -107,10 +107,20 @@ class Classifier:
       keys: key[B], for a stochastic classifier only.
 
     Returns:
-      float32[B, K].
+      float32[B, K]. Entries of their gradient by the images that are not
+      finite are 0.
+
+    Raises:
+      UserError: If `apply` gives anything else, or `keys` are missing.
     """
+    if self.stochastic and keys is None:
+      raise UserError(
+        'a stochastic classifier is called with keys, key[B], one a picture; '
+        'make them with picture_keys'
+      )
     extra = (keys,) if self.stochastic else ()
-    return self.apply(self.variables, self.preprocess(images), *extra)
+    shown = self.preprocess(finite_gradient(images))
+    return as_logits(self.apply(self.variables, shown, *extra), images.shape[0])
 
   def features(
     self, images: jax.Array, names: Sequence[str]
@@ -186,7 +196,7 @@ def _outputs(captured: dict[str, Any], name: str = '') -> dict[str, jax.Array]:
 
 @jax.jit
 def _logits(classifier: Classifier, images: jax.Array) -> jax.Array:
-  return classifier(to_float(images))
+  return classifier(as_float(images))
 
 
 def predict(
@@ -196,16 +206,21 @@ def predict(
 
   Args:
     classifier: A deterministic classifier.
-    images: uint8[N, H, W, C].
+    images: [N, H, W, C], uint8 or floating in [0, 1].
     batch_size: Pictures at a time.
 
   Returns:
     float32[N, K].
 
   Raises:
+    UserError: If the pictures or the outputs are of another shape or range.
     DataError: If memory does not suffice (names a smaller batch size), or a
       logit is not finite (names the picture).
   """
+  images = np.asarray(images)
+  check_shape(images)
+  if images.dtype != np.uint8:
+    images = as_float(images)
   batch_size = min(batch_size, len(images))
   found = []
   with explain_out_of_memory(batch_size):

@@ -20,6 +20,10 @@ class DataError(RuntimeError):
   """
 
 
+class DoubtWarning(UserWarning):
+  """What was asked for was done, but its numbers may not mean what they say."""
+
+
 @contextlib.contextmanager
 def explain_out_of_memory(
   batch_size: int, advice: str | None = None

@@ -14,6 +14,9 @@ from typing import Any, NamedTuple, Protocol, cast
 import jax
 import jax.numpy as jnp
 
+from jaxadv.errors import UserError
+from jaxadv.inputs import as_float, as_labels, as_logits, finite_gradient
+
 PyTree = Any
 
 # Names the draws of a stochastic classifier among those of a picture's key.
@@ -100,7 +103,9 @@ class Attack:
     Args:
       keys: key[B], one a picture; see `picture_keys`.
       classifier: The classifier under attack.
-      images: float32[B, H, W, C] in [0, 1].
+      images: [B, H, W, C], float32 in [0, 1], or uint8. Inside `jit` the
+        dtype alone is known, so that values outside [0, 1] go unnoticed;
+        `evaluate` looks at them.
       labels: int32[B], the true classes, or the classes to reach if the
         attack is targeted.
       done: bool[B], rows that nobody will read, or None; the loop does not
@@ -108,7 +113,11 @@ class Attack:
 
     Returns:
       The attacked images and which rows succeeded.
+
+    Raises:
+      UserError: If keys, images or labels have another dtype or shape.
     """
+    keys, images, labels = as_arguments(keys, images, labels)
     state = self.start(keys, classifier, images, labels, done)
 
     def unfinished(carry):
@@ -145,25 +154,68 @@ class Attack:
 def bound(
   classifier: ClassifierLike, keys: jax.Array, turn: int | jax.Array
 ) -> ClassifierLike:
-  """Binds a stochastic classifier to the draws of one step of an attack.
+  """Gives a classifier as attacks see it, with the draws of one step.
+
+  What is wrong with its outputs is said here, and entries of its gradient
+  that are not finite become 0.
 
   Args:
-    classifier: Any classifier; a deterministic one is given back as it is.
+    classifier: Any classifier.
     keys: key[B], one a picture.
     turn: Number of the step, int32 or int32[B]; each has draws of its own.
 
   Returns:
-    A classifier that gives the same logits at every call.
+    A classifier that gives the same logits, float32, at every call.
+
+  Raises:
+    UserError: When it is traced and gives no logits.
   """
   if not getattr(classifier, 'stochastic', False):
-    return classifier
+    return _seen(classifier)
 
   def draw(key, turn):
     # The first fold keeps it apart from what attacks draw from the same key.
     return jax.random.fold_in(jax.random.fold_in(key, _CLASSIFIER), turn)
 
   drawn = jax.vmap(draw)(keys, jnp.broadcast_to(turn, keys.shape))
-  return lambda images: cast(Any, classifier)(images, drawn)
+  return _seen(lambda images: cast(Any, classifier)(images, drawn))
+
+
+def _seen(classify: Callable[[jax.Array], Any]) -> ClassifierLike:
+  return lambda images: as_logits(
+    classify(finite_gradient(images)), images.shape[0]
+  )
+
+
+def as_arguments(
+  keys: jax.Array, images: Any, labels: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Gives the arguments of an attack as every driver takes them.
+
+  Args:
+    keys: key[B].
+    images: [B, H, W, C], uint8 or floating in [0, 1].
+    labels: Integers [B].
+
+  Returns:
+    key[B], float32[B, H, W, C] and int32[B].
+
+  Raises:
+    UserError: If one of them has another dtype, shape or range.
+    DataError: If a picture holds NaN.
+  """
+  images = jnp.asarray(as_float(images))
+  num = images.shape[0] if images.ndim else 0
+  is_key = isinstance(keys, jax.Array) and jax.dtypes.issubdtype(
+    keys.dtype, jax.dtypes.prng_key
+  )
+  if not is_key or keys.shape != (num,):
+    given = f'{keys.dtype}{list(keys.shape)}' if is_key else repr(keys)
+    raise UserError(
+      f'keys are {given} but must be one key a picture, key[{num}]; make them '
+      f'with picture_keys(jax.random.key(0), jnp.arange({num}))'
+    )
+  return keys, images, jnp.asarray(as_labels(labels, num))
 
 
 def picture_keys(key: jax.Array, source: jax.Array) -> jax.Array:

@@ -22,11 +22,11 @@ from experiments.gcd.protocol.setting import (
 )
 from experiments.gcd.protocol.study import Study
 from jaxadv.classifier import predict
-from jaxadv.data.images import to_float
 from jaxadv.defences import rectifier
 from jaxadv.defences.pixel_defend import pixel_defend
 from jaxadv.defences.total_variance import total_variance
 from jaxadv.experiment import Cell
+from jaxadv.inputs import to_float
 from jaxadv.metrics.figures import Figure, mean
 from jaxadv.metrics.intervals import mean_interval
 from jaxadv.reports import Claim, Record, Row, Table

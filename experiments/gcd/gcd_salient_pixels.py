@@ -21,10 +21,10 @@ from experiments.gcd.protocol.setting import (
 )
 from experiments.gcd.protocol.study import Study
 from jaxadv.classifier import predict
-from jaxadv.data.images import to_float, to_uint8
 from jaxadv.defences import rectifier
 from jaxadv.errors import UserError
 from jaxadv.experiment import Cell
+from jaxadv.inputs import to_float, to_uint8
 from jaxadv.metrics.figures import Figure
 from jaxadv.metrics.intervals import mean_interval
 from jaxadv.reports import Claim, Record, Row, Table

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxadv import experiment, reports, storage
-from jaxadv.data.images import decode, to_float
+from jaxadv.data.images import decode
 from jaxadv.detectors import saved
 from jaxadv.errors import DataError, UserError, explain_out_of_memory
 from jaxadv.experiment import Cell, Options, check_options, option
+from jaxadv.inputs import to_float
 from jaxadv.metrics.intervals import wilson
 from jaxadv.metrics.roc import threshold_at_fpr
 from jaxadv.reports import tables

@@ -18,8 +18,8 @@ from jaxadv.attacks.pgd import pgd
 from jaxadv.attacks.square import square
 from jaxadv.attacks.wrap import one_shot
 from jaxadv.classifier import as_pytree
-from jaxadv.data.images import to_float
 from jaxadv.errors import UserError
+from jaxadv.inputs import to_float
 from jaxadv.norms import ball, linf
 from jaxadv.types import Attack, ClassifierLike, bound, picture_keys
 from jaxadv.utils import check_range

@@ -11,7 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxadv.errors import UserError
-from jaxadv.types import Attack, AttackResult, ClassifierLike, bound
+from jaxadv.types import (
+  Attack,
+  AttackResult,
+  ClassifierLike,
+  as_arguments,
+  bound,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Composite:
     done: jax.Array | None = None,
   ) -> AttackResult:
     """Drives the parts to their ends; see `Attack`."""
-    return self.run(drive, keys, classifier, images, labels, done)
+    return drive(self, keys, classifier, images, labels, done=done)
 
 
 def drive(
@@ -64,7 +70,7 @@ def drive(
     attack: Any `Attack`, or several of them as a `Composite`.
     keys: key[B], one a picture; see `picture_keys`.
     classifier: The classifier under attack.
-    images: float32[B, H, W, C] in [0, 1].
+    images: [B, H, W, C], float32 in [0, 1], or uint8; see `Attack`.
     labels: int32[B].
     num_slots: Number of slots (16 to 32 do well on CPU), or None for the
       plain loop. One slot counts as two. A stochastic classifier still sees
@@ -75,10 +81,12 @@ def drive(
     The attacked images and which rows succeeded.
 
   Raises:
-    UserError: If `num_slots` is below 1.
+    UserError: If `num_slots` is below 1, or keys, images or labels have
+      another dtype or shape.
   """
   if num_slots is not None and num_slots < 1:
     raise UserError(f'num_slots is {num_slots} but must be at least 1 or None')
+  keys, images, labels = as_arguments(keys, images, labels)
   if isinstance(attack, Composite):
     part = functools.partial(drive, num_slots=num_slots)
     return attack.run(part, keys, classifier, images, labels, done)

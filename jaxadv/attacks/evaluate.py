@@ -27,8 +27,8 @@ from jaxadv.attacks.inputs import (
   checked,
 )
 from jaxadv.classifier import from_function
-from jaxadv.data.images import to_float, to_uint8
 from jaxadv.errors import DataError, UserError, explain_out_of_memory
+from jaxadv.inputs import to_float, to_uint8
 from jaxadv.losses import succeeded
 from jaxadv.metrics.accuracy import Share, share
 from jaxadv.metrics.distortion import distortion

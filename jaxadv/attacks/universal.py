@@ -13,7 +13,7 @@ from jaxadv import losses
 from jaxadv.attacks.inputs import checked
 from jaxadv.attacks.wrap import one_shot
 from jaxadv.classifier import as_pytree
-from jaxadv.data.images import to_float
+from jaxadv.inputs import to_float
 from jaxadv.norms import Ball, Radius
 from jaxadv.types import Attack, ClassifierLike, PyTree, bound, picture_keys
 from jaxadv.utils import check_range

@@ -8,20 +8,12 @@ files were made.
 from __future__ import annotations
 
 import io
-from typing import TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-Array = TypeVar('Array', jax.Array, np.ndarray)
-
 _MODES = {1: 'L', 3: 'RGB'}
 _EIGHT_BIT = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
-# A product rather than a quotient: XLA may turn a division by a constant into
-# a product of another rounding, and host and device must agree bit for bit.
-_SCALE = np.float32(1 / 255)
 
 
 def decode(
@@ -110,32 +102,6 @@ def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
     return np.repeat(images, 3, axis=-1)
   grey = [np.asarray(Image.fromarray(pixels).convert('L')) for pixels in images]
   return np.stack(grey)[..., None]
-
-
-def to_uint8(images: Array) -> Array:
-  """Rounds to 8 bit: clip to [0, 1], times 255, half to even.
-
-  Args:
-    images: float32 in [0, 1], NumPy or JAX (then also inside `jit`).
-
-  Returns:
-    uint8 of the same shape and kind.
-  """
-  library = jnp if isinstance(images, jax.Array) else np
-  scaled = library.clip(images, 0, 1) * np.float32(255)
-  return library.round(scaled).astype(np.uint8)
-
-
-def to_float(images: Array) -> Array:
-  """Scales 8-bit pictures to [0, 1]; `to_uint8` undoes it exactly.
-
-  Args:
-    images: uint8, NumPy or JAX (then also inside `jit`).
-
-  Returns:
-    float32 of the same shape and kind; 255 becomes exactly 1.
-  """
-  return images.astype(np.float32) * _SCALE
 
 
 def _drop_single(pixels: np.ndarray) -> np.ndarray:

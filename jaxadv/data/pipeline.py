@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxadv.data import images as image_tools
 from jaxadv.errors import UserError
+from jaxadv.inputs import to_float
 from jaxadv.types import Batch
 
 
@@ -116,7 +116,7 @@ def take(batch: Batch, rows: jax.Array, mask: jax.Array | bool = True) -> Batch:
     jnp.asarray(column)[rows] for column in batch
   )
   return Batch(
-    images=image_tools.to_float(images),
+    images=to_float(images),
     labels=labels,
     kind=kind,
     source=source,

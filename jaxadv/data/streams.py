@@ -120,7 +120,7 @@ def stream(
   workers: rows s * batch_size and following of the epoch's order, of which
   every host reads its own share. All hosts see the same number of steps.
 
-  Scale the pictures on the device: `images.to_float(batch.images)` inside
+  Scale the pictures on the device: `inputs.to_float(batch.images)` inside
   `jit`. On several hosts, join the shares first with
   `jax.make_array_from_process_local_data`.
 

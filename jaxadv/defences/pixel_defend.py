@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxadv.data.images import to_float, to_uint8
+from jaxadv.inputs import to_float, to_uint8
 from jaxadv.models.pixelcnn import (
   NUM_LEVELS,
   PixelCNN,

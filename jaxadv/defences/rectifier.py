@@ -20,8 +20,8 @@ import numpy as np
 
 from jaxadv.attacks.adaptive import Score, bpda
 from jaxadv.classifier import Classifier, as_pytree, from_function, identity
-from jaxadv.data.images import to_float
 from jaxadv.errors import UserError, explain_out_of_memory
+from jaxadv.inputs import to_float
 from jaxadv.norms import Radius, per_row, total
 from jaxadv.training import (
   Task,

@@ -21,8 +21,8 @@ import numpy as np
 from jax import lax
 
 from jaxadv import norms
-from jaxadv.data.images import to_float, to_uint8
 from jaxadv.errors import UserError
+from jaxadv.inputs import to_float, to_uint8
 from jaxadv.models import layers
 from jaxadv.types import PyTree
 

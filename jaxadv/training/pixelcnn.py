@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxadv.data.images import to_float, to_uint8
 from jaxadv.errors import UserError
+from jaxadv.inputs import to_float, to_uint8
 from jaxadv.models.pixelcnn import PixelCNN, bits_per_dim, init_pixelcnn
 from jaxadv.training.loop import History, fit
 from jaxadv.training.state import TrainConfig

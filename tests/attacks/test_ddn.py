@@ -9,7 +9,7 @@ import pytest
 
 from jaxadv import attacks, norms
 from jaxadv.classifier import from_function
-from jaxadv.data.images import to_float, to_uint8
+from jaxadv.inputs import to_float, to_uint8
 from jaxadv.types import picture_keys
 
 

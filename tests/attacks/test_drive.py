@@ -92,7 +92,7 @@ def test_slots_show_the_classifier_no_more_pictures_than_slots(num_rows):
     logits = classifier(images)
     return AttackResult(images + logits[:, 1, None, None, None], state.done)
 
-  images = jnp.arange(num_rows, dtype=jnp.float32)[:, None, None, None]
+  images = jnp.arange(num_rows, dtype=jnp.float32)[:, None, None, None] / 64
   found = drive(
     dataclasses.replace(counting([]), finish=judging),
     jax.random.split(jax.random.key(1), num_rows),

@@ -10,8 +10,8 @@ import pytest
 from jaxadv import attacks, norms
 from jaxadv.attacks import evaluate, evaluate_over, robust_accuracy_curve
 from jaxadv.classifier import from_function
-from jaxadv.data.images import to_float
 from jaxadv.errors import DataError, UserError
+from jaxadv.inputs import to_float
 from jaxadv.losses import succeeded
 from jaxadv.types import picture_keys
 
@@ -359,7 +359,7 @@ def test_wrong_classes_are_named(attack, labels, targets, words):
 
 def test_a_classifier_that_gives_no_logits_is_named():
   classifier = from_function(lambda images: images.mean(axis=(1, 2, 3)))
-  with pytest.raises(UserError, match=r'gives \[1\] for one picture'):
+  with pytest.raises(UserError, match=r'returns \[1\] for 1 pictures'):
     evaluate(PGD, jax.random.key(0), classifier, GOOD, np.zeros(3, int))
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxadv.data.images import to_float, to_uint8
 from jaxadv.defences.pixel_defend import pixel_defend
 from jaxadv.errors import UserError
+from jaxadv.inputs import to_float, to_uint8
 from jaxadv.models.pixelcnn import PixelCNN, init_pixelcnn, level_logits
 
 RADIUS = 20

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxadv.data.images import to_float
 from jaxadv.detectors.density import (
   DensityState,
   density_detector,
   rank_among,
 )
+from jaxadv.inputs import to_float
 from jaxadv.models.pixelcnn import PixelCNN, bits_per_dim, init_pixelcnn
 
 MODULE = PixelCNN(num_filters=3, num_blocks=0, num_mixtures=2, channels=1)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxadv.classifier import Classifier
-from jaxadv.data.images import to_float
 from jaxadv.detectors.backbone import Design, prefix_features
 from jaxadv.errors import explain_out_of_memory
+from jaxadv.inputs import to_float
 
 
 class Features(NamedTuple):

@@ -25,10 +25,10 @@ from jaxadv.attacks.adaptive import evading, joint_classifier
 from jaxadv.attacks.drive import Composite
 from jaxadv.classifier import Classifier, from_function
 from jaxadv.data import sources
-from jaxadv.data.images import to_float
 from jaxadv.data.sources import Pictures
 from jaxadv.defences import rectifier
 from jaxadv.detectors.entropy_ensemble import more_certain, temperature
+from jaxadv.inputs import to_float
 from jaxadv.norms import l2, linf_ball
 from jaxadv.types import Detector, picture_keys
 

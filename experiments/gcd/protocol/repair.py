@@ -23,7 +23,6 @@ from experiments.gcd.protocol.study import Attacked, Note, Study
 from jaxadv import storage
 from jaxadv.attacks.adaptive import Score
 from jaxadv.classifier import Classifier
-from jaxadv.data.images import to_float
 from jaxadv.data.sources import Pictures
 from jaxadv.defences import rectifier
 from jaxadv.defences.rectifier import FINE_TUNING, Reading
@@ -32,6 +31,7 @@ from jaxadv.detectors.entropy_ensemble import (
   entropy_ensemble,
   temperature,
 )
+from jaxadv.inputs import to_float
 from jaxadv.types import Detector, picture_keys
 
 READINGS: tuple[Reading, ...] = ('threshold', 'fraction')

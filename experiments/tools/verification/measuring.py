@@ -16,7 +16,7 @@ from experiments.tools.verification.named import NORMS, NamedAttack
 from jaxadv import experiment
 from jaxadv.attacks.checks import check
 from jaxadv.attacks.evaluate import Evaluation, evaluate, evaluate_over
-from jaxadv.data.images import to_float
+from jaxadv.inputs import to_float
 from jaxadv.storage import (
   fingerprint,
   read_json,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxadv.data import images as image_tools
 from jaxadv.data.readers.records import Fetched, Opened, Records
 from jaxadv.errors import DataError, UserError
+from jaxadv.inputs import to_uint8
 
 
 def open_npz(path: Path) -> Opened:
@@ -88,7 +88,7 @@ def _check_arrays(
         f'row {inside.argmin()} of images in {path} has NaN or values '
         'outside [0, 1]'
       )
-    images = image_tools.to_uint8(images.astype(np.float32))
+    images = to_uint8(images.astype(np.float32))
   elif images.dtype != np.uint8:
     raise UserError(
       f'images in {path} are {images.dtype} but must be uint8, or floating '
