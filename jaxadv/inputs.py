@@ -9,7 +9,7 @@ only; the rest is refused in one sentence.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,42 +17,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxadv.errors import DataError, UserError
+from jaxadv.units import to_float, to_uint8
 
-Array = TypeVar('Array', jax.Array, np.ndarray)
-
-# A product rather than a quotient: XLA may turn a division by a constant into
-# a product of another rounding, and host and device must agree bit for bit.
-_SCALE = np.float32(1 / 255)
 # Resizing and blending leave [0, 1] by roundings, which are clipped.
 _ROUNDING = 1e-6
 # Share of rows whose log-probabilities may be rounded away unremarked.
 _SATURATED = 0.05
-
-
-def to_uint8(images: Array) -> Array:
-  """Rounds to 8 bit: clip to [0, 1], times 255, half to even.
-
-  Args:
-    images: float32 in [0, 1], NumPy or JAX (then also inside `jit`).
-
-  Returns:
-    uint8 of the same shape and kind.
-  """
-  library = jnp if isinstance(images, jax.Array) else np
-  scaled = library.clip(images, 0, 1) * np.float32(255)
-  return library.round(scaled).astype(np.uint8)
-
-
-def to_float(images: Array) -> Array:
-  """Scales 8-bit pictures to [0, 1]; `to_uint8` undoes it exactly.
-
-  Args:
-    images: uint8, NumPy or JAX (then also inside `jit`).
-
-  Returns:
-    float32 of the same shape and kind; 255 becomes exactly 1.
-  """
-  return images.astype(np.float32) * _SCALE
 
 
 def as_float(images: Any, name: str = 'images') -> Any:

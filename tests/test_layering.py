@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # From the foundations up; a part may import from any part before it.
 ORDER = (
   'errors',
+  'units',
   'inputs',
   'types',
   'utils',
@@ -42,7 +43,7 @@ FORBIDDEN = {
   'sets': {'models', 'training'},
   'defences': {'detectors', 'identifiers'},
   'identifiers': {'detectors'},
-  'reports': set(ORDER) - {'errors', 'storage', 'metrics', 'reports'},
+  'reports': set(ORDER) - {'errors', 'units', 'storage', 'metrics', 'reports'},
 }
 
 

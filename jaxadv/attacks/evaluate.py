@@ -31,7 +31,7 @@ from jaxadv.errors import DataError, UserError, explain_out_of_memory
 from jaxadv.inputs import to_float, to_uint8
 from jaxadv.losses import succeeded
 from jaxadv.metrics.accuracy import Share, share
-from jaxadv.metrics.distortion import distortion
+from jaxadv.metrics.distortion import distortion, exceeds
 from jaxadv.storage import (
   fingerprint,
   read_json,
@@ -279,9 +279,11 @@ def robust_accuracy_curve(
     [np.where(each.success, getattr(each, norm), np.inf) for each in several],
     axis=0,
   )
-  # A change that fills its ball may exceed epsilon by a rounding.
-  slack = 1e-6
-  return [share(correct & (distance > epsilon + slack)) for epsilon in epsilons]
+  num_values = several[0].images[0].size
+  return [
+    share(correct & exceeds(distance, epsilon, norm, num_values))
+    for epsilon in epsilons
+  ]
 
 
 @dataclasses.dataclass(frozen=True)

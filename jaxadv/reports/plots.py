@@ -19,11 +19,11 @@ import numpy as np
 import PIL.Image
 
 from jaxadv.errors import UserError
-from jaxadv.metrics.distortion import in_image_units
 from jaxadv.metrics.roc import auc, roc_curve
 from jaxadv.reports.record import Figure, Record, Row, Table
 from jaxadv.reports.tables import FEW, FOOTNOTE, lay_out, select, words
 from jaxadv.storage import replacing
+from jaxadv.units import in_image_units
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -25,13 +25,14 @@ def test_success_rate_and_robust_accuracy_have_their_own_bases():
 def test_distortion_by_hand():
   clean = np.zeros((2, 2, 2, 3))
   attacked = clean.copy()
-  attacked[0, 0, 0] = [0.3, 0, -0.4]
-  attacked[0, 1, 1, 1] = 1.2
+  clean[0, 0, 0, 2] = 0.2
+  attacked[0, 0, 0] = [0.15, 0, 0]
+  attacked[0, 1, 1, 1] = 0.6
   found = distortion.distortion(clean, attacked)
   np.testing.assert_array_equal(found.l0, [2, 0])
-  np.testing.assert_allclose(found.l1, [1.9, 0])
-  np.testing.assert_allclose(found.l2, [1.3, 0])
-  np.testing.assert_allclose(found.linf, [1.2, 0])
+  np.testing.assert_allclose(found.l1, [0.95, 0], rtol=1e-6)
+  np.testing.assert_allclose(found.l2, [0.65, 0], rtol=1e-6)
+  np.testing.assert_allclose(found.linf, [0.6, 0], rtol=1e-6)
 
 
 def test_distortion_of_8_bit_pictures_does_not_wrap_around():
@@ -65,3 +66,37 @@ def test_shapes_that_differ_are_refused():
     accuracy.robust_accuracy([0, 1], [0])
   with pytest.raises(UserError, match='height, width'):
     distortion.distortion(np.zeros((2, 2, 3)), np.zeros((2, 2, 3)))
+
+
+def test_a_picture_converted_by_anyone_does_not_differ_from_itself():
+  levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+  for same in (levels / 255, (levels / 255).astype(np.float32)):
+    found = distortion.distortion(levels, same)
+    assert found.l0 == found.l1 == found.l2 == found.linf == 0
+
+
+def test_distortion_refuses_another_unit():
+  levels = np.full((1, 2, 2, 1), 200, np.uint8)
+  with pytest.raises(UserError, match='attacked pictures.*divide by 255'):
+    distortion.distortion(levels, levels.astype(np.float32))
+
+
+@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
+def test_a_change_that_fills_its_ball_does_not_exceed_it(norm):
+  shape = (20, 32, 32, 3)
+  rng = np.random.default_rng(0)
+  clean = rng.uniform(0.2, 0.8, shape).astype(np.float32)
+  delta = rng.uniform(-1, 1, shape)
+  epsilon = {'linf': 8 / 255, 'l2': 0.5, 'l1': 12.0}[norm]
+  axes = (1, 2, 3)
+  length = {
+    'linf': np.abs(delta).max(axes),
+    'l2': np.sqrt((delta**2).sum(axes)),
+    'l1': np.abs(delta).sum(axes),
+  }[norm].reshape(-1, 1, 1, 1)
+  for share, expected in ((1.0, False), (1.001, True)):
+    moved = clean + (share * epsilon * delta / length).astype(np.float32)
+    size = getattr(distortion.distortion(clean, moved), norm)
+    found = distortion.exceeds(size, epsilon, norm, 32 * 32 * 3)
+    np.testing.assert_array_equal(found, expected)
+  assert distortion.exceeds([9, 10], 9, 'l0', 100).tolist() == [False, True]
