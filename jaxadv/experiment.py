@@ -8,11 +8,15 @@ a flag without knowing the experiment.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import os
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -117,12 +121,16 @@ def check_choices(
   """Checks that every given name is allowed.
 
   Raises:
-    UserError: Naming the first that is not, and all that are.
+    UserError: Naming the first that is not, the one that was perhaps meant,
+      and all that are.
   """
   for name in given:
     if name not in allowed:
+      near = difflib.get_close_matches(name, allowed, n=1)
+      meant = f', perhaps {near[0]}' if near else ''
       raise UserError(
-        f'{flag} has no choice {name!r}; choose from {", ".join(allowed)}'
+        f'{flag} has no choice {name!r}{meant}; choose from '
+        f'{", ".join(allowed)}'
       )
 
 
@@ -153,6 +161,23 @@ def cache_dir(config: Options, workdir: str) -> str:
   return config.cache_dir or os.path.join(
     os.path.dirname(os.path.abspath(workdir)), 'cache'
   )
+
+
+@contextlib.contextmanager
+def freed_if_refused(folder: Path) -> Iterator[None]:
+  """Leaves a workdir to the corrected command if a run is refused in the block.
+
+  Args:
+    folder: The workdir; one with a finished cell stays as it is.
+  """
+  try:
+    yield
+  except UserError:
+    finished = folder / 'cells'
+    if not any(path.is_file() for path in finished.glob('*')):
+      shutil.rmtree(finished, ignore_errors=True)
+      (folder / 'config.json').unlink(missing_ok=True)
+    raise
 
 
 def stream(seed: int, name: str) -> jax.Array:

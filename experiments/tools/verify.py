@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from experiments.tools.verification import measuring, named, record
 from experiments.tools.verification.measuring import Subject, Work
+from experiments.tools.verification.named import NamedAttack, Own
 from jaxadv import experiment, models, reports, storage
 from jaxadv.attacks import Composite
 from jaxadv.classifier import Classifier, Normalise, as_pytree
@@ -28,8 +29,10 @@ from jaxadv.experiment import (
   Options,
   check_choices,
   check_options,
+  freed_if_refused,
   option,
 )
+from jaxadv.inputs import as_float, as_labels, check_shape
 from jaxadv.models.names import parse_network
 from jaxadv.models.pretrained import load_classifier
 from jaxadv.models.weights import published
@@ -39,6 +42,8 @@ from jaxadv.training.classifiers import cached_classifier, may_mirror
 from jaxadv.training.mesh import all_devices
 
 CHECKS = 'checks'
+# To be raised when finished cells hold something else.
+VERSION = 2
 QUESTION = (
   'How many pictures does {} classify correctly when they are attacked?'
 )
@@ -49,13 +54,15 @@ class Settings(Options):
   """With which attacks to measure."""
 
   attacks: tuple[str, ...] = option(
-    ('fgsm', 'pgd', 'apgd', 'deepfool', 'ddn'),
-    'Attacks, name or name:hyperparameter=value:...; --list shows the names.',
+    (),
+    'Attacks, name or name:hyperparameter=value:...; --list shows the names; '
+    'empty: those usual in the norm. More can be added to a finished workdir.',
   )
   norm: str = option('linf', f'Of the budget: {", ".join(named.NORMS)}.')
   epsilons: tuple[str, ...] = option(
     (),
-    'Radii in image units, as 8/255 or 0.5; empty: the usual ones of the norm.',
+    'Radii in image units, as 8/255 or 0.5; empty: the usual ones of the norm, '
+    'which are for pictures of 32x32 pixels in L1.',
   )
   checks: bool = option(
     True, 'Whether to look for signs that attacks fail for the wrong reason.'
@@ -69,11 +76,7 @@ class Settings(Options):
     """
     check_options(self)
     check_choices('--norm', [self.norm], named.NORMS)
-    if not self.attacks:
-      raise UserError('--attacks is empty; give at least one')
-    files = [attack.file_name for attack in attacks_of(self)]
-    if len(set(files)) < len(files):
-      raise UserError(f'--attacks names one twice: {", ".join(self.attacks)}')
+    check_names(attacks_of(self))
     radii_of(self)
 
 
@@ -134,9 +137,28 @@ class Config(Settings):
     preprocess_of(self)
 
 
-def attacks_of(settings: Settings) -> list[named.NamedAttack]:
+def attacks_of(settings: Settings) -> list[NamedAttack]:
   """Reads the attacks of a run."""
-  return [named.read_attack(text, settings.norm) for text in settings.attacks]
+  texts = settings.attacks or named.USUAL_ATTACKS[settings.norm]
+  return [named.read_attack(text, settings.norm) for text in texts]
+
+
+def check_names(attacks: Sequence[NamedAttack]) -> None:
+  """Checks that every attack has a name of its own.
+
+  Raises:
+    UserError: Naming them, if not.
+  """
+  texts = [attack.text for attack in attacks]
+  files = {attack.file_name for attack in attacks}
+  if len(files) < len(attacks) or len(set(texts)) < len(texts):
+    raise UserError(f'--attacks names one twice: {", ".join(texts)}')
+  for reserved in (record.WORST, record.CHECK_PGD, CHECKS):
+    if reserved in texts:
+      raise UserError(
+        f'an attack is called {reserved!r}, as a line of the report is; '
+        'give it another name'
+      )
 
 
 def radii_of(settings: Settings) -> dict[str, float]:
@@ -181,9 +203,27 @@ def get_config(variant: str = 'quick', dataset: str = '') -> Config:
 
 def cells(config: Settings) -> list[Cell]:
   """Lists the cells of a run: the checks, and one for each attack."""
+  return cells_of(config, attacks_of(config))
+
+
+def cells_of(config: Settings, attacks: Sequence[NamedAttack]) -> list[Cell]:
+  """Lists the checks, and a cell for each of these attacks."""
   return [Cell(CHECKS, {})] * config.checks + [
-    Cell(attack.file_name, {'attack': attack}) for attack in attacks_of(config)
+    Cell(attack.file_name, {'attack': attack}) for attack in attacks
   ]
+
+
+def identity(settings: Settings) -> dict[str, Any]:
+  """Gives what a workdir belongs to, besides pictures and weights.
+
+  Attacks and checks are cells of their own, and more can be added.
+  """
+  about = experiment.result_config(settings)
+  del about['attacks'], about['checks']
+  epsilons = list(radii_of(settings).values())
+  return {'experiment': 'verify', 'version': VERSION} | (
+    about | {'epsilons': epsilons}
+  )
 
 
 def plan(config: Config, workdir: str) -> str:
@@ -248,7 +288,8 @@ def run(config: Config, workdir: str) -> reports.Record | None:
 
   Args:
     config: The config.
-    workdir: Folder of the results; a run of the same config is resumed.
+    workdir: Folder of the results; a run of the same config is resumed, with
+      other attacks too.
 
   Returns:
     The record, as written to results.json; None if other shards have to
@@ -269,11 +310,12 @@ def run(config: Config, workdir: str) -> reports.Record | None:
     fingerprints['weights'] = fingerprint(parts)
   pictures = limited(config, heldout)
   fingerprints['pictures'] = pictures.fingerprint
-  folder = storage.open_workdir(
-    workdir,
-    {'experiment': 'verify'} | experiment.result_config(config) | fingerprints,
-  )
-  with experiment.Progress(1 + len(cells(config))) as progress:
+  folder = storage.open_workdir(workdir, identity(config) | fingerprints)
+  attacks = attacks_of(config)
+  with (
+    freed_if_refused(folder),
+    experiment.Progress(1 + len(cells(config))) as progress,
+  ):
     if not config.weights:
       progress.note(f'network {config.model}')
       trained = cached_classifier(
@@ -302,7 +344,9 @@ def run(config: Config, workdir: str) -> reports.Record | None:
       f'{config.model} on {pictures.name}',
       fingerprints,
     )
-    measured, missing = measure_cells(config, subject, folder, progress)
+    measured, missing = measure_cells(
+      config, attacks, subject, folder, progress
+    )
   if measured is None:
     print(f'this shard is done; still to do: {", ".join(missing)}')
     return None
@@ -315,7 +359,7 @@ def measure(
   labels: ArrayLike,
   workdir: str,
   *,
-  attacks: Sequence[str] = Settings.attacks,
+  attacks: Sequence[str | tuple[str, Own]] = Settings.attacks,
   norm: str = Settings.norm,
   epsilons: Sequence[str | float] = (),
   checks: bool = True,
@@ -329,12 +373,16 @@ def measure(
   Args:
     classifier: A `Classifier`, or a function that JAX can trace, from
       float32[B, H, W, C] in [0, 1] to logits [B, K].
-    images: [N, H, W, C], uint8 or float32 in [0, 1].
+    images: [N, H, W, C], uint8 or floating in [0, 1].
     labels: int[N], the true classes.
-    workdir: Folder of the results; the same call resumes there.
+    workdir: Folder of the results; the same call resumes there, and so does
+      one with other attacks: those that are finished are read.
     attacks: As `--attacks`: names of `jaxadv.attacks.ATTACKS`, perhaps with
-      hyperparameters as in 'pgd:num_steps=40'.
-    norm: 'linf' or 'l2'.
+      hyperparameters as in 'pgd:num_steps=40'; those usual in the norm if
+      empty. An attack of yours is a pair ('name', attack): a function
+      `epsilon -> Attack` if it has a budget, epsilon being traced, or an
+      `Attack`, of which a success counts where its change is small enough.
+    norm: 'linf', 'l2' or 'l1'.
     epsilons: Radii in image units, numbers or text such as '8/255'; those
       usual in the norm if empty.
     checks: Whether to look for signs that attacks fail for the wrong reason.
@@ -349,42 +397,65 @@ def measure(
   Raises:
     UserError: If what was asked for cannot be, or `workdir` belongs to
       something else.
-    DataError: If a logit is not finite, or memory or disk are full.
+    DataError: If a picture or a logit is not finite, or memory or disk are
+      full.
+
+  Example:
+    >>> mine = lambda epsilon: pgd(linf_ball(epsilon), epsilon / 8, 100)
+    >>> verify.measure(
+    ...   my_logits, images, labels, 'runs/mine',
+    ...   attacks=['apgd', ('my pgd', mine)],
+    ... )
   """
   started = time.monotonic()
   settings = Settings(
-    attacks=tuple(attacks),
+    attacks=tuple(text for text in attacks if isinstance(text, str)),
     norm=norm,
     epsilons=tuple(map(str, epsilons)),
     checks=checks,
     seed=seed,
     batch_size=batch_size,
   )
-  images, labels = np.asarray(images), np.asarray(labels)
+  attack_list = [
+    named.read_attack(each, norm)
+    if isinstance(each, str)
+    else named.own_attack(*each)
+    for each in attacks
+  ] or attacks_of(settings)
+  pictures = np.asarray(images)
+  check_shape(pictures)
+  if pictures.dtype != np.uint8:
+    pictures = as_float(pictures)
+  shape = pictures.shape[1:]
   classifier = as_pytree(classifier)
-  logits = jax.eval_shape(measuring.logits_of, classifier, images[:2])
-  check(settings, images.shape[1:], logits.shape[-1])
-  fingerprints = {
-    'pictures': fingerprint([images, labels]),
-    'classifier': measuring.identity(classifier, images),
-  }
-  folder = storage.open_workdir(
-    workdir,
-    {'experiment': 'verify'}
-    | experiment.result_config(settings)
-    | fingerprints,
+  logits = jax.eval_shape(measuring.logits_of, classifier, pictures[:2])
+  truth = as_labels(
+    np.asarray(labels), len(pictures), num_classes=logits.shape[-1]
   )
+  check_names(attack_list)
+  check(settings, attack_list, shape, logits.shape[-1])
+  attack_list = [
+    named.with_program(attack, classifier, shape) for attack in attack_list
+  ]
+  fingerprints = {
+    'pictures': fingerprint([pictures, truth]),
+    'classifier': measuring.identity(classifier, pictures),
+  }
+  folder = storage.open_workdir(workdir, identity(settings) | fingerprints)
   subject = Subject(
     classifier,
-    images,
-    labels,
-    np.arange(len(labels)),
+    pictures,
+    truth,
+    np.arange(len(truth)),
     tuple(class_names),
     name,
     fingerprints,
   )
-  with experiment.Progress(len(cells(settings))) as progress:
-    measured, _ = measure_cells(settings, subject, folder, progress)
+  num_cells = len(cells_of(settings, attack_list))
+  with freed_if_refused(folder), experiment.Progress(num_cells) as progress:
+    measured, _ = measure_cells(
+      settings, attack_list, subject, folder, progress
+    )
   assert measured is not None  # There are no other shards.
   return report(settings, measured, [], folder, started)
 
@@ -425,7 +496,8 @@ def load_pictures(
       f'{len(heldout.labels)} held-out pictures; ask for at most so many, or '
       'for 0 to take all'
     )
-  check(config, heldout.images.shape[1:], len(heldout.class_names))
+  shape = heldout.images.shape[1:]
+  check(config, attacks_of(config), shape, len(heldout.class_names))
   return train, heldout
 
 
@@ -466,14 +538,19 @@ def load_network(
   return classifier, pictures
 
 
-def check(settings: Settings, shape: tuple[int, ...], num_classes: int) -> None:
+def check(
+  settings: Settings,
+  attacks: Sequence[NamedAttack],
+  shape: tuple[int, ...],
+  num_classes: int,
+) -> None:
   """Checks that the attacks fit pictures and classes; computes nothing.
 
   Raises:
     UserError: Naming the attack that does not.
   """
   radii = list(radii_of(settings).values())
-  named.check_attacks(attacks_of(settings), radii, shape, num_classes)
+  named.check_attacks(attacks, radii, shape, num_classes)
 
 
 def cell_file(folder: Path, cell: Cell) -> Path:
@@ -484,6 +561,7 @@ def cell_file(folder: Path, cell: Cell) -> Path:
 
 def measure_cells(
   settings: Settings,
+  attacks: Sequence[NamedAttack],
   subject: Subject,
   folder: Path,
   progress: experiment.Progress,
@@ -491,7 +569,8 @@ def measure_cells(
   """Runs the cells of this shard and gathers those of all shards.
 
   Args:
-    settings: With what to measure.
+    settings: How to measure.
+    attacks: With what.
     subject: What to measure.
     folder: The workdir.
     progress: Shows which cell is under way.
@@ -504,9 +583,10 @@ def measure_cells(
   work = Work(
     list(radii.values()), settings.norm, settings.seed, settings.batch_size
   )
-  mine = experiment.shard_of(cells(settings), settings.shard)
+  every = cells_of(settings, attacks)
+  mine = experiment.shard_of(every, settings.shard)
   outcomes, checked, missing = [], None, []
-  for cell in cells(settings):
+  for cell in every:
     path = cell_file(folder, cell)
     progress.note(cell.name)
     if cell not in mine and not path.exists():
@@ -524,10 +604,12 @@ def measure_cells(
     progress.advance()
   if not outcomes:
     return None, missing
-  return (
-    record.Measured(subject, settings.norm, radii, outcomes, checked),
-    missing,
+  # The checks look at that themselves.
+  doubts = [] if checked else measuring.clean_doubts(work, subject)
+  measured = record.Measured(
+    subject, settings.norm, radii, outcomes, checked, doubts
   )
+  return measured, missing
 
 
 def report(
@@ -553,7 +635,10 @@ def report(
     experiment='verify',
     variant=settings.variant,
     config=experiment.result_config(settings)
-    | {'epsilons': list(measured.epsilons)},
+    | {
+      'attacks': [attack.text for attack, _ in measured.outcomes],
+      'epsilons': list(measured.epsilons),
+    },
     provenance=reports.provenance(
       seeds=[settings.seed],
       seconds=time.monotonic() - started,

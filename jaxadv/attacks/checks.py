@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -53,10 +53,12 @@ class Report(NamedTuple):
     warnings: None if all is well.
     numbers: All that was measured, by name, warned of or not. Shares and
       rates are of the pictures classified correctly when clean.
+    curve: Success rate of the gradient attack by radius, in rising order.
   """
 
   warnings: list[Finding]
   numbers: dict[str, float]
+  curve: dict[float, float]
 
 
 class _Look(NamedTuple):
@@ -100,6 +102,7 @@ def check(
   *,
   norm: str = 'linf',
   epsilon: float = 8 / 255,
+  epsilons: Sequence[float] = (),
   attack: Callable[[jax.Array], Attack | Composite] | None = None,
   attacked: Mapping[str, ArrayLike] | None = None,
   num_steps: int = 20,
@@ -120,8 +123,10 @@ def check(
     images: [N, H, W, C], uint8 or float32 in [0, 1]; some hundreds are
       enough.
     labels: int[N], the true classes.
-    norm: 'linf' or 'l2', that of the budget.
+    norm: 'linf', 'l2' or 'l1', that of the budget.
     epsilon: Radius of the budget in image units.
+    epsilons: Radii at which to measure the gradient attack, beside epsilon
+      and its half, double and fourfold.
     attack: `epsilon -> attack`, the untargeted gradient attack in question,
       where epsilon is traced; None for PGD with `num_steps` steps of a
       quarter of epsilon.
@@ -129,8 +134,8 @@ def check(
       of `images` without gradients of this classifier, within epsilon: by
       queries, or against another network.
     num_steps: Of PGD.
-    num_queries: Of the Square attack, the stronger of two blind ones; the
-      other takes the best of ten draws of noise.
+    num_queries: Of the Square attack, the stronger of two blind ones, which
+      there is in Linf and L2; the other takes the best of ten draws of noise.
     batch_size: Pictures at a time.
     tolerance: Warnings of shares begin above this, those of rates at a
       difference above it, in [0, 1].
@@ -225,14 +230,13 @@ def check(
   by_search = lambda epsilon: square(ball(norm, epsilon), num_queries)
   gradient_attack = success_of(attack or by_gradient)
   largest = 1.0 if norm == 'linf' else float('inf')
-  radii = [epsilon * factor for factor in _FACTORS]
+  radii = sorted({*epsilons, *(epsilon * factor for factor in _FACTORS)})
   curve = {
     radius: gradient_attack(radius) for radius in radii if radius <= largest
   }
-  blind = {
-    'noise': success_of(by_noise)(epsilon),
-    'square': success_of(by_search)(epsilon),
-  }
+  blind = {'noise': success_of(by_noise)(epsilon)}
+  if norm != 'l1':
+    blind['square'] = success_of(by_search)(epsilon)
   share = lambda flags: float(flags[correct].mean())
   spread = np.abs(look.logits - again).max()
   numbers = {
@@ -259,6 +263,7 @@ def check(
       float(np.abs(look.logits).max()),
     ),
     numbers,
+    curve,
   )
 
 

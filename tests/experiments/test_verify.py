@@ -2,6 +2,7 @@
 
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import pytest
 import launch
 from experiments.tools import verify
 from experiments.tools.verification import measuring, named, record
+from jaxadv.attacks import check, deepfool, fgsm, pgd
 from jaxadv.data import sources
-from jaxadv.errors import UserError
+from jaxadv.errors import DataError, UserError
+from jaxadv.norms import linf_ball
 from jaxadv.storage import read_json, read_npz
 from jaxadv.training.classifiers import standardise
 from tests.experiments.conftest import NETWORKS
@@ -45,6 +48,17 @@ def alone():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(measuring, 'all_devices', lambda: None)
     yield
+
+
+def slow(epsilon):
+  """An attack of the user's with a budget."""
+  return pgd(linf_ball(epsilon), epsilon / 8, 40)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+  """Leaves the record without figures, which take longest."""
+  monkeypatch.setattr(verify.reports, 'write_report', verify.reports.write)
 
 
 def values(folder, metric=record.ROBUST):
@@ -143,14 +157,15 @@ def test_the_same_network_from_a_file(verified, files, command, tmp_path):
   'arguments, parts',
   [
     (['--model=vgg12'], ['vgg12', 'vgg11']),
-    (['--attacks=pgd,fgms'], ['fgms', 'auto_attack']),
+    (['--attacks=pgd,fgms'], ['fgms', 'perhaps fgsm', 'auto_attack']),
     (['--attacks=pgd,pgd'], ['twice']),
     (['--attacks=pgd:steps=3'], ['steps', 'num_steps']),
     (['--attacks=pgd:num_steps=0'], ['pgd:num_steps=0', 'num_steps is 0']),
     (['--attacks=pgd:num_steps=few'], ['pgd:num_steps=few']),
     (['--attacks=pgd:epsilon=1'], ['epsilon', 'loss']),
     (['--attacks=fgsm', '--norm=l2'], ['fgsm', 'linf']),
-    (['--norm=l7'], ['l7', 'linf, l2']),
+    (['--attacks=apgd', '--norm=l1'], ['apgd', 'l1']),
+    (['--norm=l7'], ['l7', 'linf, l2, l1']),
     (['--epsilons=a'], ['--epsilons', "'a'", '8/255']),
     (['--epsilons=1/0'], ['1/0']),
     (['--epsilons=8'], ['8', '(0, 1]']),
@@ -216,24 +231,32 @@ def measured(trained, folder, change=lambda logits: logits, **options):
 def test_a_flattering_classifier_is_found_out(trained, alone, tmp_path):
   """Rounded logits leave gradients nothing to climb."""
   result = measured(trained, tmp_path, lambda logits: jnp.round(logits * 4) / 4)
-  assert any('zero gradients' in text for text in result.warnings)
+  assert any('gradients are zero' in text for text in result.warnings)
   for name in ('report.html', 'table.md'):
     text = (tmp_path / name).read_text()
-    assert 'Warnings' in text and 'zero gradients' in text
+    assert 'Warnings' in text and 'gradients are zero' in text
+    # Names of the code are for no reader.
+    assert 'zero_gradients' not in text and 'success_at' not in text
+    assert 'PGD succeeds within 0.05' in text
   assert f'Warnings: {len(result.warnings)}' in result.answer
 
 
 def test_success_that_falls_is_told():
   outcome = outcome_of(success=[[1, 1, 1, 0], [1, 0, 0, 0]])
-  found = measured_by([('pgd', outcome)])
+  found = measured_by([(STRONG, outcome)])
   assert '25.0 % at 0.1 to 75.0 % at 0.2' in record.warnings(found)[0]
   rising = outcome_of(success=[[1, 0, 0, 0], [1, 1, 1, 0]])
-  assert not record.warnings(measured_by([('pgd', rising)]))
+  assert not record.warnings(measured_by([(STRONG, rising)]))
+
+
+STRONG = 'pgd:num_steps=40'
 
 
 def outcome_of(success, linf=None, correct=(1, 1, 1, 1)):
   success = np.array(success, bool)
-  linf = np.ones(success.shape) if linf is None else np.array(linf, float)
+  if linf is None:
+    linf = np.broadcast_to([[0.1], [0.2]], success.shape)
+  linf = np.array(linf, float)
   none = np.zeros((0, 2, 2, 3))
   return measuring.Outcome(
     correct=np.array(correct, bool),
@@ -241,6 +264,7 @@ def outcome_of(success, linf=None, correct=(1, 1, 1, 1)):
     success_uint8=success,
     linf=linf,
     l2=2 * linf,
+    l1=3 * linf,
     clean=none,
     attacked=none,
     truth=np.zeros(0, int),
@@ -248,15 +272,93 @@ def outcome_of(success, linf=None, correct=(1, 1, 1, 1)):
   )
 
 
-def measured_by(outcomes):
-  subject = measuring.Subject(None, None, None, np.arange(4), (), 'it', {})
-  return record.Measured(
-    subject,
-    'linf',
-    {'0.1': 0.1, '0.2': 0.2},
-    [(named.read_attack(text, 'linf'), found) for text, found in outcomes],
-    None,
+def measured_by(outcomes, checks=None, norm='linf'):
+  images = np.zeros((4, 2, 2, 3))
+  subject = measuring.Subject(None, images, None, np.arange(4), (), 'it', {})
+  attacks = [
+    (named.read_attack(each, norm) if isinstance(each, str) else each, found)
+    for each, found in outcomes
+  ]
+  epsilons = {'0.1': 0.1, '0.2': 0.2}
+  return record.Measured(subject, norm, epsilons, attacks, checks)
+
+
+def checks_of(curve, noise=0.0, warnings=()):
+  numbers = {'clean_accuracy': 1.0, 'success_noise': noise}
+  return {
+    'warnings': list(warnings),
+    'numbers': numbers,
+    'curve': list(zip((0.1, 0.2, 0.4), curve, strict=True)),
+    'n': 4,
+  }
+
+
+def test_what_the_checks_break_counts_in_the_headline():
+  outcome = outcome_of(success=[[0, 0, 0, 0], [1, 0, 0, 0]])
+  found = measured_by([(STRONG, outcome)], checks_of((0.25, 0.75, 1)))
+  answer = record.answer(found)
+  assert 'at most 25.0 %' in answer and 'under every attack' not in answer
+  assert 'No check found a sign' not in answer
+  (warning,) = record.warnings(found)
+  assert '75.0 % [30.1, 95.4] in place of 100.0 %' in warning
+  assert '25.0 % [4.6, 69.9] in place of 75.0 %' in warning
+  lines = {
+    (row.keys['attack'], row.keys['epsilon']): row.value
+    for row in record.rows(found)
+    if row.metric == record.ROBUST
+  }
+  assert lines[record.CHECK_PGD, '0.2'] == 25
+  # Beaten without gradients, where PGD did no better.
+  found = measured_by([(STRONG, outcome)], checks_of((0, 0.25, 1), noise=0.5))
+  assert 'at most 50.0 %' in record.answer(found)
+  assert 'noise of the checks' in record.answer(found)
+
+
+def test_checks_that_do_no_better_leave_the_headline():
+  outcome = outcome_of(success=[[0, 0, 0, 0], [1, 0, 0, 0]])
+  found = measured_by([(STRONG, outcome)], checks_of((0, 0.25, 1)))
+  assert '75.0 % [30.1, 95.4] under every attack' in record.answer(found)
+  assert 'No check found a sign' in record.answer(found)
+
+
+@pytest.mark.parametrize(
+  'attacks, norm, weak',
+  [
+    (['fgsm', 'hsv', 'ni_plus', 'deepfool'], 'linf', True),
+    (['pgd:num_steps=5'], 'linf', True),
+    (['carlini_wagner'], 'linf', True),
+    (['carlini_wagner'], 'l2', False),
+    (['fgsm', 'apgd'], 'linf', False),
+    (['auto_attack'], 'l2', False),
+    (['ddn'], 'l1', True),
+    (['ead'], 'l1', False),
+    ([named.own_attack('mine', lambda e: fgsm(e))], 'linf', True),
+    ([named.own_attack('mine', slow)], 'linf', False),
+  ],
+)
+def test_weak_attacks_alone_are_told(attacks, norm, weak):
+  outcome = outcome_of([[0, 0, 0, 0], [1, 0, 0, 0]], np.full((2, 4), 0.01))
+  pairs = [(attack, outcome) for attack in attacks]
+  found = record.warnings(measured_by(pairs, norm=norm))
+  assert [text for text in found if 'only weak attacks' in text] == found
+  assert bool(found) == weak
+
+
+def test_usual_attacks_of_every_norm_are_strong():
+  for norm, texts in named.USUAL_ATTACKS.items():
+    attacks = [named.read_attack(text, norm) for text in texts]
+    radii = list(named.read_epsilons((), norm).values())
+    named.check_attacks(attacks, radii, (16, 16, 3), 10)
+    assert any(attack.is_strong(norm) for attack in attacks)
+
+
+def test_changes_beyond_the_radius_do_not_count():
+  outcome = outcome_of(
+    [[1, 1, 0, 0], [1, 1, 1, 0]], [[0.1, 0.11, 1, 1], [0.2] * 4]
   )
+  found = measured_by([(STRONG, outcome)])
+  assert [each.hits for each in found.robust(*found.outcomes[0])] == [3, 1]
+  assert 'leaves its radius in 1 of its successes' in record.warnings(found)[0]
 
 
 def test_the_worst_case_joins_attacks_and_radii():
@@ -355,6 +457,173 @@ def test_a_workdir_belongs_to_one_classifier(trained, alone, tmp_path):
   measured(trained, tmp_path, checks=False)
   with pytest.raises(UserError, match='classifier'):
     measured(trained, tmp_path, lambda logits: 2 * logits, checks=False)
+
+
+def test_attacks_are_added_to_a_finished_workdir(
+  linear, alone, undrawn, tmp_path
+):
+  """What is finished is kept; other radii are another workdir."""
+
+  def run(attacks, epsilons=(0.002, 0.004), **options):
+    found = verify.measure(
+      linear.classifier,
+      linear.images,
+      linear.labels,
+      str(tmp_path),
+      attacks=attacks,
+      epsilons=epsilons,
+      **{'checks': False} | options,
+    )
+    return values(tmp_path), found
+
+  first, _ = run(['fgsm'])
+  kept = (tmp_path / 'cells' / 'fgsm.npz').stat().st_mtime_ns
+  added, found = run(['fgsm', ('mine', slow), ('near', deepfool())])
+  assert (tmp_path / 'cells' / 'fgsm.npz').stat().st_mtime_ns == kept
+  assert {k: added[k] for k in first if k[0] == 'fgsm'} == {
+    k: v for k, v in first.items() if k[0] == 'fgsm'
+  }
+  # Both follow the gradient of something linear.
+  for epsilon in ('0.002', '0.004'):
+    assert abs(added['mine', epsilon] - added['fgsm', epsilon]) < 5
+  assert added['near', '0.004'] < added['near', 'clean']
+  assert found.config['attacks'] == ['fgsm', 'mine', 'near']
+  # Another program under the same name is not mistaken for the first.
+  changed, _ = run([('mine', lambda epsilon: fgsm(epsilon / 1000))])
+  assert changed['mine', '0.004'] == changed['mine', 'clean']
+  with pytest.raises(UserError, match='epsilons'):
+    run(['fgsm'], epsilons=[0.003])
+  with pytest.raises(UserError, match='seed'):
+    run(['fgsm'], seed=1)
+  with pytest.raises(UserError, match='norm'):
+    run(['pgd'], norm='l2')
+
+
+@pytest.mark.parametrize(
+  'attacks, message',
+  [
+    ([('mine', 3)], 'is a int but must be an Attack'),
+    ([('mine', lambda epsilon: epsilon)], 'must give an Attack'),
+    ([('mine', deepfool(targeted=True))], 'it is targeted'),
+    ([('', slow)], 'no name'),
+    (['fgsm', ('fgsm', slow)], 'twice'),
+    ([('all attacks', slow)], 'another name'),
+  ],
+)
+def test_own_attacks_that_cannot_be_are_refused(
+  linear, tmp_path, attacks, message
+):
+  folder = tmp_path / 'run'
+  with pytest.raises(UserError, match=message):
+    verify.measure(*linear, str(folder), attacks=attacks)
+  assert not folder.exists()
+
+
+def test_curve_in_l1_is_that_of_a_linear_classifier(
+  linear, alone, undrawn, tmp_path
+):
+  found = verify.measure(
+    *linear,
+    str(tmp_path),
+    attacks=['pgd:num_steps=40'],
+    norm='l1',
+    epsilons=[0.05, 0.2, 3],
+    checks=False,
+  )
+  logits, truth = np.asarray(linear.classifier(linear.images)), linear.labels
+  weights = np.asarray(linear.classifier.variables['weights'])
+  exact = np.full(len(truth), np.inf)
+  for rival in range(3):
+    rows = np.flatnonzero(truth != rival)
+    gap = logits[rows, truth[rows]] - logits[rows, rival]
+    slope = np.abs(weights[:, truth[rows]] - weights[:, [rival]]).max(axis=0)
+    exact[rows] = np.minimum(exact[rows], gap / slope)
+  robust = values(tmp_path)
+  for epsilon in (0.05, 0.2, 3):
+    least = 100 * np.mean(exact > epsilon)
+    assert least <= robust['all attacks', str(epsilon)] <= least + 25
+  assert robust['all attacks', '3'] == 0
+  assert 'within 3 in L1' in found.answer
+  checked = check(
+    jax.random.key(0), *linear, norm='l1', epsilon=1.5, num_steps=3
+  )
+  assert not checked.warnings and checked.curve[3.0] == 1
+
+
+def test_a_classifier_that_is_never_right_is_measured(linear, alone, tmp_path):
+  """Nothing is classified correctly, and nothing is asked of 0 pictures."""
+
+  def classify(images):
+    assert len(images), 'called without pictures'
+    return linear.classifier(images)
+
+  given = (classify, linear.images, (linear.labels + 1) % 3)
+  found = verify.measure(
+    *given, str(tmp_path), attacks=['fgsm', 'deepfool'], checks=False
+  )
+  assert values(tmp_path)['all attacks', 'clean'] == 0
+  assert 'none of the pictures is classified correctly' in found.warnings[0]
+  assert (tmp_path / 'report.html').exists()
+
+
+def test_outputs_that_are_no_logits_are_doubted(
+  linear, alone, undrawn, tmp_path
+):
+  found = verify.measure(
+    lambda images: jax.nn.softmax(linear.classifier(images)),
+    linear.images,
+    linear.labels,
+    str(tmp_path),
+    attacks=['fgsm'],
+    checks=False,
+  )
+  assert any('look like probabilities' in text for text in found.warnings)
+
+
+def test_pictures_come_as_users_have_them(linear, alone, undrawn, tmp_path):
+  run = lambda images, name, labels=linear.labels: verify.measure(
+    linear.classifier,
+    images,
+    labels,
+    str(tmp_path / name),
+    attacks=['fgsm'],
+    checks=False,
+  )
+  images = np.asarray(linear.images)
+  assert run(images.astype(float), 'a').rows == run(images, 'b').rows
+  for wrong, error, message in (
+    (images * 255, UserError, 'divide by 255'),
+    (images * np.nan, DataError, 'row 0'),
+    (images.transpose(0, 3, 1, 2), UserError, 'N, H, W, C'),
+    (images[:0], UserError, 'N > 0'),
+  ):
+    with pytest.raises(error, match=message):
+      run(wrong, 'c', linear.labels[: len(wrong)])
+  with pytest.raises(UserError, match='0 to 2'):
+    run(images, 'c', np.full(24, 3))
+  assert not (tmp_path / 'c').exists()
+
+
+def test_a_refused_run_leaves_its_folder_to_the_corrected_one(
+  linear, alone, undrawn, tmp_path
+):
+  """The checks find no picture that is right, which is told after the start."""
+  wrong = (linear.labels + 1) % 3
+  given = (str(tmp_path),)
+  with pytest.raises(UserError, match='none of the pictures right'):
+    verify.measure(linear.classifier, linear.images, wrong, *given)
+  assert not (tmp_path / 'config.json').exists()
+  verify.measure(*linear, *given, attacks=['fgsm'], checks=False)
+
+
+def test_a_foreign_cell_is_named(linear, alone, undrawn, tmp_path):
+  run = lambda: verify.measure(
+    *linear, str(tmp_path), attacks=['fgsm'], checks=False
+  )
+  run()
+  np.savez(tmp_path / 'cells' / 'fgsm.npz', other=np.zeros(3))
+  with pytest.raises(DataError, match='fgsm.npz'):
+    run()
 
 
 @pytest.mark.slow

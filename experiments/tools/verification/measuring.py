@@ -16,7 +16,8 @@ from experiments.tools.verification.named import NORMS, NamedAttack
 from jaxadv import experiment
 from jaxadv.attacks.checks import check
 from jaxadv.attacks.evaluate import Evaluation, evaluate, evaluate_over
-from jaxadv.inputs import to_float
+from jaxadv.errors import DataError, explain_out_of_memory
+from jaxadv.inputs import as_float, doubts
 from jaxadv.storage import (
   fingerprint,
   read_json,
@@ -67,6 +68,7 @@ class Outcome(NamedTuple):
     success_uint8: bool[E, N], after rounding to 8 bit.
     linf: float64[E, N], largest change of a channel in image units.
     l2: float64[E, N], Euclidean norm of the change in image units.
+    l1: float64[E, N], sum of the changes of all channels in image units.
     clean: [M, H, W, C], the first M pictures that are classified correctly.
     attacked: uint8[M, H, W, C], the same attacked, at the largest epsilon.
     truth: int[M], their classes.
@@ -78,6 +80,7 @@ class Outcome(NamedTuple):
   success_uint8: np.ndarray
   linf: np.ndarray
   l2: np.ndarray
+  l1: np.ndarray
   clean: np.ndarray
   attacked: np.ndarray
   truth: np.ndarray
@@ -98,7 +101,7 @@ class Work:
 
   Attributes:
     epsilons: Radii in image units, in rising order.
-    norm: 'linf' or 'l2'.
+    norm: One of `NORMS`.
     seed: Seed of all draws.
     batch_size: Pictures at a time.
   """
@@ -138,7 +141,12 @@ def run_attack(
     DataError: If a logit is NaN, or memory or disk are full.
   """
   if path.exists():
-    return Outcome(**read_npz(path))
+    try:
+      return Outcome(**read_npz(path))
+    except TypeError as error:
+      raise DataError(
+        f'{path} does not hold the result of an attack'
+      ) from error
   unfinished = path.with_suffix('.partial')
   options: dict[str, Any] = dict(
     batch_size=_batch_size(work, subject),
@@ -167,13 +175,17 @@ def run_attack(
 def run_checks(work: Work, subject: Subject, path: Path) -> dict[str, Any]:
   """Looks for signs that attacks fail for the wrong reason, or reads them.
 
+  Its PGD is measured at every radius of the run, and at larger ones; what is
+  tried without gradients at the largest radius of the run.
+
   Args:
     work: How to measure.
     subject: What to look at; the first pictures of it.
     path: File that keeps the result.
 
   Returns:
-    {'warnings': sentences, 'numbers': {name: number}, 'n': pictures}.
+    {'warnings': [(name, sentence)], 'numbers': {name: number}, 'curve':
+    [(radius, success rate of PGD)], 'n': pictures}.
   """
   if not path.exists():
     images = subject.images[:NUM_CHECKED]
@@ -183,17 +195,30 @@ def run_checks(work: Work, subject: Subject, path: Path) -> dict[str, Any]:
       images,
       subject.labels[:NUM_CHECKED],
       norm=work.norm,
-      epsilon=work.epsilons[len(work.epsilons) // 2],
+      epsilon=max(work.epsilons),
+      epsilons=work.epsilons,
       batch_size=work.batch_size,
     )
-    warnings = [
-      f'{finding.name.replace("_", " ")}: {finding.message}'
-      for finding in report.warnings
-    ]
-    write_json(
-      path, {'warnings': warnings, 'numbers': report.numbers, 'n': len(images)}
-    )
+    found = {
+      'warnings': report.warnings,
+      'numbers': report.numbers,
+      'curve': list(report.curve.items()),
+      'n': len(images),
+    }
+    write_json(path, found)
   return read_json(path)
+
+
+def clean_doubts(work: Work, subject: Subject) -> list[str]:
+  """Says what makes the outputs at clean pictures doubtful as logits.
+
+  Args:
+    work: How to measure.
+    subject: What to look at; the first pictures of it.
+  """
+  images = subject.images[: min(work.batch_size, NUM_CHECKED)]
+  with explain_out_of_memory(len(images)):
+    return doubts(np.asarray(jax.jit(logits_of)(subject.classifier, images)))
 
 
 def logits_of(classifier: Any, images: Any) -> jax.Array:
@@ -203,9 +228,8 @@ def logits_of(classifier: Any, images: Any) -> jax.Array:
     classifier: A pytree.
     images: [B, H, W, C], uint8 or float32 in [0, 1].
   """
-  images = to_float(images) if images.dtype == np.uint8 else images
   keys = picture_keys(jax.random.key(0), jnp.arange(len(images)))
-  return bound(classifier, keys, 0)(images)
+  return bound(classifier, keys, 0)(as_float(images))
 
 
 def identity(classifier: Any, images: np.ndarray) -> str:
@@ -231,7 +255,10 @@ def _outcome(subject: Subject, found: Sequence[Evaluation]) -> Outcome:
   correct = found[0].correct
   rows = np.flatnonzero(correct)[:NUM_EXAMPLES]
   attacked = found[-1].images_uint8[rows]
-  logits = jax.jit(logits_of)(subject.classifier, attacked)
+  predicted = np.zeros(0, int)
+  if rows.size:  # A classifier need not know what to do with no picture.
+    logits = jax.jit(logits_of)(subject.classifier, attacked)
+    predicted = np.argmax(logits, axis=-1)
   return Outcome(
     correct=correct,
     success=np.stack([each.success for each in found]),
@@ -242,5 +269,5 @@ def _outcome(subject: Subject, found: Sequence[Evaluation]) -> Outcome:
     clean=subject.images[rows],
     attacked=attacked,
     truth=subject.labels[rows],
-    predicted=np.argmax(logits, axis=-1),
+    predicted=predicted,
   )

@@ -5,22 +5,50 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxadv.attacks import ATTACKS, Attack, Composite, drive, make
 from jaxadv.errors import UserError
 from jaxadv.experiment import check_choices
+from jaxadv.storage import fingerprint
+from jaxadv.types import picture_keys
 
-NORMS = ('linf', 'l2')
-# Radii to measure at if none are given: those the field reports.
+NORMS = ('linf', 'l2', 'l1')
+# Radii to measure at if none are given: those the field reports. In L1 that
+# is 12 for pictures of 32x32 pixels (Croce and Hein, Mind the Box, 2021).
 USUAL_EPSILONS = {
   'linf': ('1/255', '2/255', '4/255', '8/255'),
   'l2': ('0.25', '0.5', '1', '2'),
+  'l1': ('1.5', '3', '6', '12'),
 }
+# Attacks if none are given.
+USUAL_ATTACKS = {
+  'linf': ('fgsm', 'pgd', 'apgd', 'deepfool', 'ddn'),
+  'l2': ('pgd', 'apgd', 'deepfool', 'ddn'),
+  'l1': ('pgd:num_steps=40', 'ead'),
+}
+# Attacks that follow the gradient step by step and aim at the very norm; with
+# enough steps robust accuracy can rest on them. The others take one step, stop
+# at the first boundary, see no gradient, or measure another change.
+STRONG = {
+  'linf': (
+    *('bim', 'pgd', 'apgd', 'apgd_t', 'auto_attack'),
+    *('carlini_wagner_linf', 'fab', 'fab_t'),
+  ),
+  'l2': (
+    *('bim', 'pgd', 'apgd', 'apgd_t', 'auto_attack'),
+    *('carlini_wagner', 'ddn', 'fab', 'fab_t'),
+  ),
+  'l1': ('bim', 'pgd', 'ead'),
+}
+ENOUGH_STEPS = 20
+# What an attack is given as where it has no name in the registry.
+Own = Attack | Composite | Callable[[Any], Attack | Composite]
 # These have flags of their own, or would make curves incomparable.
 _RESERVED = ('epsilon', 'norm', 'targeted')
 # Their step is this many radii for all steps together.
@@ -29,25 +57,45 @@ _STEPPING = ('bim', 'pgd')
 
 
 class NamedAttack(NamedTuple):
-  """An attack of the registry with its hyperparameters.
+  """An attack of the registry with its hyperparameters, or one of the user's.
 
   Attributes:
     text: As the user wrote it, `name` or `name:hyperparameter=value:...`.
-    name: In the registry.
+    name: In the registry; '' for one of the user's.
     hyper: Hyperparameters, without `epsilon`.
     has_budget: Whether it takes a radius to stay within; else it looks for
       the smallest change, or for any.
+    own: The user's attack, or what makes it of a radius; None for one of the
+      registry.
+    program: Hash of what the user's attack computes; '' for one of the
+      registry.
   """
 
   text: str
   name: str
   hyper: dict[str, Any]
   has_budget: bool
+  own: Own | None = None
+  program: str = ''
 
   @property
   def file_name(self) -> str:
-    """Its name as that of a file."""
-    return re.sub(r'[^\w.]+', '-', self.text)
+    """Its name as that of a file, which another program does not share."""
+    stem = re.sub(r'[^\w.]+', '-', self.text)
+    return f'{stem}-{self.program[:8]}' if self.program else stem
+
+  def is_strong(self, norm: str) -> bool:
+    """Tells whether robust accuracy in a norm can rest on it alone.
+
+    One of the user's is judged by its number of steps only.
+    """
+    if self.own is not None:
+      built = self.build(1.0)
+      return isinstance(built, Composite) or built.max_steps >= ENOUGH_STEPS
+    if self.name not in STRONG[norm]:
+      return False
+    default = inspect.signature(ATTACKS[self.name]).parameters['num_steps']
+    return self.hyper.get('num_steps', default.default) >= ENOUGH_STEPS
 
   def build(self, epsilon: float | jax.Array) -> Attack | Composite:
     """Builds the attack.
@@ -57,8 +105,12 @@ class NamedAttack(NamedTuple):
         not look at it.
 
     Raises:
-      UserError: If a hyperparameter is out of range.
+      UserError: If a hyperparameter is out of range, or what the user gave
+        makes no untargeted attack.
     """
+    if self.own is not None:
+      own: Any = self.own
+      return _untargeted(own(epsilon) if self.has_budget else own)
     if not self.has_budget:
       return make(self.name, **self.hyper)
     hyper = {'epsilon': epsilon} | self.hyper
@@ -77,7 +129,7 @@ def read_attack(text: str, norm: str) -> NamedAttack:
 
   Args:
     text: What the user wrote.
-    norm: 'linf' or 'l2', given to attacks that work in several norms.
+    norm: One of `NORMS`, given to attacks that work in several.
 
   Raises:
     UserError: If there is no such attack or hyperparameter, or an attack with
@@ -98,13 +150,78 @@ def read_attack(text: str, norm: str) -> NamedAttack:
     given[key] = _value(value)
   has_budget = 'epsilon' in known and known['epsilon'].default is not None
   if has_budget and 'norm' not in known and norm != 'linf':
+    usual = ','.join(USUAL_ATTACKS[norm])
     raise UserError(
       f'--attacks has {name}, whose budget is one of linf, but --norm is '
-      f'{norm}; leave it out'
+      f'{norm}; leave it out, as in --attacks={usual}'
     )
-  usual = {'norm': norm, 'early_stop': True}
-  hyper = {key: value for key, value in usual.items() if key in known} | given
+  options = {'norm': norm, 'early_stop': True}
+  hyper = {key: value for key, value in options.items() if key in known} | given
   return NamedAttack(text, name, hyper, has_budget)
+
+
+def own_attack(name: str, own: Own) -> NamedAttack:
+  """Takes an attack of the user's under a name.
+
+  Args:
+    name: For tables and figures.
+    own: An `Attack` or `Composite`, of which a success counts where its change
+      is small enough; or a function `epsilon -> attack` for one with a budget,
+      where epsilon is traced.
+
+  Raises:
+    UserError: If it is something else.
+  """
+  if not isinstance(name, str) or not name.strip():
+    raise UserError(
+      f'attacks has {name!r}, which is no name; give a name of the registry or '
+      'a pair (name, attack)'
+    )
+  if not callable(own):
+    raise UserError(
+      f'the attack {name} is a {type(own).__name__} but must be an Attack, or '
+      'a function from epsilon to one'
+    )
+  has_budget = not isinstance(own, (Attack, Composite))
+  return NamedAttack(name, '', {}, has_budget, own)
+
+
+def with_program(
+  attack: NamedAttack, classifier: Any, shape: tuple[int, ...]
+) -> NamedAttack:
+  """Adds to an attack of the user's the hash of what it computes.
+
+  Args:
+    attack: Any; one of the registry is told by its name.
+    classifier: A pytree.
+    shape: (H, W, C) of the pictures.
+  """
+  if attack.own is None:
+    return attack
+
+  def program(epsilon, keys, classifier, images, labels):
+    return attack.build(epsilon)(keys, classifier, images, labels)
+
+  lowered = jax.jit(program).lower(
+    np.float32(0.5),
+    picture_keys(jax.random.key(0), jnp.arange(2)),
+    classifier,
+    jnp.zeros((2, *shape)),
+    jnp.zeros(2, jnp.int32),
+  )
+  return attack._replace(program=fingerprint(lowered.as_text()))
+
+
+def _untargeted(built: Any) -> Attack | Composite:
+  if not isinstance(built, (Attack, Composite)):
+    raise UserError(
+      f'it gives a {type(built).__name__} but must give an Attack'
+    )
+  if built.targeted:
+    raise UserError(
+      'it is targeted, but any other class counts here; leave targeted out'
+    )
+  return built
 
 
 def read_epsilons(texts: Sequence[str], norm: str) -> dict[str, float]:
@@ -112,7 +229,7 @@ def read_epsilons(texts: Sequence[str], norm: str) -> dict[str, float]:
 
   Args:
     texts: What the user wrote; those the field reports if there is nothing.
-    norm: 'linf' or 'l2'.
+    norm: One of `NORMS`.
 
   Returns:
     The radii by what was written, in rising order.

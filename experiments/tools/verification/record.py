@@ -2,31 +2,65 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.tools.verification.measuring import Outcome, Subject
-from experiments.tools.verification.named import NORMS, NamedAttack
+from experiments.tools.verification.named import (
+  ENOUGH_STEPS,
+  STRONG,
+  NamedAttack,
+)
 from jaxadv import reports
 from jaxadv.metrics.accuracy import Share, share
+from jaxadv.metrics.distortion import exceeds
 from jaxadv.metrics.intervals import wilson
 
 ROBUST = 'robust accuracy (%)'
 SUCCESS = 'attack success rate (%)'
 SURVIVES = 'successes that survive 8 bit (%)'
-CHECKED = 'share or size'
+CHECKED = 'pictures (%)'
+SIZE = 'size of logits'
 WORST = 'all attacks'
+# The line of what the checks tried, beside the attacks asked for.
+CHECK_PGD = 'PGD of the checks'
 CLEAN = 'clean'
-NORM_NAMES = {'linf': 'Linf', 'l2': 'L2'}
-# A change that fills its ball may exceed epsilon by a rounding.
-SLACK = 1e-6
-# Success may fall by so much of all pictures as epsilon grows, by chance.
+NORM_NAMES = {'linf': 'Linf', 'l2': 'L2', 'l1': 'L1'}
+# Success may fall by so much of all pictures as epsilon grows, by chance; and
+# the attacks asked for may be this much weaker than the checks.
 TOLERANCE = 0.02
 # Points of a curve that is known at every distance.
 NUM_POINTS = 60
 QUANTILES = {'10 %': 0.1, 'median': 0.5, '90 %': 0.9}
+
+# What the findings and numbers of `jaxadv.attacks.checks` are called here.
+FINDINGS = {
+  'random_outputs': 'the outputs are random',
+  'doubtful_outputs': 'the outputs may be no logits',
+  'saturated_logits': 'the logits are saturated',
+  'zero_gradients': 'the gradients are zero or broken',
+  'vanishing_gradients': 'the gradients of the cross-entropy vanish',
+  'success_falls': 'a larger radius helps less',
+  'blind_attack_wins': 'an attack without gradients does better',
+  'black_box_wins': 'an attack from outside does better',
+}
+SIZES = {
+  'output_spread': 'largest difference of logits between two calls',
+  'median_margin': 'median margin between the true class and the next',
+}
+SHARES = {
+  'clean_accuracy': 'classified correctly when clean',
+  'changed_predictions': 'other class at a second call',
+  'saturated_logits': 'margin too large for the cross-entropy',
+  'zero_gradients': 'zero or broken gradient of the logits',
+  'vanishing_gradients': 'no gradient of the cross-entropy, one of the logits',
+}
+BLIND = {'success_noise': 'noise', 'success_square': 'Square'}
+# Shares of all pictures; the others are of those that are correct when clean.
+OF_ALL = ('clean_accuracy', 'changed_predictions')
 
 
 class Measured(NamedTuple):
@@ -34,11 +68,12 @@ class Measured(NamedTuple):
 
   Attributes:
     subject: What was measured.
-    norm: 'linf' or 'l2'.
+    norm: 'linf', 'l2' or 'l1'.
     epsilons: Radii by what was written, in rising order.
     outcomes: (attack, outcome), in the order asked for.
     checks: Result of the checks; None if they were not asked for or are not
       finished.
+    doubts: What else makes the outputs doubtful as logits, sentences.
   """
 
   subject: Subject
@@ -46,6 +81,7 @@ class Measured(NamedTuple):
   epsilons: Mapping[str, float]
   outcomes: Sequence[tuple[NamedAttack, Outcome]]
   checks: Mapping[str, Any] | None
+  doubts: Sequence[str] = ()
 
   @property
   def correct(self) -> np.ndarray:
@@ -53,63 +89,146 @@ class Measured(NamedTuple):
     return self.outcomes[0][1].correct
 
   @property
+  def norms(self) -> tuple[str, ...]:
+    """The norms in which changes are shown."""
+    return tuple(dict.fromkeys(('linf', 'l2', self.norm)))
+
+  @property
   def unbounded(self) -> list[tuple[NamedAttack, Outcome]]:
     """Those of attacks without a budget."""
     return [pair for pair in self.outcomes if not pair[0].has_budget]
+
+  def beyond(self, size: np.ndarray, epsilon: float, norm: str) -> np.ndarray:
+    """Tells which changes are larger than a radius."""
+    return exceeds(
+      size, epsilon, norm, math.prod(self.subject.images.shape[1:])
+    )
 
   def robust(self, attack: NamedAttack, outcome: Outcome) -> list[Share]:
     """Counts the pictures that withstand one attack, for each epsilon.
 
     An attack without a budget counts where its change is small enough.
     """
-    if attack.has_budget:
-      return [share(outcome.correct & ~row) for row in outcome.success]
-    distance = outcome.distance(self.norm)
+    if not attack.has_budget:
+      distance = outcome.distance(self.norm)
+      return [
+        self.withstand(distance, epsilon, self.norm)
+        for epsilon in self.epsilons.values()
+      ]
     return [
-      withstand(self.correct, distance, epsilon)
-      for epsilon in self.epsilons.values()
+      share(outcome.correct & ~(success & ~outside))
+      for success, outside in zip(
+        outcome.success, self.outside(outcome), strict=True
+      )
     ]
 
-  def worst(self) -> list[Share]:
+  def outside(self, outcome: Outcome) -> list[np.ndarray]:
+    """Tells which changes of an attack with a budget exceed their radius."""
+    sizes = getattr(outcome, self.norm)
+    return [
+      self.beyond(size, epsilon, self.norm)
+      for size, epsilon in zip(sizes, self.epsilons.values(), strict=True)
+    ]
+
+  def worst(self, num: int | None = None) -> list[Share]:
     """Counts the pictures that withstand all attacks, for each epsilon.
 
     What was found at a smaller epsilon counts at a larger one.
+
+    Args:
+      num: Only of the first so many pictures; None for all.
     """
     distance = np.min(
       [outcome.distance(self.norm) for _, outcome in self.outcomes], axis=0
     )
     return [
-      withstand(self.correct, distance, epsilon)
+      self.withstand(distance[:num], epsilon, self.norm)
       for epsilon in self.epsilons.values()
     ]
 
+  def withstand(self, distance: np.ndarray, epsilon: float, norm: str) -> Share:
+    """Counts the pictures that no successful change within epsilon is known of.
 
-def withstand(
-  correct: np.ndarray, distance: np.ndarray, epsilon: float
-) -> Share:
-  """Counts the pictures that no successful change within epsilon is known of.
+    Args:
+      distance: float64[n], the smallest such change to each of the first n
+        pictures; infinite if there is none.
+      epsilon: Radius in the same norm.
+      norm: Which.
+    """
+    correct = self.correct[: len(distance)]
+    return share(correct & self.beyond(distance, epsilon, norm))
 
-  Args:
-    correct: bool[N], whether the clean picture is classified correctly.
-    distance: float64[N], the smallest such change; infinite if there is none.
-    epsilon: Radius in the same norm.
+
+class Bound(NamedTuple):
+  """What the checks leave of robust accuracy at a radius.
+
+  Attributes:
+    epsilon: The radius, as it was written.
+    checked: The pictures that withstand the checks.
+    asked: Those of the same pictures that withstand the attacks asked for.
+    by: What the checks did it with.
   """
-  return share(correct & (distance > epsilon + SLACK))
+
+  epsilon: str
+  checked: Share
+  asked: Share
+  by: str
+
+  @property
+  def beats(self) -> bool:
+    """Whether the attacks asked for are the weaker ones."""
+    return self.checked.value < self.asked.value - TOLERANCE
+
+
+def bounds(measured: Measured) -> list[Bound]:
+  """Compares the checks with the attacks asked for, on the same pictures.
+
+  As with these, what was found within a smaller radius counts within a larger
+  one. What the checks try without gradients is measured at the largest radius.
+
+  Returns:
+    One for each epsilon; none without checks.
+  """
+  if measured.checks is None:
+    return []
+  rates = dict(measured.checks['curve'])
+  found = []
+  best = (0.0, 'PGD')
+  texts = list(measured.epsilons)
+  asked = measured.worst(measured.checks['n'])
+  for text, before in zip(texts, asked, strict=True):
+    best = max(best, (rates[measured.epsilons[text]], 'PGD'))
+    if text == texts[-1]:
+      numbers = measured.checks['numbers']
+      blind = [(numbers[k], by) for k, by in BLIND.items() if k in numbers]
+      best = max([best, *blind], key=lambda pair: pair[0])
+    found.append(Bound(text, _left(measured, best[0]), before, best[1]))
+  return found
+
+
+def _left(measured: Measured, rate: float) -> Share:
+  """Counts the checked pictures that withstand a success rate."""
+  assert measured.checks is not None
+  n = measured.checks['n']
+  correct = round(measured.checks['numbers']['clean_accuracy'] * n)
+  return Share(correct - round(rate * correct), n)
 
 
 def rows(measured: Measured) -> list[reports.Row]:
   """Gives the measured figures."""
   clean = share(measured.correct)
-  lines = {WORST: measured.worst()} | {
-    attack.text: measured.robust(attack, outcome)
+  lines = {WORST: [clean, *measured.worst()]} | {
+    attack.text: [clean, *measured.robust(attack, outcome)]
     for attack, outcome in measured.outcomes
   }
+  if measured.checks:
+    lines[CHECK_PGD] = _by_checks(measured)
   found = []
   for name, shares in lines.items():
     columns = (CLEAN, *measured.epsilons)
     found += [
       _row({'attack': name, 'epsilon': column}, ROBUST, each)
-      for column, each in zip(columns, (clean, *shares), strict=True)
+      for column, each in zip(columns, shares, strict=True)
     ]
   for attack, outcome in measured.outcomes:
     columns = tuple(measured.epsilons) if attack.has_budget else ('any',)
@@ -123,38 +242,63 @@ def rows(measured: Measured) -> list[reports.Row]:
       if reached.any():
         found.append(_row(keys, SURVIVES, share(rounded, reached)))
   for attack, outcome in measured.unbounded:
-    for norm in NORMS:
+    for norm in measured.norms:
       distance = outcome.distance(norm)[outcome.correct]
       found += _distance_rows(attack, norm, distance[np.isfinite(distance)])
   return found + _check_rows(measured)
+
+
+def _by_checks(measured: Measured) -> list[Share]:
+  """Counts what withstands the PGD of the checks: clean, at each epsilon."""
+  assert measured.checks is not None
+  rates = dict(measured.checks['curve'])
+  return [
+    _left(measured, rate)
+    for rate in (0.0, *(rates[each] for each in measured.epsilons.values()))
+  ]
 
 
 def _check_rows(measured: Measured) -> list[reports.Row]:
   """Gives what the checks measured; shares with their interval."""
   if measured.checks is None:
     return []
-  numbers = measured.checks['numbers']
-  correct = round(numbers['clean_accuracy'] * measured.checks['n'])
-  found = []
+  numbers, n = measured.checks['numbers'], measured.checks['n']
+  correct = round(numbers['clean_accuracy'] * n)
+  largest = list(measured.epsilons)[-1]
+  shares = {
+    text: (name, numbers[name])
+    for name, text in SHARES.items()
+    if name in numbers
+  } | {
+    f'PGD succeeds within {radius_text(radius, measured)}': ('', rate)
+    for radius, rate in measured.checks['curve']
+  }
   for name, value in numbers.items():
-    n, low, high = None, None, None
-    if name == 'clean_accuracy' or name == 'changed_predictions':
-      n = measured.checks['n']
-    elif name.startswith('success') or name.endswith(('logits', 'gradients')):
-      n = correct
-    if n:
-      low, high = wilson(round(value * n), n)
-    found.append(
-      reports.Row(
-        {'looked_at': name.replace('_', ' '), 'column': 'number'},
-        CHECKED,
-        value,
-        low,
-        high,
-        n,
-      )
-    )
-  return found
+    kind, _, attack = name.partition('success_')
+    if not kind and not attack.startswith('at_'):
+      by = BLIND.get(name, attack)
+      shares[f'{by} succeeds within {largest}'] = (name, value)
+  found = []
+  for text, (name, value) in shares.items():
+    among = n if name in OF_ALL else correct
+    keys = {'looked_at': text, 'column': 'share'}
+    found.append(_row(keys, CHECKED, Share(round(value * among), among)))
+  return found + [
+    reports.Row({'looked_at': SIZES[name], 'column': 'size'}, SIZE, value)
+    for name, value in numbers.items()
+    if name in SIZES
+  ]
+
+
+def radius_text(radius: float, measured: Measured) -> str:
+  """Writes a radius as the user did, or as grey levels, or as a number."""
+  for text, value in measured.epsilons.items():
+    if value == radius:
+      return text
+  levels = radius * 255
+  if measured.norm == 'linf' and abs(levels - round(levels)) < 1e-6:
+    return f'{round(levels)}/255'
+  return f'{radius:.4g}'
 
 
 def _row(keys: dict[str, Any], metric: str, each: Share) -> reports.Row:
@@ -197,9 +341,12 @@ def tables(measured: Measured) -> list[reports.Table]:
   name = NORM_NAMES[measured.norm]
   note = (
     f'Columns: radius of the budget in {name}. {WORST}: correct under every '
-    'attack; what was found within a smaller radius counts within a larger '
-    'one.'
+    'attack that was asked for; what was found within a smaller radius counts '
+    'within a larger one.'
   )
+  if measured.checks:
+    n = measured.checks['n']
+    note += f' {CHECK_PGD}: on the first {n} pictures.'
   if measured.unbounded:
     texts = ', '.join(attack.text for attack, _ in measured.unbounded)
     note += (
@@ -227,7 +374,7 @@ def tables(measured: Measured) -> list[reports.Table]:
       'attack had success. The interval of a quantile is that of its rank.',
       decimals=4,
     )
-    for norm in NORMS
+    for norm in measured.norms
     if measured.unbounded
   ]
   for title, metric, note in (
@@ -252,36 +399,40 @@ def tables(measured: Measured) -> list[reports.Table]:
         note=note,
       )
     )
-  found.append(
+  found += [
     reports.Table(
       'What the checks measured',
       CHECKED,
       ('looked_at',),
       'column',
-      note='Success: of PGD within a radius, of noise, and of a short search '
-      'by queries. Shares are of the pictures that were correct when clean.',
+      note='Of the pictures that are correct when clean, but for the first two '
+      'lines. Square is a short search by queries.',
+    ),
+    reports.Table(
+      'What the checks saw of the logits',
+      SIZE,
+      ('looked_at',),
+      'column',
       decimals=3,
-    )
-  )
+    ),
+  ]
   return found
 
 
 def figures(measured: Measured) -> list[reports.Figure]:
   """Lays the figures out."""
   name = NORM_NAMES[measured.norm]
-  panels = {
-    f'budget in {name}': {
-      text: f'curve/{text}'
-      for text in (WORST, *(attack.text for attack, _ in measured.outcomes))
-    }
-  }
+  lines = [WORST, *(attack.text for attack, _ in measured.outcomes)]
+  if measured.checks:
+    lines.append(CHECK_PGD)
+  panels = {f'budget in {name}': {text: f'curve/{text}' for text in lines}}
   if measured.unbounded:
     panels |= {
       f'no budget: {NORM_NAMES[norm]} of the change': {
         attack.text: f'distance/{norm}/{attack.text}'
         for attack, _ in measured.unbounded
       }
-      for norm in NORMS
+      for norm in measured.norms
     }
   found = [
     reports.Figure(
@@ -335,6 +486,8 @@ def arrays(measured: Measured) -> dict[str, np.ndarray]:
     'epsilons': np.array(x[1:]),
     f'curve/{WORST}': _curve(x, [clean, *measured.worst()]),
   }
+  if measured.checks:
+    found[f'curve/{CHECK_PGD}'] = _curve(x, _by_checks(measured))
   for attack, outcome in measured.outcomes:
     text = attack.text
     found |= {
@@ -342,15 +495,17 @@ def arrays(measured: Measured) -> dict[str, np.ndarray]:
       f'success/{text}': outcome.success,
       f'success_uint8/{text}': outcome.success_uint8,
     }
-    found |= {f'{norm}/{text}': getattr(outcome, norm) for norm in NORMS}
+    found |= {
+      f'{norm}/{text}': getattr(outcome, norm) for norm in measured.norms
+    }
   for attack, outcome in measured.unbounded:
-    for norm in NORMS:
+    for norm in measured.norms:
       distance = outcome.distance(norm)
       reached = distance[np.isfinite(distance)]
       far = np.quantile(reached, 0.95) if reached.size else 1.0
-      points = np.linspace(0, far, NUM_POINTS)
+      points = np.linspace(0, far or 1.0, NUM_POINTS)
       found[f'distance/{norm}/{attack.text}'] = _curve(
-        points, [withstand(measured.correct, distance, x) for x in points]
+        points, [measured.withstand(distance, x, norm) for x in points]
       )
   shown = [outcome for _, outcome in _with_examples(measured)]
   if shown:
@@ -385,12 +540,51 @@ def _class(measured: Measured, label: int) -> str:
 
 
 def warnings(measured: Measured) -> list[str]:
-  """Gives the signs that the numbers flatter the classifier."""
-  found = list(measured.checks['warnings']) if measured.checks else []
+  """Gives the signs that the numbers flatter the classifier, or mislead."""
+  found = []
+  if not measured.correct.any():
+    found.append(
+      'none of the pictures is classified correctly when clean, so that there '
+      'was nothing to attack; look at the labels and at the preprocessing'
+    )
+  beaten = [bound for bound in bounds(measured) if bound.beats]
+  if beaten:
+    assert measured.checks is not None
+    found.append(
+      'the attacks asked for are weaker than the checks: of the first '
+      f'{measured.checks["n"]} pictures fewer withstand the checks, '
+      + ', '.join(
+        f'{_percent(bound.checked)} in place of {_percent(bound.asked)} within '
+        f'{bound.epsilon} (by {bound.by})'
+        for bound in beaten
+      )
+      + '; ask for a stronger attack'
+    )
+  attacks = [attack for attack, _ in measured.outcomes]
+  if not any(attack.is_strong(measured.norm) for attack in attacks):
+    found.append(
+      f'only weak attacks: {", ".join(attack.text for attack in attacks)}; '
+      f'none follows the gradient in {NORM_NAMES[measured.norm]} for '
+      f'{ENOUGH_STEPS} steps or more, as {_strong_names(measured.norm)} do'
+    )
+  if measured.checks:
+    found += [
+      f'{FINDINGS.get(name, name.replace("_", " "))}: {message}'
+      for name, message in measured.checks['warnings']
+    ]
+  found += [
+    f'{FINDINGS["doubtful_outputs"]}: {text}' for text in measured.doubts
+  ]
   epsilons = list(measured.epsilons)
   for attack, outcome in measured.outcomes:
     if not attack.has_budget:
       continue
+    outside = int((outcome.success & measured.outside(outcome)).sum())
+    if outside:
+      found.append(
+        f'{attack.text} leaves its radius in {outside} of its successes, which '
+        'do not count there'
+      )
     values = [each.value for each in measured.robust(attack, outcome)]
     for index in range(1, len(values)):
       if values[index] > values[index - 1] + TOLERANCE:
@@ -402,24 +596,51 @@ def warnings(measured: Measured) -> list[str]:
   return found
 
 
-def answer(measured: Measured) -> str:
-  """Gives the result, and what the checks say of it."""
-  clean = share(measured.correct)
-  text, worst = list(measured.epsilons)[-1], measured.worst()[-1]
-  return (
-    f'Of {clean.n} pictures {_percent(clean)} are classified correctly when '
-    f'clean, and {_percent(worst)} under every attack within {text} in '
-    f'{NORM_NAMES[measured.norm]}. {_trust(measured)}'
+def _strong_names(norm: str) -> str:
+  return ', '.join(
+    f'{name}:num_steps=40' if name in ('bim', 'pgd') else name
+    for name in STRONG[norm]
   )
 
 
+def answer(measured: Measured) -> str:
+  """Gives the result, and what the checks say of it.
+
+  Where the checks did better than the attacks asked for, theirs is the result.
+  """
+  clean = share(measured.correct)
+  within = (
+    f'within {list(measured.epsilons)[-1]} in {NORM_NAMES[measured.norm]}'
+  )
+  text = (
+    f'Of {clean.n} pictures {_percent(clean)} are classified correctly when '
+    'clean, and '
+  )
+  worst, last = measured.worst()[-1], bounds(measured)[-1:]
+  if last and last[0].beats:
+    (bound,) = last
+    some = bound.checked.n < clean.n
+    text += (
+      f'at most {_percent(bound.checked)}'
+      + f' of the first {bound.checked.n}' * some
+      + f' when attacked {within}: {bound.by} of the checks breaks more than '
+      f'the attacks asked for, which leave {_percent(worst)}.'
+    )
+  else:
+    text += f'{_percent(worst)} under every attack {within}.'
+  return f'{text} {_trust(measured)}'
+
+
 def _trust(measured: Measured) -> str:
-  found = warnings(measured)
-  if found:
-    return f'Warnings: {len(found)}, see below; trust it the less.'
-  if measured.checks:
-    return 'No check found a sign that this flatters the classifier.'
-  return 'Whether this flatters the classifier was not checked.'
+  found = []
+  number = len(warnings(measured))
+  if number:
+    found.append(f'Warnings: {number}, see below; trust it the less.')
+  elif measured.checks:
+    found.append('No check found a sign that this flatters the classifier.')
+  if not measured.checks:
+    found.append('Whether this flatters the classifier was not checked.')
+  return ' '.join(found)
 
 
 def _percent(each: Share) -> str:
