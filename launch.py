@@ -7,24 +7,31 @@ a run would do.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
+import inspect
 import json
 import os
 import pathlib
+import re
+import signal
 import sys
 import tempfile
+import textwrap
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from absl import flags
 
 from jaxadv import hosts
-from jaxadv.errors import DataError, UserError
+from jaxadv.errors import DataError, DoubtWarning, UserError
 from jaxadv.experiment import (
   VARIANTS,
   Options,
@@ -36,6 +43,12 @@ from jaxadv.experiment import (
 from jaxadv.utils import keep_freed_memory
 
 ROOT = pathlib.Path(__file__).resolve().parent
+# What absl calls the types of flags.
+KINDS = {'int': 'a whole number', 'float': 'a number', 'bool': 'true or false'}
+
+
+class Terminated(KeyboardInterrupt):
+  """The process was asked to end, not by its keyboard."""
 
 
 def experiments() -> dict[str, str]:
@@ -130,21 +143,15 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, ModuleType | None]:
   names = experiments()
   known = flags.FlagValues()
   define_common_flags(known)
-  try:
-    # The experiment's own flags are unknown in this first reading.
-    known(argv, known_only=True)
-    module = None
-    if known.exp is not None:
-      check_choices('--exp', [known.exp], list(names))
-      module = importlib.import_module(names[known.exp])
-      define_config_flags(known, module.get_config(known.variant))
-      known.unparse_flags()
-    rest = known(argv)
-  except flags.Error as error:
-    raise UserError(
-      f'{" ".join(str(error).split())} (python launch.py --help lists the flags'
-      f'; with --exp=NAME also those of the experiment)'
-    ) from error
+  # The experiment's own flags are unknown in this first reading.
+  _read(known, argv, known_only=True)
+  module = None
+  if known.exp is not None:
+    check_choices('--exp', [known.exp], list(names))
+    module = importlib.import_module(names[known.exp])
+    define_config_flags(known, module.get_config(known.variant))
+    known.unparse_flags()
+  rest = _read(known, argv)
   if len(rest) > 1:
     raise UserError(
       f'unexpected argument {rest[1]!r}; flags are given as --name=value'
@@ -152,9 +159,44 @@ def parse(argv: Sequence[str]) -> tuple[flags.FlagValues, ModuleType | None]:
   return known, module
 
 
+def _read(
+  known: flags.FlagValues, argv: Sequence[str], **options: bool
+) -> list[str]:
+  """Reads flags; gives what is none.
+
+  Raises:
+    UserError: If a flag or its value cannot be.
+  """
+  try:
+    return known(argv, **options)
+  except (flags.Error, ValueError) as error:  # Of --nochecks=3 the latter.
+    raise UserError(
+      f'{_complaint(str(error), known)} (python launch.py --help lists the '
+      'flags; with --exp=NAME also those of the experiment)'
+    ) from error
+
+
+def _complaint(error: str, known: flags.FlagValues) -> str:
+  """Gives an error of absl in one line, and in words if a value is wrong."""
+  error = ' '.join(error.split())
+  found = re.match(r'flag --(\w+)=(.*?): ', error)
+  kind = found and KINDS.get(known[found[1]].flag_type())
+  if not found or not kind:
+    return error
+  return f'--{found[1]} is {found[2]!r} but must be {kind}'
+
+
 def configure(values: flags.FlagValues, module: ModuleType) -> Any:
-  """Builds the config of the variant with the given flags put in."""
+  """Builds the config of the variant with the given flags put in.
+
+  Raises:
+    UserError: If a value cannot be.
+  """
   dataset = values['dataset'].value if 'dataset' in values else None
+  if dataset is not None and not dataset.strip():
+    raise UserError(
+      '--dataset is empty; give a name that --list shows, a folder or an .npz'
+    )
   config = module.get_config(values.variant, dataset or '')
   given = {}
   for field in dataclasses.fields(config):
@@ -165,31 +207,91 @@ def configure(values: flags.FlagValues, module: ModuleType) -> Any:
 
 
 def default_workdir(experiment: str, config: Any, module: ModuleType) -> str:
-  """Names the folder of a run, so that other options get another folder."""
+  """Names the folder of a run, so that other options get another folder.
+
+  Of a path its last part stands in the name, and the whole in the suffix.
+  """
   dataset = getattr(config, 'dataset', '')
-  name = '-'.join(filter(None, (experiment, config.variant, dataset)))
+  last = os.path.basename(os.path.normpath(dataset)).removesuffix('.npz')
+  shown = re.sub(r'[^\w.+-]+', '_', last).strip('._') or 'data'
+  name = '-'.join([experiment, config.variant, *([shown] if dataset else [])])
   plain = module.get_config(config.variant, dataset)
   chosen = result_config(config)
-  if chosen != result_config(plain):
+  if chosen != result_config(plain) or dataset not in ('', shown):
     text = json.dumps(chosen, sort_keys=True, default=str)
     name += '-' + hashlib.sha256(text.encode()).hexdigest()[:8]
-  return os.path.join('runs', name.replace(os.sep, '_'))
+  return os.path.join('runs', name)
 
 
 def show_list(folder: str | None) -> None:
-  """Prints the names that the flags take."""
+  """Prints the names that the flags take, a sentence each."""
   from jaxadv.attacks import ATTACKS
   from jaxadv.data.sources import available
   from jaxadv.models import BACKBONES
 
-  print('experiments: ' + ', '.join(experiments()))
-  print('attacks:     ' + ', '.join(ATTACKS))
-  print('backbones:   ' + ', '.join(BACKBONES))
-  print('data sets:   ' + ', '.join(available(folder)))
-  print(
-    '             or a folder of class folders, or an .npz with images and '
-    'labels'
+  for path in sorted(ROOT.glob('experiments/*/__init__.py')):
+    found = {
+      name: _summary(ROOT / f'{module.replace(".", "/")}.py')
+      for name, module in experiments().items()
+      if module.split('.')[1] == path.parent.name
+    }
+    _print_names(f'--exp, {path.parent.name}: {_summary(path)}', found)
+  _print_names(
+    '--attacks, in verify; other experiments have their own names',
+    {name: _first_line(_public_factory(name)) for name in ATTACKS},
   )
+  _print_names(
+    '--model, --backbones: networks, NAME:WIDTH:SIZE',
+    {
+      name: f'Takes pictures of {network.min_size}x{network.min_size} pixels '
+      f'or more; published with {network.image_size}x{network.image_size}.'
+      for name, network in BACKBONES.items()
+    },
+  )
+  sets = {
+    name: 'Pictures of '
+    + ', '.join(f'{split}: {count:,}' for split, count in sizes.items())
+    + '.'
+    for name, sizes in available(folder).items()
+  }
+  sets['digits'] += ' They come with scikit-learn.'
+  sets['FOLDER'] = (
+    'Class folders of PNG or JPEG files, or a folder of them for each split.'
+  )
+  sets['FILE.npz'] = 'Images (uint8, or floating in [0, 1]) and labels.'
+  _print_names('--dataset, with the sizes of the splits', sets)
+  if not folder:
+    print('--data_dir=DIR shows the TFDS sets and folders that lie in DIR.')
+
+
+def _print_names(title: str, sentences: Mapping[str, str]) -> None:
+  """Prints names with sentences beside them, in 80 columns."""
+  width = 2 + max(map(len, sentences)) + 2
+  wrap = functools.partial(textwrap.fill, width=80)
+  print(wrap(title))
+  for name, sentence in sentences.items():
+    start = f'  {name}'.ljust(width)
+    print(wrap(sentence, initial_indent=start, subsequent_indent=' ' * width))
+  print()
+
+
+def _summary(path: pathlib.Path) -> str:
+  """Gives the first paragraph of a module's docstring; imports nothing."""
+  text = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8'))) or ''
+  return ' '.join(text.partition('\n\n')[0].split())
+
+
+def _first_line(documented: Any) -> str:
+  return (inspect.getdoc(documented) or '').partition('\n')[0]
+
+
+def _public_factory(name: str) -> Callable[..., Any]:
+  """Finds the documented factory behind an entry of the registry."""
+  from jaxadv import attacks
+
+  entry: Any = attacks.ATTACKS[name]
+  entry = getattr(entry, 'func', entry)  # Of a partial.
+  return getattr(attacks, entry.__name__.lstrip('_'), entry)
 
 
 def use_compilation_cache() -> None:
@@ -267,50 +369,85 @@ def main(argv: Sequence[str]) -> int:
   """Runs the command line; gives the exit code.
 
   0: done. 1: the run was stopped by broken data, a full disk or a lack of
-  memory. 2: what was asked for cannot be.
+  memory. 2: what was asked for cannot be. 130, 143: it was stopped by Ctrl-C
+  or SIGTERM.
   """
   try:
-    if {'--help', '-help', '-h'} & set(argv):
-      values = flags.FlagValues()
-      define_common_flags(values)
-      named = [a.partition('=')[2] for a in argv if a.startswith('--exp=')]
-      if named and named[0] in experiments():
-        module = importlib.import_module(experiments()[named[0]])
-        define_config_flags(values, module.get_config('quick'))
-      print(__doc__, values.get_help(), sep='\n')
-      return 0
-    values, module = parse(argv)
-    check_hosts(values)
-    if values.list:
-      show_list(data_dir(values.data_dir))
-      return 0
-    if module is None:
-      raise UserError(
-        f'no experiment given; choose one: --exp={"|".join(experiments())}'
-      )
-    config = configure(values, module)
-    workdir = values.workdir or default_workdir(values.exp, config, module)
-    use_compilation_cache()
-    keep_freed_memory()
-    if values.plan:
-      print(module.plan(config, workdir))
-    else:
-      if values.distributed or values.coordinator:
-        hosts.join(values.coordinator, values.num_hosts, values.host_index)
-      run(module, config, workdir)
+    with plain_doubts():
+      return command(argv)
   except UserError as error:
     print(f'launch.py: {error}', file=sys.stderr)
     return leave(2)
   except (DataError, OSError, MemoryError) as error:
     print(f'launch.py: stopped: {error}', file=sys.stderr)
     return leave(1)
+  except KeyboardInterrupt as stop:
+    print(
+      'launch.py: stopped; finished work is kept, run the same command again',
+      file=sys.stderr,
+    )
+    return leave(143 if isinstance(stop, Terminated) else 130)
   except Exception:
     if joined():
       traceback.print_exc()
       leave(1)
     raise
+
+
+@contextlib.contextmanager
+def plain_doubts() -> Iterator[None]:
+  """Prints doubts as sentences, without the line of code that has them."""
+  with warnings.catch_warnings():
+    usual = warnings.showwarning
+
+    def show(message, category, *where, **options):
+      if issubclass(category, DoubtWarning):
+        print(f'launch.py: warning: {message}', file=sys.stderr)
+      else:
+        usual(message, category, *where, **options)
+
+    warnings.showwarning = show
+    yield
+
+
+def command(argv: Sequence[str]) -> int:
+  """Does what a command line asks for; see `main` for the code."""
+  if {'--help', '-help', '-h'} & set(argv):
+    values = flags.FlagValues()
+    define_common_flags(values)
+    named = [a.partition('=')[2] for a in argv if a.startswith('--exp=')]
+    if named and named[0] in experiments():
+      module = importlib.import_module(experiments()[named[0]])
+      define_config_flags(values, module.get_config('quick'))
+    print(__doc__, values.get_help(), sep='\n')
+    return 0
+  values, module = parse(argv)
+  check_hosts(values)
+  if values.list:
+    show_list(data_dir(values.data_dir))
+    return 0
+  if module is None:
+    raise UserError(
+      f'no experiment given; choose one: --exp={"|".join(experiments())}'
+    )
+  config = configure(values, module)
+  workdir = values.workdir or default_workdir(values.exp, config, module)
+  use_compilation_cache()
+  keep_freed_memory()
+  if values.plan:
+    print(module.plan(config, workdir))
+  else:
+    if values.distributed or values.coordinator:
+      hosts.join(values.coordinator, values.num_hosts, values.host_index)
+    run(module, config, workdir)
   return 0
 
 
+def terminate(signum: int, frame: Any) -> None:
+  """Ends the process as Ctrl-C does, where it can be told why it ended."""
+  raise Terminated
+
+
 if __name__ == '__main__':
+  signal.signal(signal.SIGTERM, terminate)
   sys.exit(main(sys.argv))

@@ -6,8 +6,10 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -16,6 +18,8 @@ from flax import traverse_util
 
 import launch
 from jaxadv import classifier, models
+from jaxadv.attacks import ATTACKS
+from jaxadv.errors import DoubtWarning
 from jaxadv.training import FitResult, TrainConfig, classifiers
 from jaxadv.training.state import create_state
 
@@ -80,7 +84,14 @@ REFUSED = [
   ([], ['no experiment', 'unseen_transfer', 'seen_detection']),
   (['--exp=foo'], ["'foo'", 'unseen_transfer', 'seen_detection']),
   (['--exp='], ['unseen_transfer', 'seen_detection']),
+  (['--exp=unseen_transfr'], ['perhaps unseen_transfer']),
   ([RUN, '--frobnicate=1'], ['frobnicate', '--help']),
+  ([RUN, '--nosave_detectors=3'], ['save_detectors', 'argument']),
+  ([RUN, '--save_detectors=maybe'], ["'maybe'", 'true or false']),
+  ([RUN, '--seed=x'], ['--seed', "'x'", 'a whole number']),
+  ([RUN, '--epsilon=wide'], ['--epsilon', "'wide'", 'a number']),
+  ([RUN, '--seed'], ['--seed', '--help']),
+  ([RUN, '--dataset='], ['--dataset is empty', '--list']),
   (['--frobnicate'], ['frobnicate', '--help']),
   ([RUN, 'extra'], ["'extra'", '--name=value']),
   ([RUN, '--variant=huge'], ['huge', 'quick', 'small', 'paper']),
@@ -335,6 +346,73 @@ def test_default_workdir_tells_settings_apart():
 
   assert folder() == os.path.join('runs', 'unseen_transfer-quick-digits')
   assert folder('--batch_size=3') == folder()
-  assert folder('--dataset=a/b').endswith('quick-a_b')
+  # Parts of paths make no folders, and two paths no single one.
+  start = os.path.join('runs', 'unseen_transfer-quick-own-')
+  paths = ['../own.npz', 'a/own.npz', 'own.npz', 'a b/own/', '/c/./own']
+  named = {folder(f'--dataset={path}') for path in paths}
+  assert len(named) == len(paths)
+  for name in named:
+    assert name.startswith(start) and len(name) == len(start) + 8
+  odd = folder('--dataset=my pictures: all.npz')
+  assert '-my_pictures_all-' in odd and folder('--dataset=..') != odd
   found = {folder(), folder('--seed=1'), folder('--num_trials=7')}
   assert len(found) == 3
+
+
+def test_list_tells_each_name_in_a_sentence(capsys):
+  assert launch.main(['launch.py', '--list']) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert max(map(len, lines)) <= 80
+  sentences = {
+    line.split()[0]: line.split(maxsplit=1)[1]
+    for line in lines
+    if line.startswith('  ') and line[2] != ' '
+  }
+  names = {*launch.experiments(), *ATTACKS, *models.BACKBONES, 'digits'}
+  assert names <= sentences.keys()
+  assert sentences['pgd'].startswith('Climbs the loss')
+  # One behind a private function, and one behind a partial.
+  assert sentences['ni_plus'].startswith('Adds (NI+)')
+  assert '1,797' in sentences['digits']
+
+
+@pytest.mark.parametrize(
+  'error, code', [(KeyboardInterrupt, 130), (launch.Terminated, 143)]
+)
+def test_a_stopped_run_says_so_in_one_line(complaint, monkeypatch, error, code):
+  def stopped(*_):
+    raise error
+
+  monkeypatch.setattr(launch, 'run', stopped)
+  found, sentence = complaint(RUN, *TINY)
+  assert found == code
+  assert 'finished work is kept, run the same command again' in sentence
+
+
+def test_a_doubt_is_a_sentence(monkeypatch, capfd):
+  monkeypatch.setattr(
+    launch,
+    'run',
+    lambda *_: warnings.warn('so and so', DoubtWarning, stacklevel=1),
+  )
+  assert launch.main(['launch.py', RUN]) == 0
+  assert capfd.readouterr().err == 'launch.py: warning: so and so\n'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number, code', [('SIGINT', 130), ('SIGTERM', 143)])
+def test_a_signal_ends_a_run_with_its_code(shared, number, code):
+  command = [sys.executable, ROOT / 'launch.py', RUN, *TINY]
+  process = subprocess.Popen(
+    [*command, f'--workdir={shared / number}'],
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  process.stderr.readline()  # Of the first piece of work.
+  process.send_signal(getattr(signal, number))
+  lines = [
+    line for line in process.communicate()[1].splitlines() if line[0] != '['
+  ]
+  assert process.returncode == code
+  assert len(lines) == 1 and 'finished work is kept' in lines[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import re
@@ -51,6 +52,12 @@ ENOUGH_STEPS = 20
 Own = Attack | Composite | Callable[[Any], Attack | Composite]
 # These have flags of their own, or would make curves incomparable.
 _RESERVED = ('epsilon', 'norm', 'targeted')
+_KINDS = {
+  bool: 'true or false',
+  int: 'a whole number',
+  float: 'a number, such as 0.01 or 2/255',
+  str: 'a word',
+}
 # Their step is this many radii for all steps together.
 _WAY = 2.5
 _STEPPING = ('bim', 'pgd')
@@ -147,7 +154,7 @@ def read_attack(text: str, norm: str) -> NamedAttack:
         f'--attacks has {text!r}, but {name} has no hyperparameter {key!r} to '
         f'be given as {name}:KEY=VALUE; it has {", ".join(allowed) or "none"}'
       )
-    given[key] = _value(value)
+    given[key] = _value(text, key, value, known[key].default)
   has_budget = 'epsilon' in known and known['epsilon'].default is not None
   if has_budget and 'norm' not in known and norm != 'linf':
     usual = ','.join(USUAL_ATTACKS[norm])
@@ -313,14 +320,25 @@ def _number(flag: str, text: str) -> float:
     ) from None
 
 
-def _value(text: str) -> Any:
-  """Reads the value of a hyperparameter: a number, yes or no, or a word."""
+def _value(attack: str, name: str, text: str, default: Any) -> Any:
+  """Reads the value of a hyperparameter as what its default is.
+
+  Raises:
+    UserError: If it is of another kind.
+  """
   words = {'true': True, 'false': False, 'none': None}
-  if text.lower() in words:
-    return words[text.lower()]
-  for read in (int, lambda text: _number('--attacks', text)):
-    try:
-      return read(text)
-    except ValueError:
-      continue
-  return text
+  value: Any = words.get(text.lower(), text)
+  if isinstance(value, str):
+    for read in (int, lambda text: _number('--attacks', text)):
+      with contextlib.suppress(ValueError):
+        value = read(text)
+        break
+  for kind, wanted in _KINDS.items():
+    if type(default) is kind:
+      numeric = kind is float and type(value) is int
+      if value is None or type(value) is kind or numeric:
+        return value
+      raise UserError(
+        f'--attacks has {attack!r}, but {name} is {text!r} and must be {wanted}'
+      )
+  return value
