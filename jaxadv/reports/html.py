@@ -36,10 +36,19 @@ th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line);
   text-align: right; vertical-align: top; white-space: nowrap; }
 th { background: var(--shade); }
 th.name, td.name { text-align: left; }
+/* What a line is stays in sight while its numbers scroll. */
+.wide .name:first-child { position: sticky; left: 0; white-space: normal;
+  min-width: 5rem; max-width: 14rem; }
+.wide td.name:first-child { background: var(--page); }
 td small { display: block; color: var(--soft); }
 figure { margin: 1.5rem 0; }
-img { max-width: 100%; background: #fff; border: 1px solid var(--line); }
+img { max-width: 100%; background: #fff; border: 1px solid var(--line);
+  box-sizing: border-box; }
+@media (max-width: 40rem) { body { padding: .8rem; }
+  th, td { padding: .3rem .4rem; }
+  img { max-width: none; height: auto; width: max(100%, 40rem); } }
 .settings td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.settings td.name { overflow-wrap: normal; }
 """
 
 
@@ -58,8 +67,8 @@ def page(record: Record, pictures: Mapping[str, bytes]) -> str:
     f'<p class="soft">variant {escape(record.variant)}</p>',
     _section('Question and answer', _answer(record)),
     _section('Warnings', _list(record.warnings)),
-    _section('Tables', _tables(record, control=False)),
     _section('Figures', _figures(record, pictures)),
+    _section('Tables', _tables(record, control=False)),
     _section('Negative controls', _tables(record, control=True)),
     _section('Missing', _list(record.missing)),
     _section('Settings', _settings(record.config)),
@@ -151,7 +160,8 @@ def _figures(record: Record, pictures: Mapping[str, bytes]) -> str:
     caption = escape(figure.caption)
     code = base64.b64encode(pictures[figure.name]).decode()
     parts.append(
-      f'<figure><img alt="{caption}" src="data:image/png;base64,{code}">'
+      f'<figure><div class="wide"><img alt="{caption}" '
+      f'src="data:image/png;base64,{code}"></div>'
       f'<figcaption>{caption}</figcaption></figure>'
     )
   return '\n'.join(parts)
@@ -163,7 +173,9 @@ def _settings(values: Any) -> str:
     for name, text in _flat(values)
   ]
   rows = '\n'.join(lines)
-  return f'<table class="settings">\n{rows}\n</table>' if lines else ''
+  if not lines:
+    return ''
+  return f'<div class="wide"><table class="settings">\n{rows}\n</table></div>'
 
 
 def _flat(values: Any, name: str = '') -> list[tuple[str, str]]:
@@ -174,6 +186,15 @@ def _flat(values: Any, name: str = '') -> list[tuple[str, str]]:
       for key, value in values.items()
       for pair in _flat(value, f'{name}.{key}' if name else str(key))
     ]
-  if isinstance(values, str):
-    return [(name, values)]
-  return [(name, json.dumps(values, ensure_ascii=False))] if name else []
+  return [(name, _setting(values))] if name else []
+
+
+def _setting(value: Any) -> str:
+  """Writes the value of a setting as one would say it."""
+  if value is None or value in ('', [], {}):
+    return tables.EMPTY
+  if isinstance(value, bool):
+    return 'yes' if value else 'no'
+  if isinstance(value, list):
+    return ', '.join(map(_setting, value))
+  return value if isinstance(value, str) else json.dumps(value)

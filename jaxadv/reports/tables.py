@@ -188,14 +188,14 @@ def footnotes(grid: Grid) -> list[str]:
   """Gives the sentences under a table."""
   notes = []
   if any(row.ci_low is not None for row in grid.rows):
-    notes.append('In brackets: 95 % interval. n: test pictures of a kind.')
+    notes.append('In brackets: 95 % interval. n: test pictures.')
   if any(row.few for row in grid.rows):
     notes.append(FOOTNOTE)
   return [*filter(None, [grid.table.note]), *notes]
 
 
 def markdown(record: Record) -> str:
-  """Writes table.md: claims and warnings in sentences, then the tables.
+  """Writes table.md: claims and warnings in sentences, figures, then tables.
 
   Args:
     record: The record.
@@ -210,6 +210,9 @@ def markdown(record: Record) -> str:
   if record.warnings:
     parts.append('## Warnings')
     parts.append('\n'.join(f'- {warning}' for warning in record.warnings))
+  for figure in record.figures:
+    parts.append(f'![{figure.name}](figures/{figure.name}.png)')
+    parts.append(figure.caption)
   for table in record.tables:
     for grid in lay_out(record, table):
       lines = [grid.heading, ['---'] * len(grid.heading)]

@@ -265,6 +265,39 @@ def test_controls_have_a_section_of_their_own(workdir):
   assert text.index('trained on') < controls
 
 
+def test_figures_come_before_tables(workdir):
+  """A reader looks first."""
+  page = (workdir / 'report.html').read_text()
+  body = page[page.index('<body>') :]
+  order = ['class="answer"', '<figure', '<table', 'class="settings"']
+  assert [*map(body.index, order)] == sorted(map(body.index, order))
+  text = (workdir / 'table.md').read_text()
+  for figure in reports.read(workdir)[0].figures:
+    assert (workdir / 'figures' / f'{figure.name}.png').exists()
+    assert text.index(f'(figures/{figure.name}.png)') < text.index('| trained')
+  assert text.index('Held: seen') < text.index('(figures/')
+
+
+def test_whatever_is_wide_scrolls_in_a_box_of_its_own(workdir):
+  text = (workdir / 'report.html').read_text()
+  assert '.wide { overflow-x: auto; }' in text
+  for tag in ('<table', '<img'):
+    assert text.count(tag) == text.count(f'<div class="wide">{tag}') > 0
+
+
+def test_settings_are_told_in_words():
+  config = {'attacks': ['pgd', 'ddn'], 'mean': [], 'checks': True, 'seed': 0}
+  record = dataclasses.replace(_record(), config=config)
+  page = html.page(record, {})
+  for name, text in (
+    ('attacks', 'pgd, ddn'),
+    ('mean', '–'),
+    ('checks', 'yes'),
+    ('seed', '0'),
+  ):
+    assert f'<td class="name">{name}</td><td>{text}</td>' in page
+
+
 def test_figures_are_small_and_sharp(workdir):
   for path in (workdir / 'figures').glob('*.png'):
     assert path.stat().st_size <= plots.MAX_BYTES
