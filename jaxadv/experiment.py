@@ -164,15 +164,18 @@ def cache_dir(config: Options, workdir: str) -> str:
 
 
 @contextlib.contextmanager
-def freed_if_refused(folder: Path) -> Iterator[None]:
+def freed_if_refused(
+  folder: Path, errors: tuple[type[Exception], ...] = (UserError,)
+) -> Iterator[None]:
   """Leaves a workdir to the corrected command if a run is refused in the block.
 
   Args:
     folder: The workdir; one with a finished cell stays as it is.
+    errors: Which errors refuse a run.
   """
   try:
     yield
-  except UserError:
+  except errors:
     finished = folder / 'cells'
     if not any(path.is_file() for path in finished.glob('*')):
       shutil.rmtree(finished, ignore_errors=True)

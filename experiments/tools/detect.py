@@ -164,10 +164,11 @@ def run(config: Config, workdir: str) -> reports.Record:
   target = storage.open_workdir(
     workdir, {'experiment': 'detect'} | experiment.result_config(config)
   )
-  found = {
-    role: score_files(config, score, about, getattr(config, role), names)
-    for role, names in files.items()
-  }
+  with experiment.freed_if_refused(target, (UserError, DataError)):
+    found = {
+      role: score_files(config, score, about, getattr(config, role), names)
+      for role, names in files.items()
+    }
   threshold = config.threshold
   if config.fpr:
     threshold = threshold_at_fpr(found['clean'].scores, config.fpr)
@@ -322,7 +323,8 @@ def score_files(
     Those that could be read, with their scores.
 
   Raises:
-    DataError: If a picture cannot be read and none may be skipped.
+    DataError: If a picture cannot be read and none may be skipped, or its
+      score is not finite.
     UserError: If none can be read.
   """
   kept, broken, scores = [], [], []
@@ -350,7 +352,15 @@ def score_files(
     raise UserError(
       f'none of the {len(files)} pictures in {folder} can be read'
     )
-  return Scored(kept, np.concatenate(scores), broken)
+  found = np.concatenate(scores)
+  finite = np.isfinite(found)
+  if not finite.all():  # No threshold divides these.
+    row = np.argmin(finite)
+    raise DataError(
+      f'the score of {kept[row]} in {folder} is {found[row]}; look at the '
+      'weights of the detector'
+    )
+  return Scored(kept, found, broken)
 
 
 def write_scores(path: Path, scored: Scored, threshold: float) -> None:

@@ -86,6 +86,13 @@ def _png(figure: matplotlib.figure.Figure) -> bytes:
   return file.getvalue()
 
 
+def _nothing() -> matplotlib.figure.Figure:
+  """Gives a figure for what has nothing to show, such as no pictures."""
+  figure = matplotlib.figure.Figure(figsize=(4.2, 0.6))
+  figure.text(0.5, 0.5, 'nothing to show', ha='center', va='center')
+  return figure
+
+
 def roc_curves(
   record: Record,
   arrays: Arrays,
@@ -103,6 +110,8 @@ def roc_curves(
   Returns:
     The figure; the legend holds each curve's AUC in per cent.
   """
+  if not panels:
+    return _nothing()
   across = min(len(panels), 3)
   down = math.ceil(len(panels) / across)
   figure = matplotlib.figure.Figure(
@@ -163,6 +172,8 @@ def curves(
   Returns:
     The figure, with one legend.
   """
+  if not panels:
+    return _nothing()
   labels = list(
     dict.fromkeys(label for lines in panels.values() for label in lines)
   )
@@ -231,10 +242,11 @@ def transfer_matrix(
   """
   groups = groups or {}
   order = [name for names in groups.values() for name in names]
-  grid = lay_out(
-    record,
-    Table('', metric, (row,), column, columns=tuple(order), where=where),
-  )[0]
+  layout = Table('', metric, (row,), column, columns=tuple(order), where=where)
+  grids = lay_out(record, layout)
+  if not grids:
+    return _nothing()
+  (grid,) = grids
   cells = {
     (line, name): shown
     for (line,), rows in grid.lines
@@ -353,6 +365,8 @@ def interval_bars(
     The figure; printed numbers are diamonds.
   """
   rows = select(record, metric, where)
+  if not rows:
+    return _nothing()
   names = list(dict.fromkeys(str(row.keys[category]) for row in rows))
   kinds = list(dict.fromkeys(str(row.keys[series]) for row in rows))
   figure = matplotlib.figure.Figure(
@@ -462,6 +476,8 @@ def example_pictures(
   Returns:
     The figure.
   """
+  if not len(kinds) or not arrays[attacked].size:
+    return _nothing()
   before = in_image_units(arrays[clean][:, :num_examples])
   after = in_image_units(arrays[attacked][:, :num_examples])
   examples = after.shape[1]
@@ -561,6 +577,9 @@ def score_histogram(
     The figure; each group is shown in per cent of its pictures.
   """
   groups = {label: arrays[name] for label, name in scores.items()}
+  groups = {label: values for label, values in groups.items() if values.size}
+  if not groups:
+    return _nothing()
   edges = np.histogram_bin_edges(
     np.concatenate([*groups.values()]), bins=30
   ).tolist()
@@ -651,6 +670,8 @@ def titled_pictures(
   Returns:
     The figure.
   """
+  if not len(titles):
+    return _nothing()
   across = min(len(titles), 4)
   down = math.ceil(len(titles) / across)
   figure = matplotlib.figure.Figure(

@@ -2,13 +2,16 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import launch
+from experiments.tools import detect as detecting
 from jaxadv.data import images
 from jaxadv.detectors import saved
+from jaxadv.errors import DataError
 from jaxadv.sets import io
 from jaxadv.storage import read_json, read_npz
 from tests.experiments.conftest import TINY
@@ -172,13 +175,25 @@ def test_a_broken_picture_stops_or_is_listed(cell, folders, tmp_path, capsys):
   assert detect(*command) == 1
   complaint = capsys.readouterr().err
   assert 'b.PNG' in complaint and '--skip_broken' in complaint
-  other = (*command[:2], f'--workdir={tmp_path / "other"}', '--skip_broken')
-  assert detect(*other) == 0
-  assert [row['file'] for row in table(tmp_path / 'other')] == ['a.png']
-  missing = json.loads((tmp_path / 'other' / 'results.json').read_text())[
+  # The advice can be followed in the same folder.
+  assert detect(*command, '--skip_broken') == 0
+  assert [row['file'] for row in table(tmp_path / 'run')] == ['a.png']
+  missing = json.loads((tmp_path / 'run' / 'results.json').read_text())[
     'missing'
   ]
   assert len(missing) == 1 and 'b.PNG' in missing[0]
+
+
+def test_a_score_that_is_no_number_names_the_picture(tmp_path):
+  """It would count as clean, being above no threshold."""
+  for name in 'ab':
+    pixels = np.full((4, 4, 3), ord(name), np.uint8)
+    (tmp_path / f'{name}.png').write_bytes(images.encode(pixels))
+  score = lambda pictures: np.array([0.5, np.nan])
+  about = SimpleNamespace(image_size=4)
+  given = (detecting.Config(), score, about, str(tmp_path), ['a.png', 'b.png'])
+  with pytest.raises(DataError, match='b.png .* is nan'):
+    detecting.score_files(*given)
 
 
 def test_plan_runs_nothing(cell, folders, tmp_path, capsys):

@@ -380,6 +380,27 @@ def test_change_is_drawn_to_the_stated_scale():
   assert figure.axes[1].get_title() == 'seven → a very long…'
 
 
+EMPTY = {
+  'roc_curves': {'panels': {}},
+  'curves': {'panels': {}, 'xlabel': '', 'ylabel': ''},
+  'transfer_matrix': {'metric': 'AUC (%)', 'where': {}},
+  'interval_bars': {'metric': 'AUC (%)', 'category': 'a', 'series': 'b'},
+  'example_pictures': {'kinds': ['a']},
+  'score_histogram': {'scores': {'a': 'scores'}},
+  'titled_pictures': {'pictures': 'scores', 'titles': []},
+}
+
+
+@pytest.mark.parametrize('kind', EMPTY)
+def test_what_has_nothing_to_show_is_drawn_as_such(kind):
+  """A run may end with no pictures, scores or rows of a kind."""
+  none = np.zeros((1, 0, 4, 4, 3))
+  arrays = {'examples/clean': none, 'examples/attacked': none}
+  arrays['scores'] = np.zeros(0)
+  figure = plots.KINDS[kind](_record(), arrays, **EMPTY[kind])
+  assert [text.get_text() for text in figure.texts] == ['nothing to show']
+
+
 @pytest.mark.parametrize(
   'size, scale',
   [(1.0, 0.5), (0.5, 1), (0.3, 1), (8 / 255, 10), (1e-4, 500), (0, 1)],
