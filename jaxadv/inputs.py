@@ -167,6 +167,32 @@ def as_labels(
   return array.astype(np.int32)
 
 
+def as_key(key: Any) -> jax.Array:
+  """Gives one random key, or says why that cannot be.
+
+  Args:
+    key: `jax.random.key(seed)`, or the older `jax.random.PRNGKey(seed)`.
+
+  Returns:
+    A key of the new style.
+
+  Raises:
+    UserError: If it is something else.
+  """
+  if isinstance(key, jax.Array):
+    if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+      if key.ndim == 0:
+        return key
+    elif key.dtype == np.uint32 and key.ndim == 1:
+      return jax.random.wrap_key_data(key)
+  given = key
+  if hasattr(key, 'dtype'):
+    given = f'{key.dtype}{list(key.shape)}'
+  raise UserError(
+    f'key is {given!s:.80} but must be one random key; give jax.random.key(0)'
+  )
+
+
 def as_logits(output: Any, num: int) -> jax.Array:
   """Gives what a classifier returned as logits, or says why that cannot be.
 

@@ -15,7 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxadv.errors import UserError
-from jaxadv.inputs import as_float, as_labels, as_logits, finite_gradient
+from jaxadv.inputs import (
+  as_float,
+  as_key,
+  as_labels,
+  as_logits,
+  finite_gradient,
+)
 
 PyTree = Any
 
@@ -228,7 +234,7 @@ def picture_keys(key: jax.Array, source: jax.Array) -> jax.Array:
   Returns:
     key[B], `key` folded with each id.
   """
-  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, source)
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(as_key(key), source)
 
 
 class Detector(NamedTuple):

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxadv import losses
-from jaxadv.attacks.inputs import checked
+from jaxadv.attacks.inputs import attack_inputs, check_classifier
 from jaxadv.attacks.wrap import one_shot
-from jaxadv.classifier import as_pytree
-from jaxadv.inputs import to_float
+from jaxadv.classifier import as_classifier
+from jaxadv.errors import DataError
+from jaxadv.inputs import as_float, as_key
 from jaxadv.norms import Ball, Radius
 from jaxadv.types import Attack, ClassifierLike, PyTree, bound, picture_keys
 from jaxadv.utils import check_range
@@ -41,8 +42,8 @@ def over_batches(
     start: The first value.
     key: Decides the order and what `update` and a stochastic classifier draw.
     classifier: The classifier under attack.
-    images: [N, H, W, C], uint8 or float32 in [0, 1].
-    labels: int[N].
+    images: [N, H, W, C], uint8 or floating in [0, 1].
+    labels: int[N], classes of the classifier.
     num_epochs: How often every picture is seen, at least 1.
     batch_size: Pictures at a time, at least 1; all of them if there are fewer.
 
@@ -50,12 +51,16 @@ def over_batches(
     The last value.
 
   Raises:
-    UserError: If a number is below 1, or pictures or labels are not as above.
+    UserError: If a number is below 1, pictures or labels are not as above, or
+      the classifier cannot be attacked; see `evaluate`.
+    DataError: If a picture or the classifier has a NaN, or the value gets one.
   """
   check_range('num_epochs', num_epochs, 1, float('inf'))
   check_range('batch_size', batch_size, 1, float('inf'))
-  pictures = checked(images, labels, None, None)
-  num = len(pictures.labels)
+  key, classifier = as_key(key), as_classifier(classifier)
+  inputs = attack_inputs(images, labels)
+  check_classifier(classifier, key, inputs)
+  num = len(inputs.labels)
   batch_size = min(batch_size, num)
   per_epoch = num // batch_size
 
@@ -63,9 +68,7 @@ def over_batches(
   def run(classifier, images, labels, key, start):
     def step(carry, rows):
       value, key = carry
-      batch = images[rows]
-      if batch.dtype == jnp.uint8:
-        batch = to_float(batch)
+      batch = as_float(images[rows])
       keys = picture_keys(key, rows)
       now = bound(classifier, keys, 0)
       return (update(value, keys, now, batch, labels[rows]), key), None
@@ -79,9 +82,13 @@ def over_batches(
 
     return jax.lax.scan(epoch, start, jnp.arange(num_epochs))[0]
 
-  return run(
-    as_pytree(classifier), pictures.images, pictures.labels, key, start
-  )
+  found = run(classifier, inputs.images, inputs.labels, key, start)
+  if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
+    raise DataError(
+      f'{num_epochs} epochs gave NaN or infinity; look at the outputs of the '
+      'classifier, or take a smaller step'
+    )
+  return found
 
 
 def universal_perturbation(

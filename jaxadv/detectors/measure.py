@@ -8,8 +8,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxadv.classifier import Classifier
+from jaxadv.classifier import Classifier, as_classifier
 from jaxadv.data import pipeline
+from jaxadv.inputs import as_key
 from jaxadv.metrics import roc
 from jaxadv.types import Detector, PyTree, picture_keys
 
@@ -35,7 +36,7 @@ class Measured(NamedTuple):
 def measure(
   key: jax.Array,
   detector: Detector,
-  classifier: Classifier,
+  classifier: Classifier | None,
   clean: pipeline.Labelled,
   attacked: pipeline.Labelled,
   *,
@@ -51,8 +52,10 @@ def measure(
   Args:
     key: One key.
     detector: Any `Detector`.
-    classifier: What its `fit` and `score` are given.
-    clean: Clean pictures: `Pictures` or an `AdversarialSet`.
+    classifier: What its `fit` and `score` are given; None for a detector that
+      does not ask one.
+    clean: Clean pictures: `Pictures` or an `AdversarialSet`, uint8 or
+      floating in [0, 1], which is rounded to 8 bit.
     attacked: Attacked pictures, likewise; with `evaluate`, the clean ones
       `._replace(images=found.images_uint8)`.
     shares: Of the source pictures, to train, validate and test on.
@@ -63,9 +66,13 @@ def measure(
     The fitted detector's AUC, scores and state.
 
   Raises:
-    UserError: If a side of the split is empty or `shares` add up to more
-      than 1.
+    UserError: If pictures or labels have another dtype, shape or range, a
+      side of the split is empty, or `shares` add up to more than 1.
+    DataError: If a score is NaN.
   """
+  key = as_key(key)
+  if classifier is not None:
+    classifier = as_classifier(classifier)
   both = pipeline.concatenate(
     [pipeline.stored(clean), pipeline.stored(attacked, kind=1)]
   )
