@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -17,9 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
-from jaxadv.errors import DataError, UserError, explain_out_of_memory
-from jaxadv.inputs import as_float, as_logits, check_shape, finite_gradient
+from jaxadv.errors import (
+  DataError,
+  DoubtWarning,
+  UserError,
+  explain_out_of_memory,
+)
+from jaxadv.inputs import (
+  as_float,
+  as_logits,
+  check_shape,
+  doubts,
+  finite_gradient,
+)
 from jaxadv.types import PyTree
+
+# Rows of logits that are enough to tell whether they are logits.
+_NUM_DOUBTED = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,12 +225,12 @@ def _logits(classifier: Classifier, images: jax.Array) -> jax.Array:
 
 
 def predict(
-  classifier: Classifier, images: np.ndarray, batch_size: int = 256
+  classifier: Any, images: np.ndarray, batch_size: int = 256
 ) -> np.ndarray:
   """Computes the logits of a whole set; one compilation whatever its size.
 
   Args:
-    classifier: A deterministic classifier.
+    classifier: A deterministic classifier, or a function of images.
     images: [N, H, W, C], uint8 or floating in [0, 1].
     batch_size: Pictures at a time.
 
@@ -226,7 +241,11 @@ def predict(
     UserError: If the pictures or the outputs are of another shape or range.
     DataError: If memory does not suffice (names a smaller batch size), or a
       logit is not finite (names the picture).
+
+  Warns:
+    DoubtWarning: If the outputs look like something else than logits.
   """
+  classifier = as_classifier(classifier)
   images = np.asarray(images)
   check_shape(images)
   if images.dtype != np.uint8:
@@ -245,6 +264,8 @@ def predict(
       f'{broken.size} of {len(images)} pictures get logits that are not '
       f'finite, the first is row {broken[0]}; look at the weights'
     )
+  for sentence in doubts(logits[:_NUM_DOUBTED]):
+    warnings.warn(f'the classifier: {sentence}', DoubtWarning, stacklevel=2)
   return logits
 
 

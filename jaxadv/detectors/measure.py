@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxadv.attacks.inputs import attack_inputs, check_classifier
 from jaxadv.classifier import Classifier, as_classifier
 from jaxadv.data import pipeline
 from jaxadv.inputs import as_key
@@ -68,14 +69,19 @@ def measure(
   Raises:
     UserError: If pictures or labels have another dtype, shape or range, a
       side of the split is empty, or `shares` add up to more than 1.
-    DataError: If a score is NaN.
+    DataError: If a score is NaN, or the classifier gives one.
+
+  Warns:
+    DoubtWarning: If the outputs of the classifier are doubtful; see
+      `jaxadv.attacks.evaluate`.
   """
   key = as_key(key)
+  known = pipeline.stored(clean)
+  both = pipeline.concatenate([known, pipeline.stored(attacked, kind=1)])
   if classifier is not None:
     classifier = as_classifier(classifier)
-  both = pipeline.concatenate(
-    [pipeline.stored(clean), pipeline.stored(attacked, kind=1)]
-  )
+    inputs = attack_inputs(known.images, known.labels, known.source)
+    check_classifier(classifier, key, inputs)
   train, valid, test = (
     pipeline.batches(pipeline.select(both, side), batch_size)
     for side in pipeline.split_by_source(seed, np.asarray(both.source), shares)
