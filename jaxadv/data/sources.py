@@ -461,7 +461,7 @@ def _what_there_is(
   if root and (root / base).is_dir():
     return f'{root / base} holds neither a prepared set nor pictures'
   known = tfds.list_builders(with_community_datasets=False)
-  near = _near(base, {*sizes, *known})
+  near = _near(base, sizes) or _near(base, known)
   if near and base.partition('/')[0] not in known:
     return f'no data set {name} {place}; did you mean {near}? There is: {there}'
   target = root or 'DIR'

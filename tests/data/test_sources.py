@@ -208,6 +208,14 @@ def test_sets_in_another_format_or_without_labels(data_dir):
   )
   with pytest.raises(UserError, match='needs an image and a class label'):
     load('pets', 'train', data_dir=data_dir)
+  features.write_text(kept)
+  info.write_text(whole.replace('{DATASET}', '{DATA}'))
+  with pytest.raises(DataError, match='cannot tell the files'):
+    load('pets', 'train', data_dir=data_dir)
+  info.write_text(whole)
+  (folder / 'label.labels.txt').write_text('ant\nbee\n')
+  with pytest.raises(DataError, match='names 2 classes of 4: label.labels.txt'):
+    load('pets', 'train', data_dir=data_dir)
   info.write_text('broken')
   with pytest.raises(DataError, match='cannot read the description'):
     load('pets', 'train', data_dir=data_dir)
