@@ -170,6 +170,13 @@ def test_one_folder_in_every_class_makes_no_splits(tmp_path):
   assert sizes == {'train': 2} and classes == ('n01', 'n02')
 
 
+def test_folders_that_may_be_splits_are_told_if_read_as_classes(tmp_path):
+  _write(tmp_path, 'cat/2020/1.png', 'cat/2021/1.png', 'dog/2020/2.png')
+  with pytest.warns(DoubtWarning, match='cat, dog in .* taken for classes '):
+    sizes, classes, _ = _open(tmp_path)
+  assert sizes == {'train': 3} and classes == ('cat', 'dog')
+
+
 def test_classes_of_splits_may_hold_folders(tmp_path):
   _write(
     tmp_path,
@@ -187,9 +194,10 @@ def test_a_class_called_train_stays_one(tmp_path):
   _write(tmp_path, 'bus/1.png', 'train/2.png')
   with _quietly():
     assert _open(tmp_path)[1] == ('bus', 'train')
-  _write(tmp_path / 'deep', 'bus/2020/1.png', 'train/2021/2.png')
+  _write(tmp_path / 'deep', 'bus/1.png', 'car/2/1.png', 'car/3/1.png')
+  _write(tmp_path / 'deep', 'train/2.png')
   with _quietly():
-    assert _open(tmp_path / 'deep')[1] == ('bus', 'train')
+    assert _open(tmp_path / 'deep')[1] == ('bus', 'car', 'train')
 
 
 @pytest.mark.parametrize(
@@ -197,7 +205,7 @@ def test_a_class_called_train_stays_one(tmp_path):
 )
 def test_splits_of_other_names_are_told_by_their_classes(tmp_path, second):
   _write(tmp_path, 'day/cat/1.png', 'day/dog/2.png', *second)
-  with pytest.warns(DoubtWarning, match='day, .* are taken for splits .* cat'):
+  with pytest.warns(DoubtWarning, match='day, .* are taken for splits '):
     sizes, classes, _ = _open(tmp_path)
   assert sizes['day'] == 2 and len(sizes) == 2 and classes == ('cat', 'dog')
 
@@ -206,10 +214,12 @@ def test_splits_of_other_names_are_told_by_their_classes(tmp_path, second):
   'files, said',
   [
     (('train/1.png', 'test/2.png'), 'test, train in .* no class folders'),
+    (('train/a/1.png', 'eel/2.png'), 'holds train, .* beside eel, with none'),
     (
-      ('train/a/1.png', 'masks/2.png'),
-      r'holds splits \(train\) beside .*masks',
+      ('train/a/1.png', 'val/a/1.png', 'doc/figures/2.png'),
+      'holds train, val, .* beside doc, with none of',
     ),
+    (('bus/2020/1.png', 'train/2021/2.png'), 'train, .* beside bus, with none'),
     (
       ('train/n1/1.png', 'train/n2/1.png', 'val/images/1.png'),
       'val and train of .* share no class',

@@ -27,10 +27,10 @@ def open_folder(root: Path) -> Opened:
 
   The pictures of a class are all in its folder, however deep, as
   torchvision's ImageFolder reads them; `listing.visible` says what is
-  ignored. Folders are splits, rather than classes, if class folders lie in
-  them, and all are called as splits are (train, val, test, ...), or some are
-  and all hold a common class, or all hold two common classes. Unless all are
-  called so, a `DoubtWarning` tells.
+  ignored. Folders with class folders in them are splits if they are called
+  train, val, test or the like. Others are splits too if they stand beside
+  such and share a class with them, or if two class folders or more lie in all
+  of them; then a `DoubtWarning` tells.
 
   Args:
     root: The folder; class folders without splits are the split 'train'.
@@ -116,8 +116,8 @@ def _find_splits(root: Path, found: Listing) -> _Splits | None:
     Those that hold class folders; None if the folders are classes.
 
   Raises:
-    UserError: If folders called as splits hold no class folders, or lie
-      beside class folders.
+    UserError: If folders called as splits hold no class folders, or stand
+      beside what is no split.
   """
   depth = len(root.parts)
   parts = _by_folder(found.pictures, depth)
@@ -141,26 +141,39 @@ def _find_splits(root: Path, found: Listing) -> _Splits | None:
         'the pictures into a folder for each class'
       )
     return None
-  common = set.intersection(*map(set, splits.values()))
-  beside = parts.keys() - splits.keys() - named
-  some_named = bool(named & splits.keys())
-  if not splits.keys() <= named:
-    if len(common) + some_named < 2 or (beside and not some_named):
+  others = splits.keys() - named
+  called = splits.keys() & named
+  if not called:
+    common = set.intersection(*map(set, splits.values()))
+    if splits.keys() != parts.keys() or len(common) < 2:
+      held = [name for inner in splits.values() for name in inner]
+      # One folder of the same name in every class would make a single class.
+      if len(held) > len(set(held)) > 1:
+        _warn_of_reading(root, splits, 'classes rather than for splits')
       return None
-  if beside:
-    raise UserError(
-      f'{root} holds splits ({_listed(named)}) beside folders that hold '
-      f'pictures but no class folders ({_listed(beside)}); move these away, or '
-      'give those other names if they are classes'
-    )
-  if not splits.keys() <= named:
-    warnings.warn(
-      f'the folders {_listed(splits)} in {root} are taken for splits rather '
-      f'than for classes, as all of them hold {_listed(common)}',
-      DoubtWarning,
-      stacklevel=3,
-    )
+  else:
+    theirs = {label for name in called for label in splits[name]}
+    strangers = {name for name in others if not theirs & splits[name].keys()}
+    strangers |= parts.keys() - splits.keys() - named
+    if strangers:
+      raise UserError(
+        f'{root} holds {_listed(called)}, called as splits are, '
+        f'beside {_listed(strangers)}, with none of the same class folders; '
+        'move the latter away, or rename the former if these are classes'
+      )
+  if others:
+    _warn_of_reading(root, splits, 'splits rather than for classes')
   return splits
+
+
+def _warn_of_reading(root: Path, names: Iterable[str], reading: str) -> None:
+  """Says aloud how folders are read that may be splits as well as classes."""
+  warnings.warn(
+    f'{_listed(names)} in {root} are taken for {reading}; they hold folders of '
+    'the same names and may be either: call splits train and test',
+    DoubtWarning,
+    stacklevel=4,
+  )
 
 
 def _empty(roots: Iterable[Path], filled: Collection[str]) -> set[str]:
