@@ -146,7 +146,10 @@ def as_labels(
   """
   array = labels if isinstance(labels, jax.Array) else np.asarray(labels)
   if array.shape != (num,) or array.dtype.kind not in 'iu':
-    advice = '; one-hot rows become labels by argmax(-1)' * (array.ndim == 2)
+    column = array.ndim == 2 and array.shape[1] == 1
+    one_hot = array.ndim == 2 and not column
+    advice = f'; give {name}[:, 0]' * column
+    advice += '; one-hot rows become labels by argmax(-1)' * one_hot
     raise UserError(
       f'{name} are {array.dtype}{list(array.shape)} but must be integers, one '
       f'for each of the {num} pictures{advice}'

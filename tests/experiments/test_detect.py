@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 import launch
+from experiments.tools import detect as tool
 from jaxadv.data import images
 from jaxadv.detectors import saved
+from jaxadv.errors import DoubtWarning
 from jaxadv.sets import io
 from jaxadv.storage import read_json, read_npz
 from tests.experiments.conftest import TINY
@@ -179,6 +181,19 @@ def test_a_broken_picture_stops_or_is_listed(cell, folders, tmp_path, capsys):
     'missing'
   ]
   assert len(missing) == 1 and 'b.PNG' in missing[0]
+
+
+def test_hidden_folders_hold_no_pictures_and_other_files_are_counted(tmp_path):
+  encoded = images.encode(np.zeros((4, 4, 3), np.uint8))
+  for name in ('b/1.webp', 'a.PNG', '@eaDir/a.PNG', '.git/2.png', 'b/x.mp4'):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(encoded)
+  with pytest.warns(DoubtWarning, match=r'1 file in .* \(\.mp4 1\)'):
+    files = tool.picture_files('images', str(tmp_path))
+  assert files == ['a.PNG', 'b/1.webp']
+  # What a file is called does not matter to how it is read.
+  assert tool.read_picture(tmp_path / 'b' / '1.webp', 4).shape == (4, 4, 3)
 
 
 def test_plan_runs_nothing(cell, folders, tmp_path, capsys):
