@@ -123,14 +123,16 @@ class Classifier:
       keys: key[B], for a stochastic classifier only.
 
     Returns:
-      float32[B, K]. Entries of their gradient by the images that are not
+      float32[B, K] (float64 of float64). Entries of their gradient by the images that are not
       finite are 0.
 
     Raises:
       UserError: If `apply` gives anything else, or `keys` are missing.
     """
     logits = self.unchecked(finite_gradient(images), keys)
-    return as_logits(logits, images.shape[0])
+    # Pictures in float64 are somebody's check of a derivative.
+    dtype = jnp.promote_types(images.dtype, jnp.float32)
+    return as_logits(logits, images.shape[0], dtype)
 
   def unchecked(
     self, images: jax.Array, keys: jax.Array | None = None

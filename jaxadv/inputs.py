@@ -196,15 +196,16 @@ def as_key(key: Any) -> jax.Array:
   )
 
 
-def as_logits(output: Any, num: int) -> jax.Array:
+def as_logits(output: Any, num: int, dtype: Any = np.float32) -> jax.Array:
   """Gives what a classifier returned as logits, or says why that cannot be.
 
   Args:
     output: What it returned for `num` pictures.
     num: Number of pictures.
+    dtype: That of the logits; what a model computes in is its own affair.
 
   Returns:
-    float32[num, K]; logits of another floating dtype are converted.
+    dtype[num, K].
 
   Raises:
     UserError: If it is something else, or K is 1.
@@ -228,7 +229,7 @@ def as_logits(output: Any, num: int) -> jax.Array:
       'the classifier returns one logit a picture, which leaves no other class '
       'to reach; give two, as jnp.concatenate([-z, z], axis=-1) does'
     )
-  return output.astype(np.float32)
+  return output.astype(dtype)
 
 
 @jax.custom_vjp
