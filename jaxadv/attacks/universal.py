@@ -13,6 +13,7 @@ from jaxadv import losses
 from jaxadv.attacks.inputs import checked
 from jaxadv.attacks.wrap import one_shot
 from jaxadv.classifier import as_pytree
+from jaxadv.errors import DataError, UserError
 from jaxadv.inputs import to_float
 from jaxadv.norms import Ball, Radius
 from jaxadv.types import Attack, ClassifierLike, PyTree, bound, picture_keys
@@ -166,16 +167,50 @@ def universal_perturbation(
   )[0]
 
 
-def apply_delta(delta: jax.Array, *, targeted: bool = False) -> Attack:
+def apply_delta(delta: ArrayLike, *, targeted: bool = False) -> Attack:
   """Adds the same perturbation to every picture.
 
   Args:
-    delta: float32[H, W, C] in image units; see `universal_perturbation`.
+    delta: [H, W, C] or what broadcasts to it, floating, in [-1, 1]; see
+      `universal_perturbation`.
     targeted: Whether `labels` name the classes to reach.
 
   Returns:
     A one-shot `Attack` that clips to [0, 1].
+
+  Raises:
+    UserError: If the dtype or range of delta is another one, or (once called)
+      its shape.
+    DataError: If it holds NaN.
   """
-  return one_shot(
-    lambda keys, images: jnp.clip(images + delta, 0, 1), targeted=targeted
-  )
+  delta = jnp.asarray(delta)
+  if not jnp.issubdtype(delta.dtype, jnp.floating):
+    raise UserError(
+      f'delta is {delta.dtype} but must be floating, in [-1, 1]; divide grey '
+      'levels by 255'
+    )
+  if not isinstance(delta, jax.core.Tracer):
+    largest = np.abs(np.asarray(delta, np.float32)).max(initial=0)
+    if np.isnan(largest):
+      raise DataError('delta holds NaN')
+    if largest > 1 + 1e-6:
+      raise UserError(
+        f'delta goes up to {largest:g} but must lie in [-1, 1]; divide grey '
+        'levels by 255'
+      )
+  delta = delta.astype(jnp.float32)
+
+  def perturb(keys, images):
+    del keys
+    shape = images.shape[1:]
+    try:
+      fits = np.broadcast_shapes(delta.shape, shape) == shape
+    except ValueError:
+      fits = False
+    if not fits:
+      raise UserError(
+        f'delta has the shape {delta.shape} but the pictures {shape}'
+      )
+    return jnp.clip(images + delta, 0, 1)
+
+  return one_shot(perturb, targeted=targeted)
