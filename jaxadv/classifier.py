@@ -123,8 +123,8 @@ class Classifier:
       keys: key[B], for a stochastic classifier only.
 
     Returns:
-      float32[B, K] (float64 of float64). Entries of their gradient by the images that are not
-      finite are 0.
+      float32[B, K] (float64 of float64). Entries of their gradient by the
+      images that are not finite are 0.
 
     Raises:
       UserError: If `apply` gives anything else, or `keys` are missing.
