@@ -7,7 +7,9 @@ shapes do not retrace a jitted attack, and weights placed on a mesh stay there.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import flax.linen as nn
@@ -16,9 +18,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
-from jaxadv.errors import DataError, UserError, explain_out_of_memory
-from jaxadv.inputs import as_float, as_logits, check_shape, finite_gradient
+from jaxadv.errors import (
+  DataError,
+  DoubtWarning,
+  UserError,
+  explain_out_of_memory,
+)
+from jaxadv.inputs import (
+  as_float,
+  as_logits,
+  check_shape,
+  doubts,
+  finite_gradient,
+)
 from jaxadv.types import PyTree
+
+# Rows of logits that are enough to tell whether they are logits.
+_NUM_DOUBTED = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,20 +123,28 @@ class Classifier:
       keys: key[B], for a stochastic classifier only.
 
     Returns:
-      float32[B, K]. Entries of their gradient by the images that are not
-      finite are 0.
+      float32[B, K] (float64 of float64). Entries of their gradient by the
+      images that are not finite are 0.
 
     Raises:
       UserError: If `apply` gives anything else, or `keys` are missing.
     """
+    logits = self.unchecked(finite_gradient(images), keys)
+    # Pictures in float64 are somebody's check of a derivative.
+    dtype = jnp.promote_types(images.dtype, jnp.float32)
+    return as_logits(logits, images.shape[0], dtype)
+
+  def unchecked(
+    self, images: jax.Array, keys: jax.Array | None = None
+  ) -> jax.Array:
+    """Computes what `apply` gives, whatever that is; see `__call__`."""
     if self.stochastic and keys is None:
       raise UserError(
         'a stochastic classifier is called with keys, key[B], one a picture; '
         'make them with picture_keys'
       )
     extra = (keys,) if self.stochastic else ()
-    shown = self.preprocess(finite_gradient(images))
-    return as_logits(self.apply(self.variables, shown, *extra), images.shape[0])
+    return self.apply(self.variables, self.preprocess(images), *extra)
 
   def features(
     self, images: jax.Array, names: Sequence[str]
@@ -152,9 +176,10 @@ class _LinenApply:
   """Static half of a Linen classifier; equal modules compare equal."""
 
   module: nn.Module
+  call_arguments: tuple[tuple[str, Any], ...] = ()
 
   def __call__(self, variables: PyTree, images: jax.Array) -> jax.Array:
-    logits = self.module.apply(variables, images)
+    logits = self.module.apply(variables, images, **dict(self.call_arguments))
     return cast(jax.Array, logits)  # Nothing is mutable in inference.
 
 
@@ -163,6 +188,7 @@ class _LinenFeatures:
   """Reads the outputs of named submodules of a Linen module."""
 
   module: nn.Module
+  call_arguments: tuple[tuple[str, Any], ...] = ()
 
   def __call__(
     self, variables: PyTree, images: jax.Array, names: tuple[str, ...]
@@ -172,6 +198,7 @@ class _LinenFeatures:
       images,
       capture_intermediates=lambda layer, method: layer.name in names,
       mutable=['intermediates'],
+      **dict(self.call_arguments),
     )
     found = _outputs(captured.get('intermediates', {}))
     missing = [name for name in names if name not in found]
@@ -200,12 +227,12 @@ def _logits(classifier: Classifier, images: jax.Array) -> jax.Array:
 
 
 def predict(
-  classifier: Classifier, images: np.ndarray, batch_size: int = 256
+  classifier: Any, images: np.ndarray, batch_size: int = 256
 ) -> np.ndarray:
   """Computes the logits of a whole set; one compilation whatever its size.
 
   Args:
-    classifier: A deterministic classifier.
+    classifier: A deterministic classifier, or a function of images.
     images: [N, H, W, C], uint8 or floating in [0, 1].
     batch_size: Pictures at a time.
 
@@ -216,7 +243,11 @@ def predict(
     UserError: If the pictures or the outputs are of another shape or range.
     DataError: If memory does not suffice (names a smaller batch size), or a
       logit is not finite (names the picture).
+
+  Warns:
+    DoubtWarning: If the outputs look like something else than logits.
   """
+  classifier = as_classifier(classifier)
   images = np.asarray(images)
   check_shape(images)
   if images.dtype != np.uint8:
@@ -235,6 +266,8 @@ def predict(
       f'{broken.size} of {len(images)} pictures get logits that are not '
       f'finite, the first is row {broken[0]}; look at the weights'
     )
+  for sentence in doubts(logits[:_NUM_DOUBTED]):
+    warnings.warn(f'the classifier: {sentence}', DoubtWarning, stacklevel=2)
   return logits
 
 
@@ -243,24 +276,77 @@ def from_linen(
   variables: PyTree,
   *,
   preprocess: Callable[[jax.Array], jax.Array] = identity,
+  call_arguments: Mapping[str, Any] | None = None,
 ) -> Classifier:
   """Wraps a Linen module in inference mode.
 
   Args:
-    module: Called as `module.apply(variables, images)`; its defaults must be
-      those of inference (dropout off, stored BatchNorm statistics).
+    module: Called as `module.apply(variables, images, **call_arguments)`; with
+      them it must be in inference mode (dropout off, stored BatchNorm
+      statistics).
     variables: `{'params': ..., 'batch_stats': ...}`.
     preprocess: From [0, 1] to what the module expects.
+    call_arguments: What else its `__call__` takes, such as
+      `{'train': False}`; hashable values.
 
   Returns:
     A `Classifier` whose `features` go by the names of submodules.
+
+  Raises:
+    UserError: If this is no module, an argument of its call is missing or
+      unknown, or the variables are something else.
   """
+  if not isinstance(module, nn.Module):
+    raise UserError(
+      f'module is {_named(module)} but must be an instance of a Linen module; '
+      'there are from_nnx and from_function, too'
+    )
+  given = dict(call_arguments or {})
+  _check_call(module, given)
+  names = list(variables) if isinstance(variables, Mapping) else []
+  if not isinstance(variables, Mapping) or (names and 'params' not in names):
+    raise UserError(
+      f'variables are {_named(variables)} with the keys {names} but must be '
+      "{'params': ...}, as module.init gives them"
+    )
+  arguments = tuple(sorted(given.items()))
   return Classifier(
     variables=variables,
-    apply=_LinenApply(module),
-    feature_map=_LinenFeatures(module),
+    apply=_LinenApply(module, arguments),
+    feature_map=_LinenFeatures(module, arguments),
     preprocess=preprocess,
   )
+
+
+def _check_call(module: nn.Module, given: Mapping[str, Any]) -> None:
+  """Refuses call arguments of a Linen module that are missing or unknown."""
+  parameters = inspect.signature(type(module).__call__).parameters
+  more = list(parameters.values())[2:]  # After self and the pictures.
+  open_ended = [p for p in more if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+  missing = [
+    p.name
+    for p in more
+    if p.default is p.empty and p not in open_ended and p.name not in given
+  ]
+  unknown = given.keys() - {p.name for p in more}
+  if missing or (unknown and not open_ended):
+    wrong = (
+      f'requires {", ".join(missing)}'
+      if missing
+      else (f'takes no {", ".join(sorted(unknown))}')
+    )
+    takes = ', '.join(p.name for p in more) or 'nothing'
+    raise UserError(
+      f'{type(module).__name__}.__call__ {wrong}; besides pictures it takes '
+      f"{takes}, given as from_linen(..., call_arguments={{'train': False}})"
+    )
+
+
+def _named(value: Any) -> str:
+  """Says what a value is, for errors."""
+  if isinstance(value, type):
+    return f'the class {value.__name__}'
+  return f'of type {type(value).__name__}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +374,15 @@ def from_nnx(
 
   Returns:
     A `Classifier`.
+
+  Raises:
+    UserError: If this is no NNX model.
   """
+  if not isinstance(model, nnx.Module):
+    raise UserError(
+      f'model is {_named(model)} but must be an instance of an NNX module; '
+      'there are from_linen and from_function, too'
+    )
   in_inference = nnx.view(
     model,
     deterministic=True,
@@ -315,16 +409,30 @@ def from_function(
     function: `images -> logits`, or `(variables, images) -> logits` if
       `variables` are given; stochastic ones take `keys` last. Must be
       traceable by JAX.
-    variables: Weights, a pytree of arrays. Arrays that `function` closes over
-      work too, but are constants of every compilation.
+    variables: Weights, a pytree of arrays; what else is in it, such as the
+      activation functions of an Equinox module, is kept as it is. Arrays that
+      `function` closes over work too, but are constants of every compilation.
     preprocess: From [0, 1] to what the function expects.
     feature_map: `(variables, images, names) -> dict`.
     stochastic: Whether two calls can differ.
 
   Returns:
     A `Classifier`.
+
+  Raises:
+    UserError: If `function` cannot be called.
   """
+  if not callable(function) or isinstance(function, nn.Module | type):
+    raise UserError(
+      f'function is {_named(function)} but must be a function from images to '
+      'logits; a Linen module and its variables go to from_linen'
+    )
   apply = function if variables is not None else _WithoutVariables(function)
+  leaves, structure = jax.tree.flatten(variables)
+  others = tuple(None if _is_number(leaf) else leaf for leaf in leaves)
+  if any(leaf is not None for leaf in others):
+    apply = _WithOthers(apply, structure, others)
+    variables = [leaf for leaf in leaves if _is_number(leaf)]
   return Classifier(
     variables=variables,
     apply=apply,
@@ -332,6 +440,62 @@ def from_function(
     preprocess=preprocess,
     stochastic=stochastic,
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class _WithOthers:
+  """Puts what is no array back into the variables of a function."""
+
+  function: Callable[..., jax.Array]
+  structure: Any
+  others: tuple[Any, ...]
+
+  def __call__(
+    self, variables: Sequence[jax.Array], *arguments: jax.Array
+  ) -> jax.Array:
+    arrays = iter(variables)
+    leaves = [next(arrays) if o is None else o for o in self.others]
+    whole = jax.tree.unflatten(self.structure, leaves)
+    return self.function(whole, *arguments)
+
+
+def _is_number(leaf: Any) -> bool:
+  """Tells what compiled functions take as an argument."""
+  return hasattr(leaf, 'dtype') or isinstance(leaf, int | float)
+
+
+def as_classifier(classifier: Any) -> Any:
+  """Gives what the user calls a classifier as one that can be compiled.
+
+  Args:
+    classifier: A `Classifier` or other callable pytree, given back as it is;
+      a plain function; or an NNX model, which is put into inference mode.
+
+  Returns:
+    A callable pytree.
+
+  Raises:
+    UserError: If it is none of them; says how to make one of it.
+  """
+  if isinstance(classifier, nnx.Module):
+    return from_nnx(classifier)
+  if isinstance(classifier, Classifier):
+    return classifier
+  if not callable(classifier) or isinstance(classifier, nn.Module | type):
+    advice = 'wrap it with from_linen, from_nnx or from_function'
+    raise UserError(
+      f'the classifier is {_named(classifier)} but must be a Classifier or a '
+      f'function from images to logits; {advice}'
+    )
+  if all(map(_is_number, jax.tree.leaves(classifier))) and (
+    not jax.tree_util.all_leaves([classifier])
+  ):
+    return classifier
+  if jax.tree_util.all_leaves([classifier]):
+    stochastic = getattr(classifier, 'stochastic', False)
+    return from_function(classifier, stochastic=stochastic)
+  # A module that is a pytree itself, such as those of Equinox.
+  return from_function(lambda module, images: module(images), classifier)
 
 
 def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -146,7 +146,10 @@ def as_labels(
   """
   array = labels if isinstance(labels, jax.Array) else np.asarray(labels)
   if array.shape != (num,) or array.dtype.kind not in 'iu':
-    advice = '; one-hot rows become labels by argmax(-1)' * (array.ndim == 2)
+    column = array.ndim == 2 and array.shape[1] == 1
+    one_hot = array.ndim == 2 and not column
+    advice = f'; give {name}[:, 0]' * column
+    advice += '; one-hot rows become labels by argmax(-1)' * one_hot
     raise UserError(
       f'{name} are {array.dtype}{list(array.shape)} but must be integers, one '
       f'for each of the {num} pictures{advice}'
@@ -167,15 +170,42 @@ def as_labels(
   return array.astype(np.int32)
 
 
-def as_logits(output: Any, num: int) -> jax.Array:
+def as_key(key: Any) -> jax.Array:
+  """Gives one random key, or says why that cannot be.
+
+  Args:
+    key: `jax.random.key(seed)`, or the older `jax.random.PRNGKey(seed)`.
+
+  Returns:
+    A key of the new style.
+
+  Raises:
+    UserError: If it is something else.
+  """
+  if isinstance(key, jax.Array):
+    if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+      if key.ndim == 0:
+        return key
+    elif key.dtype == np.uint32 and key.ndim == 1:
+      return jax.random.wrap_key_data(key)
+  given = key
+  if hasattr(key, 'dtype'):
+    given = f'{key.dtype}{list(key.shape)}'
+  raise UserError(
+    f'key is {given!s:.80} but must be one random key; give jax.random.key(0)'
+  )
+
+
+def as_logits(output: Any, num: int, dtype: Any = np.float32) -> jax.Array:
   """Gives what a classifier returned as logits, or says why that cannot be.
 
   Args:
     output: What it returned for `num` pictures.
     num: Number of pictures.
+    dtype: That of the logits; what a model computes in is its own affair.
 
   Returns:
-    float32[num, K]; logits of another floating dtype are converted.
+    dtype[num, K].
 
   Raises:
     UserError: If it is something else, or K is 1.
@@ -199,7 +229,7 @@ def as_logits(output: Any, num: int) -> jax.Array:
       'the classifier returns one logit a picture, which leaves no other class '
       'to reach; give two, as jnp.concatenate([-z, z], axis=-1) does'
     )
-  return output.astype(np.float32)
+  return output.astype(dtype)
 
 
 @jax.custom_vjp

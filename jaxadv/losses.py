@@ -12,6 +12,9 @@ import jax.numpy as jnp
 
 from jaxadv.errors import UserError
 
+# By how little a tie lies below 0, as a share of the gap to the other classes.
+_TIED = 2.0**-20
+
 
 def logit_of(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """The logit of one class a row: [B, K] and int32[B] to float32[B]."""
@@ -31,15 +34,42 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - own
 
 
+def leads(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Leads of the strongest other class, and of the strongest beyond ties.
+
+  Args:
+    logits: float32[B, K].
+    labels: int32[B].
+
+  Returns:
+    Largest other logit minus that of the label, float32[B]. And, where that
+    is exactly 0 and the label predicted nevertheless, the lead of the
+    strongest class that does not tie, negative; 0 elsewhere and where all
+    classes tie.
+  """
+  own = logit_of(logits, labels)
+  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+  others = jnp.where(is_label, -jnp.inf, logits)
+  lead = jnp.max(others, axis=-1) - own
+  lower = jnp.max(jnp.where(others < own[:, None], others, -jnp.inf), axis=-1)
+  tied = (lead == 0) & (jnp.argmax(logits, axis=-1) == labels)
+  return lead, jnp.where(tied & jnp.isfinite(lower), lower - own, 0)
+
+
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Largest other logit minus that of the label, float32[B].
 
   Positive where the classifier errs. Unlike the cross-entropy its gradient
   does not vanish where the classifier is very sure.
+
+  Where the label is predicted and another class has exactly its logit, that
+  may be a copy of the label, whose lead is 0 for ever. The gradient there is
+  also that of the strongest class that does not tie, and the value just below
+  0, the more so the further behind that class lies.
   """
-  is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-  other = jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=-1)
-  return other - logit_of(logits, labels)
+  lead, beyond_ties = leads(logits, labels)
+  value = jax.lax.stop_gradient(beyond_ties)
+  return lead + (beyond_ties - value) + _TIED * value
 
 
 def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -47,6 +77,8 @@ def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
   The margin divided by the distance of the largest logit to the third
   largest; unlike the margin it does not change when all logits are scaled.
+  Equal logits count as one: between copies of two classes, the ratio would be
+  constant.
 
   Args:
     logits: float32[B, K], K at least 3.
@@ -64,8 +96,8 @@ def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
     https://arxiv.org/abs/2003.01690, section 4.1, equation 6.
   """
   _need_classes('dlr', logits, 3)
-  top, _ = jax.lax.top_k(logits, 3)
-  return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+  top = _largest(logits, 3)
+  return margin(logits, labels) / (top[0] - top[2] + 1e-12)
 
 
 def targeted_dlr(
@@ -91,8 +123,8 @@ def targeted_dlr(
     Croce and Hein, 2020, https://arxiv.org/abs/2003.01690, equation 7.
   """
   _need_classes('targeted_dlr', logits, 4)
-  top, _ = jax.lax.top_k(logits, 4)
-  scale = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
+  top = _largest(logits, 4)
+  scale = top[0] - (top[2] + top[3]) / 2
   ahead = logit_of(logits, targets) - logit_of(logits, labels)
   return ahead / (scale + 1e-12)
 
@@ -119,6 +151,19 @@ def loss(name: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
   if name not in LOSSES:
     raise UserError(f'loss is {name!r} but must be one of {", ".join(LOSSES)}')
   return LOSSES[name]
+
+
+def _largest(logits: jax.Array, num: int) -> list[jax.Array]:
+  """The largest different logits, float32[B] each; with ties if they lack."""
+  with_ties, _ = jax.lax.top_k(logits, num)
+  values = [jnp.max(logits, axis=-1)]
+  for _ in range(num - 1):
+    lower = jnp.where(logits < values[-1][:, None], logits, -jnp.inf)
+    values.append(jnp.max(lower, axis=-1))
+  return [
+    jnp.where(jnp.isfinite(value), value, with_ties[:, rank])
+    for rank, value in enumerate(values)
+  ]
 
 
 def _need_classes(name: str, logits: jax.Array, least: int) -> None:

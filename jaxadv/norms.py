@@ -7,18 +7,23 @@ units: 8/255 is eight grey levels.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxadv.errors import UserError
-from jaxadv.utils import check_range
+from jaxadv.errors import DoubtWarning, UserError
+from jaxadv.utils import check_range, check_whole
 
 Radius = float | jax.Array
 
 _FAN_IN = 16
+# All steps together are this many radii long, so that an iterate can cross the
+# ball from one side to the other and still turn.
+_PATH_FACTOR = 2.5
 
 
 def per_row(values: jax.Array, like: jax.Array) -> jax.Array:
@@ -103,6 +108,18 @@ class Ball(NamedTuple):
   sample: Callable[[jax.Array, tuple[int, ...], jax.Array], jax.Array]
 
 
+def _check_epsilon(
+  epsilon: Any, largest: float = float('inf'), advice: str = ''
+) -> None:
+  if isinstance(epsilon, list | tuple):
+    raise UserError(
+      f'epsilon is a {type(epsilon).__name__} of {len(epsilon)} but must be a '
+      'number, or an array with one for each picture; run an attack at several '
+      'radii with evaluate_over'
+    )
+  check_range('epsilon', epsilon, 0, largest, open_low=True, advice=advice)
+
+
 def linf_ball(epsilon: Radius) -> Ball:
   """The ball in which no pixel moves by more than `epsilon`.
 
@@ -117,14 +134,16 @@ def linf_ball(epsilon: Radius) -> Ball:
     UserError: If a concrete epsilon lies outside (0, 1].
   """
   advice = '; pixels lie in [0, 1], so eight grey levels are 8/255'
-  check_range('epsilon', epsilon, 0, 1, open_low=True, advice=advice)
+  _check_epsilon(epsilon, 1, advice)
 
   def project(delta, epsilon):
     bound = per_row(epsilon, delta)
     return jnp.clip(delta, -bound, bound)
 
   def sample(keys, shape, epsilon):
-    draw = lambda key: jax.random.uniform(key, shape[1:], minval=-1.0)
+    draw = lambda key: jax.random.uniform(
+      key, shape[1:], jnp.float32, minval=-1.0
+    )
     delta = jax.vmap(draw)(keys)
     return delta * per_row(epsilon, delta)
 
@@ -144,7 +163,7 @@ def l2_ball(epsilon: Radius) -> Ball:
   Raises:
     UserError: If a concrete epsilon is not a positive number.
   """
-  check_range('epsilon', epsilon, 0, float('inf'), open_low=True)
+  _check_epsilon(epsilon)
 
   def project(delta, epsilon):
     factor = epsilon / jnp.maximum(l2(delta), epsilon)
@@ -156,8 +175,8 @@ def l2_ball(epsilon: Radius) -> Ball:
       size = 1
       for side in shape[1:]:
         size *= side
-      length = jax.random.uniform(key_length) ** (1 / size)
-      return jax.random.normal(key_direction, shape[1:]), length
+      length = jax.random.uniform(key_length, dtype=jnp.float32) ** (1 / size)
+      return jax.random.normal(key_direction, shape[1:], jnp.float32), length
 
     direction, length = jax.vmap(draw)(keys)
     return unit_l2(direction) * per_row(length * epsilon, direction)
@@ -192,14 +211,14 @@ def l1_ball(epsilon: Radius, share: float = 0.01) -> Ball:
     direction). Duchi et al., Efficient Projections onto the L1-Ball, 2008,
     figure 1 (the projection).
   """
-  check_range('epsilon', epsilon, 0, float('inf'), open_low=True)
+  _check_epsilon(epsilon)
   check_range('share', share, 0, 1, open_low=True)
 
   def project(delta, epsilon):
     # All sizes shrink by one threshold: that at which they add up to epsilon.
     sizes = jnp.sort(jnp.abs(delta).reshape(len(delta), -1), descending=True)
     excess = jnp.cumsum(sizes, axis=1) - epsilon[:, None]
-    thresholds = excess / jnp.arange(1, sizes.shape[1] + 1)
+    thresholds = excess / jnp.arange(1, sizes.shape[1] + 1, dtype=jnp.float32)
     last = jnp.sum(sizes > thresholds, axis=1, keepdims=True) - 1
     threshold = jnp.take_along_axis(thresholds, last, axis=1)[:, 0]
     shrunk = jnp.maximum(jnp.abs(delta) - per_row(threshold, delta), 0)
@@ -213,14 +232,15 @@ def l1_ball(epsilon: Radius, share: float = 0.01) -> Ball:
     num_moved = int(share * (sizes.shape[1] - 1)) + 1
     smallest = jax.lax.top_k(sizes, num_moved)[0][:, -1:]
     moved = (sizes >= smallest) & (sizes > 0)
-    each = moved / jnp.maximum(jnp.sum(moved, axis=1, keepdims=True), 1)
+    num = jnp.sum(moved, axis=1, keepdims=True, dtype=jnp.float32)
+    each = moved / jnp.maximum(num, 1)
     return jnp.sign(gradient) * each.reshape(gradient.shape)
 
   def sample(keys, shape, epsilon):
     def draw(key):
       key_delta, key_rest = jax.random.split(key)
-      rest = jax.random.exponential(key_rest)
-      return jax.random.laplace(key_delta, shape[1:]), rest
+      rest = jax.random.exponential(key_rest, dtype=jnp.float32)
+      return jax.random.laplace(key_delta, shape[1:], jnp.float32), rest
 
     # Exponential draws over their sum are uniform in a simplex; one more draw
     # than there are channels keeps the points off its surface.
@@ -253,3 +273,101 @@ def ball(norm: str, epsilon: Radius) -> Ball:
   if norm not in BALLS:
     raise UserError(f'norm is {norm!r} but must be one of {", ".join(BALLS)}')
   return BALLS[norm](epsilon)
+
+
+def as_ball(
+  radius: Radius | Ball,
+  norm: str | None = None,
+  *,
+  allowed: Sequence[str] = tuple(BALLS),
+  attack: str = 'the attack',
+) -> Ball:
+  """Gives the ball that an attack stays in, by its radius or as it is.
+
+  Args:
+    radius: A `Ball`, or the radius of one in image units.
+    norm: Norm of the ball that has this radius; None is that of the ball, or
+      'linf'.
+    allowed: Norms that the attack works in.
+    attack: What to call it.
+
+  Returns:
+    A `Ball`.
+
+  Raises:
+    UserError: If the norm is not allowed, or the radius out of its range.
+  """
+  made = radius if isinstance(radius, Ball) else ball(norm or 'linf', radius)
+  if norm not in (None, made.norm):
+    raise UserError(
+      f'norm is {norm!r} but the ball given is one in {made.norm}; leave the '
+      'norm out'
+    )
+  if made.norm not in allowed:
+    raise UserError(
+      f'{attack} works in the norm {" or ".join(allowed)}, not in {made.norm}; '
+      'pgd works in all of them'
+    )
+  return made
+
+
+def usual_step(epsilon: Radius, num_steps: int) -> Radius:
+  """The length of a step that suits a radius and a number of steps.
+
+  2.5 radii in all, the rule of Madry et al.: 2/255 for a radius of 8/255 and
+  ten steps.
+
+  Args:
+    epsilon: Radius of the ball, a scalar or float32[B], traced or not.
+    num_steps: Number of steps, at least 1.
+
+  Returns:
+    The length, of the kind of `epsilon`.
+
+  References:
+    Madry et al., Towards Deep Learning Models Resistant to Adversarial
+    Attacks, 2018, https://arxiv.org/abs/1706.06083, section 5.
+  """
+  return _PATH_FACTOR * epsilon / num_steps
+
+
+def checked_step(
+  step_size: Radius | None,
+  epsilon: Radius,
+  num_steps: int,
+  name: str = 'step_size',
+) -> Radius:
+  """Checks steps inside a ball, and chooses their length if it is not given.
+
+  Warns with a `DoubtWarning` where all steps together are shorter than the
+  radius, so that the attack cannot use its budget.
+
+  Args:
+    step_size: Length of a step, above 0, or None for `usual_step`.
+    epsilon: Radius of the ball, a scalar or float32[B], traced or not.
+    num_steps: Number of steps, at least 1.
+    name: What the user called the length.
+
+  Returns:
+    The length of a step.
+
+  Raises:
+    UserError: If a concrete number lies outside its range.
+  """
+  check_whole('num_steps', num_steps, 1)
+  if step_size is None:
+    return usual_step(epsilon, num_steps)
+  check_range(name, step_size, 0, float('inf'), open_low=True)
+  if any(isinstance(each, jax.core.Tracer) for each in (step_size, epsilon)):
+    return step_size
+  reach = num_steps * np.asarray(step_size, np.float64)
+  # Rounding apart, as where a float32 step is epsilon itself.
+  if np.any(reach < (1 - 1e-6) * np.asarray(epsilon, np.float64)):
+    warnings.warn(
+      f'{num_steps} steps of {np.min(step_size):g} are shorter than the radius '
+      f'{np.max(epsilon):g}, so that the attack cannot use all of it; leave '
+      f'{name} out, or take {np.max(usual_step(epsilon, num_steps)):g}',
+      DoubtWarning,
+      stacklevel=3,
+    )
+  return step_size

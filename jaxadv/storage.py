@@ -232,9 +232,12 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     DataError: If the file is absent or broken; names it.
   """
   try:
-    with np.load(path, allow_pickle=False) as file:
-      return {name: file[name] for name in file.files}
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    with open(path, 'rb') as file:
+      if not zipfile.is_zipfile(file):
+        raise ValueError('it is no .npz file, or not a whole one')
+    with np.load(path, allow_pickle=False) as arrays:
+      return {name: np.asarray(arrays[name]) for name in arrays.files}
+  except Exception as error:  # zipfile, zlib and NumPy fail in many ways.
     raise DataError(f'cannot read {os.fspath(path)}: {error}') from error
 
 

@@ -15,7 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxadv.errors import UserError
-from jaxadv.inputs import as_float, as_labels, as_logits, finite_gradient
+from jaxadv.inputs import (
+  as_float,
+  as_key,
+  as_labels,
+  as_logits,
+  finite_gradient,
+)
 
 PyTree = Any
 
@@ -127,14 +133,14 @@ class Attack:
     def advance(carry):
       step, state = carry
       now = bound(classifier, keys, step + 1)
-      return step + 1, self.step(now, images, labels, state)
+      return step + 1, self.next_state(now, images, labels, state)
 
     if self.max_steps == 1:  # A loop costs more than it could save.
       _, state = advance((0, state))
     elif self.max_steps:
       _, state = jax.lax.while_loop(unfinished, advance, (0, state))
     end = bound(classifier, keys, self.max_steps + 1)
-    return self.finish(end, images, labels, state)
+    return self.result(end, images, labels, state)
 
   def start(
     self,
@@ -146,9 +152,41 @@ class Attack:
   ) -> Any:
     """Gives the first state, in which the rows of `done` rest; see `init`."""
     state = self.init(keys, bound(classifier, keys, 0), images, labels)
+    # Where JAX has 64 bits, a default dtype has them, and draws other numbers.
+    state = jax.tree.map(_narrow, state)
     if done is None or not self.max_steps:
       return state
     return state._replace(done=state.done | done)
+
+  def next_state(
+    self,
+    classifier: ClassifierLike,
+    images: jax.Array,
+    labels: jax.Array,
+    state: Any,
+  ) -> Any:
+    """Gives the state after a step, in the dtypes of the one before."""
+    stepped = self.step(classifier, images, labels, state)
+    same = lambda new, old: (
+      new if new.dtype == old.dtype else new.astype(old.dtype)
+    )
+    return jax.tree.map(same, stepped, state)
+
+  def result(
+    self,
+    classifier: ClassifierLike,
+    images: jax.Array,
+    labels: jax.Array,
+    state: Any,
+  ) -> AttackResult:
+    """Gives what a state leads to, with pictures as float32."""
+    return jax.tree.map(_narrow, self.finish(classifier, images, labels, state))
+
+
+def _narrow(leaf: jax.Array) -> jax.Array:
+  """Takes float64 and int64 to 32 bits; the rest stays."""
+  narrow = {'float64': jnp.float32, 'int64': jnp.int32}.get(str(leaf.dtype))
+  return leaf if narrow is None else leaf.astype(narrow)
 
 
 def bound(
@@ -228,7 +266,7 @@ def picture_keys(key: jax.Array, source: jax.Array) -> jax.Array:
   Returns:
     key[B], `key` folded with each id.
   """
-  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, source)
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(as_key(key), source)
 
 
 class Detector(NamedTuple):

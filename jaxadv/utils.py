@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxadv.errors import UserError
@@ -13,7 +15,7 @@ from jaxadv.errors import UserError
 
 def check_range(
   name: str,
-  value,
+  value: Any,
   low: float,
   high: float,
   *,
@@ -24,7 +26,7 @@ def check_range(
 
   Args:
     name: What the user called it.
-    value: A number or an array of them.
+    value: A finite number or an array of them.
     low: The smallest legal value.
     high: The largest legal value.
     open_low: Whether `low` itself is refused.
@@ -35,14 +37,62 @@ def check_range(
   """
   if isinstance(value, jax.core.Tracer):
     return
-  numbers = np.asarray(value, np.float64)
+  numbers = _as_numbers(value)
+  if numbers is None:
+    raise UserError(f'{name} is {_shown(value)} but must be a number{advice}')
   above = numbers > low if open_low else numbers >= low
-  if not np.all(above & (numbers <= high)):
-    bracket = '(' if open_low else '['
+  if not np.all(above & (numbers <= high) & np.isfinite(numbers)):
+    bracket, end = '(' if open_low else '[', ')' if high == np.inf else ']'
     given = value if numbers.ndim == 0 else f'values up to {numbers.max()}'
     raise UserError(
-      f'{name} is {given} but must lie in {bracket}{low:g}, {high:g}]{advice}'
+      f'{name} is {given} but must lie in '
+      f'{bracket}{low:g}, {high:g}{end}{advice}'
     )
+
+
+def check_whole(
+  name: str, value: Any, low: int, high: float = float('inf')
+) -> None:
+  """Refuses a count that is no whole number or lies outside its range.
+
+  Args:
+    name: What the user called it.
+    value: A whole number. Counts shape compiled loops and arrays, so a traced
+      one is refused too.
+    low: The smallest legal value.
+    high: The largest legal value.
+
+  Raises:
+    UserError: If it is anything else.
+  """
+  if isinstance(value, jax.core.Tracer):
+    raise UserError(
+      f'{name} is traced but must be a plain whole number, because it shapes '
+      'what is compiled'
+    )
+  numbers = _as_numbers(value)
+  if numbers is None or numbers.ndim or not _is_whole(np.asarray(value)):
+    raise UserError(f'{name} is {_shown(value)} but must be a whole number')
+  check_range(name, value, low, high)
+
+
+def _as_numbers(value: Any) -> np.ndarray | None:
+  """Gives float64 numbers, or None for what is no number, such as '10'."""
+  try:
+    array = np.asarray(value)
+  except (TypeError, ValueError):
+    return None
+  is_real = _is_whole(array) or jnp.issubdtype(array.dtype, jnp.floating)
+  return array.astype(np.float64) if is_real else None
+
+
+def _is_whole(array: np.ndarray) -> bool:
+  return jnp.issubdtype(array.dtype, jnp.integer)
+
+
+def _shown(value: Any) -> str:
+  text = repr(value)
+  return text if len(text) < 40 else f'of type {type(value).__name__}'
 
 
 def keep_freed_memory() -> None:

@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from jaxadv import losses
+from jaxadv.attacks import const_search
 from jaxadv.errors import UserError
 
 LOGITS = jnp.array([[1.0, 3.0, 2.0], [0.0, -1.0, 4.0], [2.0, 2.0, 0.0]])
@@ -12,7 +13,9 @@ LABELS = jnp.array([1, 0, 0])
 
 
 def test_values():
-  np.testing.assert_allclose(losses.margin(LOGITS, LABELS), [-1, 4, 0])
+  np.testing.assert_allclose(
+    losses.margin(LOGITS, LABELS), [-1, 4, 0], atol=1e-5
+  )
   chosen = jax.nn.softmax(LOGITS)[jnp.arange(3), LABELS]
   np.testing.assert_allclose(
     losses.cross_entropy(LOGITS, LABELS), -jnp.log(chosen), rtol=1e-6
@@ -75,3 +78,46 @@ def test_margin_has_a_gradient_where_cross_entropy_has_none():
   sure = jnp.array([[0.0, 200.0, 0.0]])
   assert jnp.abs(slope(losses.cross_entropy)(sure)).max() == 0
   assert jnp.abs(slope(losses.margin)(sure)).max() == 1
+
+
+def test_margin_at_a_tie_sees_the_class_behind():
+  # The second class may be a copy of the first, whose lead never changes.
+  tied = jnp.array([[2.0, 2.0, 0.0], [2.0, 2.0, 1.0], [2.0, 1.9, 1.0]])
+  labels = jnp.zeros(3, jnp.int32)
+  values = losses.margin(tied, labels)
+  assert -1e-5 < values[0] < values[1] < 0
+  np.testing.assert_allclose(values[2], -0.1, rtol=1e-5)
+  slope = jax.grad(lambda z: losses.margin(z, labels).sum())(tied)
+  np.testing.assert_array_equal(slope, [[-2, 1, 1], [-2, 1, 1], [-1, 1, 0]])
+  # A tie in which the label is not predicted, or with all classes, is one.
+  np.testing.assert_array_equal(losses.margin(tied, labels + 1)[:2], 0)
+  np.testing.assert_array_equal(losses.margin(0 * tied, labels), 0)
+  slope = jax.grad(lambda z: losses.margin(z, labels).sum())(0 * tied)
+  np.testing.assert_array_equal(slope, [[-1, 0.5, 0.5]] * 3)
+
+
+def test_the_hinge_at_a_tie_is_what_the_other_classes_lack():
+  tied = jnp.array([[2.0, 2.0, 0.5]] * 2)
+  # The first is predicted: no success for its label, one for its copy's.
+  missing, hit = const_search.hinge(
+    tied, jnp.array([0, 1]), jnp.zeros(2), targeted=False
+  )
+  np.testing.assert_array_equal(missing, [1.5, 0])
+  np.testing.assert_array_equal(hit, [False, True])
+  # Nobody leads who ties.
+  for confidence, expected in (0.0, True), (0.1, False):
+    _, hit = const_search.hinge(
+      tied[:1], jnp.zeros(1, int), jnp.full(1, confidence), targeted=True
+    )
+    assert hit[0] == expected
+
+
+def test_difference_of_logits_ratio_counts_equal_logits_once():
+  twice = jnp.concatenate([FOUR, FOUR], axis=1)
+  labels, targets = jnp.array([0, 2]), jnp.array([2, 1])
+  plain, doubled = (
+    losses.targeted_dlr(logits, labels, targets) for logits in (FOUR, twice)
+  )
+  np.testing.assert_array_equal(plain, doubled)
+  slope = jax.grad(lambda z: losses.dlr(z, labels).sum())(twice)
+  assert jnp.all(jnp.abs(slope).max(axis=1) > 0.1)

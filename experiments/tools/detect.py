@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxadv import experiment, reports, storage
 from jaxadv.data.images import decode
+from jaxadv.data.listing import listing, warn_of_others
 from jaxadv.detectors import saved
 from jaxadv.errors import DataError, UserError, explain_out_of_memory
 from jaxadv.experiment import Cell, Options, check_options, option
@@ -24,7 +25,6 @@ from jaxadv.metrics.intervals import wilson
 from jaxadv.metrics.roc import threshold_at_fpr
 from jaxadv.reports import tables
 
-SUFFIXES = ('.png', '.jpg', '.jpeg')
 RATE = 'called attacked (%)'
 # Pictures in the report with the highest, and with the lowest scores.
 NUM_SHOWN = 8
@@ -37,7 +37,7 @@ class Config(Options):
   detector: str = option(
     '', 'Folder of a saved detector, WORKDIR/detectors/CELL/KIND.'
   )
-  images: str = option('', 'Folder of PNG and JPEG pictures, however nested.')
+  images: str = option('', 'Folder of pictures, however nested.')
   threshold: float = option(
     0.0, 'A picture is called attacked if its score is above it.'
   )
@@ -266,23 +266,23 @@ def describe(about: saved.About) -> str:
 def picture_files(role: str, folder: str) -> list[str]:
   """Lists the pictures of a folder, sorted, as paths below it.
 
+  Files that are hidden or the system's are ignored; others that are no
+  pictures are counted in a `DoubtWarning`.
+
   Raises:
     UserError: If the folder is absent or holds none.
   """
   root = Path(_given(role, folder))
   if not root.is_dir():
     raise UserError(f'--{role}: there is no folder {folder}')
-  files = sorted(
-    path.relative_to(root).as_posix()
-    for path in root.rglob('*')
-    if path.suffix.lower() in SUFFIXES and path.is_file()
-  )
-  if not files:
+  found = listing(root)
+  if not found.pictures:
     raise UserError(
-      f'--{role}: no picture in {folder}; its files must end in '
-      f'{", ".join(SUFFIXES)}'
+      f'--{role}: no picture in {folder}; its files must end in .png, .jpg, '
+      '.webp or another suffix of a format that Pillow reads'
     )
-  return files
+  warn_of_others(root, found.others)
+  return sorted(path.relative_to(root).as_posix() for path in found.pictures)
 
 
 def read_picture(path: Path, size: int) -> np.ndarray:

@@ -23,6 +23,7 @@ from jaxadv import experiment, models, reports, storage
 from jaxadv.attacks import Composite
 from jaxadv.classifier import Classifier, Normalise, as_pytree
 from jaxadv.data import imagenet, sources
+from jaxadv.data.known import may_mirror
 from jaxadv.errors import UserError
 from jaxadv.experiment import (
   Cell,
@@ -38,7 +39,7 @@ from jaxadv.models.pretrained import load_classifier
 from jaxadv.models.weights import published
 from jaxadv.reports import tables
 from jaxadv.storage import Cache, fingerprint
-from jaxadv.training.classifiers import cached_classifier, may_mirror
+from jaxadv.training.classifiers import cached_classifier
 from jaxadv.training.mesh import all_devices
 
 CHECKS = 'checks'

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from jaxadv import losses
 from jaxadv.attacks.adaptive import bpda, eot, evading, joint_classifier
@@ -93,14 +94,14 @@ def _fgsm(epsilon=8 / 255, targeted=False) -> Attack:
 
 
 def _bim(
-  epsilon=8 / 255, step_size=2 / 255, num_steps=10, norm='linf', targeted=False
+  epsilon=8 / 255, step_size=None, num_steps=10, norm='linf', targeted=False
 ) -> Attack:
   return bim(ball(norm, epsilon), step_size, num_steps, targeted=targeted)
 
 
 def _pgd(
   epsilon=8 / 255,
-  step_size=2 / 255,
+  step_size=None,
   num_steps=10,
   norm='linf',
   random_start=True,
@@ -132,7 +133,7 @@ def _patch(
   epsilon=8 / 255,
   size=8,
   num_steps=100,
-  step_size=0.01,
+  step_size=None,
   targeted=False,
   early_stop=False,
 ) -> Attack:
@@ -147,7 +148,7 @@ def _patch(
 
 
 def _lavan(
-  size=8, num_steps=100, step_size=0.05, targeted=False, early_stop=False
+  size=8, num_steps=100, step_size=None, targeted=False, early_stop=False
 ) -> Attack:
   return lavan(
     size, num_steps, step_size, targeted=targeted, early_stop=early_stop
@@ -221,7 +222,8 @@ def make(name: str, **hyper) -> Attack | Composite:
     name: A key of `ATTACKS`.
     **hyper: What differs from the defaults, such as `epsilon=16 / 255`; PGD
       and BIM take `norm` ('linf', 'l2' or 'l1') and `epsilon` in place of a
-      ball, PGD also `loss` ('ce', 'margin' or 'dlr') and `num_restarts`.
+      ball, PGD also `loss` ('ce', 'margin' or 'dlr') and `num_restarts`. Steps
+      whose length is not given follow the radius and their number.
 
   Returns:
     An `Attack`, or a `Composite` of several, which is used alike.
@@ -232,12 +234,22 @@ def make(name: str, **hyper) -> Attack | Composite:
   if name not in ATTACKS:
     raise UserError(
       f'attack is {name!r} but must be one of {", ".join(ATTACKS)}'
+      f'{_meant(name, ATTACKS)}'
     )
   known = inspect.signature(ATTACKS[name]).parameters
-  unknown = [key for key in hyper if key not in known]
-  if unknown:
-    raise UserError(
-      f'attack {name} has no hyperparameter {", ".join(unknown)}; it has '
-      f'{", ".join(known)}'
-    )
+  for key, value in hyper.items():
+    if key not in known:
+      raise UserError(
+        f'attack {name} has no hyperparameter {key}; it has '
+        f'{", ".join(known) or "none"}{_meant(key, known)}'
+      )
+    # Any word would count as yes.
+    if isinstance(known[key].default, bool) and not isinstance(value, bool):
+      raise UserError(f'{key} is {value!r} but must be True or False')
   return ATTACKS[name](**hyper)
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+  """Asks for a name like the word given, if there is one."""
+  near = difflib.get_close_matches(str(word), known, 1)
+  return f'; did you mean {near[0]}?' if near else ''

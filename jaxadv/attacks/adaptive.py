@@ -13,12 +13,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxadv.attacks.rows import spread
 from jaxadv.attacks.wrap import against
 from jaxadv.classifier import Classifier, as_pytree, from_function, identity
 from jaxadv.errors import UserError
 from jaxadv.norms import Radius
 from jaxadv.types import Attack, ClassifierLike, bound
-from jaxadv.utils import check_range
+from jaxadv.utils import check_range, check_whole
 
 Score = Callable[[jax.Array], jax.Array]
 
@@ -128,7 +129,7 @@ def evading(attack: Attack, score: Score, beta: Radius = 1.0) -> Attack:
 
   def draw(keys, images):
     del images
-    return jnp.broadcast_to(jnp.asarray(beta, jnp.float32), keys.shape)
+    return spread('beta', beta, keys.shape)
 
   return against(attack, view, draw)
 
@@ -206,7 +207,7 @@ def eot(classifier: Classifier, num_draws: int) -> Classifier:
     Athalye et al., Synthesizing Robust Adversarial Examples, 2018,
     https://arxiv.org/abs/1707.07397, section 2.
   """
-  check_range('num_draws', num_draws, 1, float('inf'))
+  check_whole('num_draws', num_draws, 1)
   if not getattr(classifier, 'stochastic', False):
     raise UserError(
       'eot was given a classifier that is not stochastic; attack it as it is, '

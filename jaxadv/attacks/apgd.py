@@ -12,11 +12,11 @@ import numpy as np
 from jaxadv import losses
 from jaxadv.attacks.combine import over
 from jaxadv.attacks.drive import Composite
-from jaxadv.attacks.rows import class_of_rank, keep_done, num_classes
+from jaxadv.attacks.rows import class_of_rank, keep_done, num_classes, spread
 from jaxadv.errors import UserError
-from jaxadv.norms import Ball, Radius, per_row
+from jaxadv.norms import Ball, Radius, as_ball, per_row
 from jaxadv.types import Attack, AttackResult
-from jaxadv.utils import check_range
+from jaxadv.utils import check_range, check_whole
 
 # Share of a step in the next iterate; the rest is the step before.
 _MOMENTUM = 0.75
@@ -87,7 +87,7 @@ def checkpoints(num_steps: int) -> np.ndarray:
 
 
 def apgd(
-  ball: Ball,
+  ball: Ball | Radius,
   num_steps: int = 100,
   *,
   loss: Callable[[jax.Array, jax.Array], jax.Array] = losses.cross_entropy,
@@ -104,7 +104,8 @@ def apgd(
   takes `num_steps` + 1 of them, and one more with a random start.
 
   Args:
-    ball: `linf_ball(epsilon)` or `l2_ball(epsilon)`.
+    ball: `linf_ball(epsilon)` or `l2_ball(epsilon)`; a radius alone is that of
+      an Linf ball.
     num_steps: Number of steps, at least 1.
     loss: `(logits, labels) -> float32[B]`, such as `losses.cross_entropy`
       (APGD-CE) or `losses.dlr` (APGD-DLR).
@@ -144,7 +145,7 @@ def apgd(
 
 
 def apgd_t(
-  ball: Ball,
+  ball: Ball | Radius,
   num_steps: int = 100,
   *,
   num_targets: int = 9,
@@ -159,7 +160,8 @@ def apgd_t(
   on, until a run succeeds.
 
   Args:
-    ball: `linf_ball(epsilon)` or `l2_ball(epsilon)`.
+    ball: `linf_ball(epsilon)` or `l2_ball(epsilon)`; a radius alone is that of
+      an Linf ball.
     num_steps: Number of steps towards every class, at least 1.
     num_targets: Number of rival classes, at least 1; of a classifier with
       fewer, all are tried.
@@ -177,7 +179,7 @@ def apgd_t(
     Croce and Hein, 2020, https://arxiv.org/abs/2003.01690, section 4.1,
     equation 7.
   """
-  check_range('num_targets', num_targets, 1, float('inf'))
+  check_whole('num_targets', num_targets, 1)
 
   def towards(rank):
     return _apgd(
@@ -193,7 +195,7 @@ def apgd_t(
 
 
 def _apgd(
-  ball: Ball,
+  ball: Ball | Radius,
   num_steps: int,
   loss: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
   *,
@@ -203,12 +205,9 @@ def _apgd(
   rank: Radius | None = None,
 ) -> Attack:
   """AutoPGD on `loss(logits, labels, targets)`; see `apgd`."""
-  check_range('num_steps', num_steps, 1, float('inf'))
+  check_whole('num_steps', num_steps, 1)
   check_range('rho', rho, 0, 1)
-  if ball.norm not in ('linf', 'l2'):
-    raise UserError(
-      f'AutoPGD has no steps in the norm {ball.norm}; use linf or l2, or pgd'
-    )
+  ball = as_ball(ball, allowed=('linf', 'l2'), attack='AutoPGD')
   windows = jnp.asarray(checkpoints(num_steps))
 
   def init(keys, classifier, images, labels):
@@ -223,7 +222,7 @@ def _apgd(
           'margin, fab_t and square'
         )
       done = jnp.broadcast_to(rank >= classes, rows)
-    epsilon = jnp.broadcast_to(jnp.asarray(ball.epsilon, jnp.float32), rows)
+    epsilon = spread('epsilon', ball.epsilon, rows)
     start = images
     if random_start:
       # Stretched to the surface, as in the authors' code.
@@ -231,7 +230,7 @@ def _apgd(
       longer = epsilon / jnp.maximum(ball.distance(noise), 1e-12)
       inside = ball.project(noise * per_row(longer, noise), epsilon)
       start = jnp.clip(images + inside, 0, 1)
-    unknown = jnp.full(rows, -jnp.inf)
+    unknown = jnp.full(rows, -jnp.inf, jnp.float32)
     return APGDState(
       images=images,
       previous=start,

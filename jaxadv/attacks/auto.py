@@ -8,12 +8,12 @@ from jaxadv.attacks.drive import Composite
 from jaxadv.attacks.fab import fab_t
 from jaxadv.attacks.square import square
 from jaxadv.errors import UserError
-from jaxadv.norms import Radius, ball
+from jaxadv.norms import Ball, Radius, as_ball
 
 
 def auto_attack(
-  epsilon: Radius,
-  norm: str = 'linf',
+  epsilon: Radius | Ball,
+  norm: str | None = None,
   version: str = 'standard',
   *,
   num_steps: int = 100,
@@ -29,8 +29,9 @@ def auto_attack(
   gradients with a forward pass each, and 5,002 forward passes.
 
   Args:
-    epsilon: Radius in image units; a scalar or float32[B], traced or not.
-    norm: 'linf' or 'l2'.
+    epsilon: Radius in image units; a scalar or float32[B], traced or not. Or
+      a ball.
+    norm: 'linf' or 'l2'; None is that of the ball, or 'linf'.
     version: 'standard'.
     num_steps: Number of steps of each run of APGD and FAB, at least 1; 100
       in the paper.
@@ -56,14 +57,12 @@ def auto_attack(
   """
   if version != 'standard':
     raise UserError(f"version is {version!r} but must be 'standard'")
-  if norm not in ('linf', 'l2'):
-    raise UserError(f'norm is {norm!r} but must be one of linf, l2')
-  budget = ball(norm, epsilon)
+  budget = as_ball(epsilon, norm, allowed=('linf', 'l2'), attack='AutoAttack')
   return sequence(
     [
       apgd(budget, num_steps),
       apgd_t(budget, num_steps, num_targets=num_targets),
-      fab_t(norm, num_steps, num_targets=num_targets, epsilon=epsilon),
+      fab_t(budget.norm, num_steps, num_targets=num_targets, epsilon=budget),
       square(budget, num_queries),
     ]
   )

@@ -11,7 +11,7 @@ import numpy as np
 from jaxadv.attacks import const_search
 from jaxadv.attacks.rows import keep_done, spread
 from jaxadv.losses import succeeded
-from jaxadv.norms import Radius, l2, linf_ball, per_row
+from jaxadv.norms import Ball, Radius, as_ball, checked_step, l2, per_row
 from jaxadv.types import Attack, AttackResult
 from jaxadv.utils import check_range
 
@@ -19,6 +19,8 @@ from jaxadv.utils import check_range
 # would lie at infinity, where they never move. With the authors' 1e-6 they need
 # thousands of steps.
 _ROOM = 0.1
+# Of Adam inside a ball of radius 1.
+_LINF_RATE = 0.005 / (8 / 255)
 
 
 class Adam(NamedTuple):
@@ -138,9 +140,9 @@ def carlini_wagner(
       free=_free(images),
       adam=Adam(nothing, nothing),
       best=images,
-      distance=jnp.full(rows, jnp.inf),
-      learning_rate=spread(learning_rate, rows),
-      confidence=spread(confidence, rows),
+      distance=jnp.full(rows, jnp.inf, jnp.float32),
+      learning_rate=spread('learning_rate', learning_rate, rows),
+      confidence=spread('confidence', confidence, rows),
       search=const_search.start(initial_const, rows),
       done=jnp.zeros(rows, bool),
     )
@@ -233,11 +235,11 @@ class LinfState(NamedTuple):
 
 
 def carlini_wagner_linf(
-  epsilon: Radius,
+  epsilon: Radius | Ball,
   num_steps: int = 100,
   *,
   const: Radius = 5.0,
-  learning_rate: Radius = 0.005,
+  learning_rate: Radius | None = None,
   confidence: Radius = 0.0,
   targeted: bool = False,
 ) -> Attack:
@@ -249,13 +251,15 @@ def carlini_wagner_linf(
 
   Args:
     epsilon: Radius in image units, in (0, 1]; a scalar or float32[B], traced
-      or not, like the other numbers here.
+      or not, like the other numbers here. Or `linf_ball(...)`.
     num_steps: Number of steps, at least 1.
     const: Weight c of the loss, above 0. Inside the ball, where clipping
       keeps the iterate, the penalty that it is weighed against is zero, and
       Adam does not see the scale of a loss: it matters only for gradients
       near Adam's 1e-8.
-    learning_rate: Of Adam, in image units, above 0.
+    learning_rate: Of Adam, in image units, above 0, and about the length of
+      its first steps. None follows the radius: 0.005 for 8/255, and at least
+      `norms.usual_step`.
     confidence: By how much the wrong logit has to lead before the loss is
       zero, at least 0.
     targeted: Whether `labels` name the classes to reach.
@@ -275,11 +279,12 @@ def carlini_wagner_linf(
     Carlini and Wagner, Towards Evaluating the Robustness of Neural Networks,
     2017, https://arxiv.org/abs/1608.04644, section 6.3.
   """
-  ball = linf_ball(epsilon)
-  check_range('num_steps', num_steps, 1, float('inf'))
+  ball = as_ball(epsilon, allowed=('linf',), attack='carlini_wagner_linf')
   check_range('const', const, 0, float('inf'), open_low=True)
-  check_range('learning_rate', learning_rate, 0, float('inf'), open_low=True)
   check_range('confidence', confidence, 0, float('inf'))
+  rate = checked_step(learning_rate, ball.epsilon, num_steps, 'learning_rate')
+  if learning_rate is None:
+    rate = jnp.maximum(rate, _LINF_RATE * ball.epsilon)
 
   def init(keys, classifier, images, labels):
     del keys, classifier  # Deterministic; the first step judges the clean ones.
@@ -290,10 +295,10 @@ def carlini_wagner_linf(
       adam=Adam(nothing, nothing),
       kept=images,
       found=jnp.zeros(rows, bool),
-      epsilon=spread(epsilon, rows),
-      const=spread(const, rows),
-      learning_rate=spread(learning_rate, rows),
-      confidence=spread(confidence, rows),
+      epsilon=spread('epsilon', ball.epsilon, rows),
+      const=spread('const', const, rows),
+      learning_rate=spread('learning_rate', rate, rows),
+      confidence=spread('confidence', confidence, rows),
       steps=jnp.zeros(rows, jnp.int32),
       done=jnp.zeros(rows, bool),
     )

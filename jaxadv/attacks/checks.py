@@ -13,13 +13,18 @@ from numpy.typing import ArrayLike
 from jaxadv import losses
 from jaxadv.attacks.combine import restarts
 from jaxadv.attacks.drive import Composite
-from jaxadv.attacks.inputs import checked
+from jaxadv.attacks.inputs import (
+  attack_inputs,
+  check_outputs,
+  try_classifier,
+)
 from jaxadv.attacks.pgd import pgd
 from jaxadv.attacks.square import square
 from jaxadv.attacks.wrap import one_shot
-from jaxadv.classifier import as_pytree
+from jaxadv.classifier import as_classifier
 from jaxadv.errors import UserError
-from jaxadv.inputs import to_float
+from jaxadv.inputs import as_float, as_key
+from jaxadv.metrics.distortion import distortion, exceeds
 from jaxadv.norms import ball, linf
 from jaxadv.types import Attack, ClassifierLike, bound, picture_keys
 from jaxadv.utils import check_range
@@ -36,7 +41,8 @@ class Finding(NamedTuple):
   """One sign that robustness is overestimated.
 
   Attributes:
-    name: 'random_outputs', 'saturated_logits', 'zero_gradients',
+    name: 'broken_gradients', 'batch_dependent', 'doubtful_outputs',
+      'random_outputs', 'saturated_logits', 'zero_gradients',
       'vanishing_gradients', 'success_falls', 'blind_attack_wins' or
       'black_box_wins'.
     message: What was seen, with the numbers, and what to do about it.
@@ -112,15 +118,15 @@ def check(
 ) -> Report:
   """Looks for signs that attacks fail for the wrong reason.
 
-  Warns if outputs are random, logits so far apart that the cross-entropy has
-  no gradient, gradients zero or not finite, a larger budget helps less, or
-  an attack without gradients beats the one with them. No warning is no proof
-  of robustness.
+  Warns if outputs are random, no logits or dependent on the batch, logits so
+  far apart that the cross-entropy has no gradient, gradients zero or not
+  finite, a larger budget helps less, or an attack without gradients beats the
+  one with them. No warning is no proof of robustness.
 
   Args:
     key: For random starts, noise, and the draws of a stochastic classifier.
     classifier: The classifier in question, with its defence.
-    images: [N, H, W, C], uint8 or float32 in [0, 1]; some hundreds are
+    images: [N, H, W, C], uint8 or floating in [0, 1]; some hundreds are
       enough.
     labels: int[N], the true classes.
     norm: 'linf', 'l2' or 'l1', that of the budget.
@@ -146,6 +152,7 @@ def check(
   Raises:
     UserError: If an argument has the wrong shape or range, attacked pictures
       exceed the budget, or no picture is classified correctly.
+    DataError: If a picture or the classifier has a NaN.
 
   References:
     Athalye et al., Obfuscated Gradients Give a False Sense of Security, 2018,
@@ -157,13 +164,15 @@ def check(
   budget = ball(norm, epsilon)
   check_range('tolerance', tolerance, 0, 1)
   check_range('batch_size', batch_size, 1, float('inf'))
-  given = checked(images, labels, None, None)
-  images, labels = _as_float(given.images), given.labels
-  classifier = as_pytree(classifier)
-  num = len(labels)
+  key, classifier = as_key(key), as_classifier(classifier)
+  given = attack_inputs(images, labels)
+  clean, truth = as_float(given.images), given.labels
+  check_outputs(classifier, key, given)
+  doubts = try_classifier(classifier, key, given)
+  num = len(truth)
   size = min(batch_size, num)
 
-  def over_set(function, pictures=images):
+  def over_set(function, pictures=clean):
     """Compiles anew, so that draws made while tracing show as differences."""
     compiled = jax.jit(lambda *given: function(*given))
 
@@ -174,7 +183,7 @@ def check(
         given = (
           picture_keys(key, jnp.asarray(rows)),
           pictures[rows],
-          labels[rows],
+          truth[rows],
         )
         parts.append(compiled(classifier, *given, *extra))
       # Only the last batch is padded.
@@ -192,20 +201,21 @@ def check(
 
   others = {}
   for name, pictures in (attacked or {}).items():
-    pictures = _as_float(np.asarray(pictures))
-    if pictures.shape != images.shape:
+    pictures = as_float(pictures, f'the pictures of {name}')
+    if pictures.shape != clean.shape:
       raise UserError(
         f'the pictures of {name} have shape {pictures.shape} but must be the '
-        f'attacked {images.shape}'
+        f'attacked {clean.shape}'
       )
-    distance = float(budget.distance(jnp.asarray(pictures - images)).max())
-    if distance > epsilon + 1e-5:
+    sizes = getattr(distortion(clean, pictures), norm)
+    distance = float(sizes.max())
+    if exceeds(distance, epsilon, norm, clean[0].size):
       raise UserError(
         f'the pictures of {name} lie up to {distance:.4g} from the clean ones '
         f'but must stay within epsilon, {epsilon:.4g}'
       )
     logits = jnp.asarray(over_set(_logits, pictures)(0))
-    fooled = losses.succeeded(logits, jnp.asarray(labels))
+    fooled = losses.succeeded(logits, jnp.asarray(truth))
     others[name] = float(fooled[correct].mean())
 
   def success_of(make):
@@ -252,8 +262,14 @@ def check(
     **{f'success_at_{radius:.4g}': rate for radius, rate in curve.items()},
     **{f'success_{name}': rate for name, rate in (blind | others).items()},
   }
+  found = [
+    Finding(name, f'the classifier: {sentence}')
+    for name, sentence in doubts.items()
+    if name != 'random_outputs'  # Which are measured, too.
+  ]
   return Report(
-    _warnings(
+    found
+    + _warnings(
       numbers,
       curve,
       epsilon,
@@ -331,7 +347,3 @@ def _warnings(numbers, curve, epsilon, blind, others, tolerance, scale):
 def _logits(classifier, keys, images, labels, turn):
   del labels
   return bound(classifier, keys, turn)(images)
-
-
-def _as_float(images: np.ndarray) -> np.ndarray:
-  return to_float(images) if images.dtype == np.uint8 else images

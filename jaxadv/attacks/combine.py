@@ -11,7 +11,7 @@ from jaxadv.attacks.drive import Composite
 from jaxadv.errors import UserError
 from jaxadv.norms import per_row
 from jaxadv.types import Attack, AttackResult
-from jaxadv.utils import check_range
+from jaxadv.utils import check_whole
 
 Part = Attack | Composite
 
@@ -128,7 +128,7 @@ def restarts(
   Raises:
     UserError: If `num_restarts` is below 1.
   """
-  check_range('num_restarts', num_restarts, 1, float('inf'))
+  check_whole('num_restarts', num_restarts, 1)
   return over(lambda _: attack, jnp.arange(num_restarts), smallest=smallest)
 
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxadv.attacks.rows import spread
-from jaxadv.losses import margin, succeeded
+from jaxadv.losses import leads, succeeded
 from jaxadv.norms import Radius
-from jaxadv.utils import check_range
+from jaxadv.utils import check_range, check_whole
 
 # From this many runs on, the last one repeats the smallest constant that had
 # success, as in the authors' code.
@@ -60,8 +60,8 @@ def check(
     UserError: If one lies outside its range.
   """
   infinity = float('inf')
-  check_range('num_steps', num_steps, 1, infinity)
-  check_range('binary_search_steps', binary_search_steps, 1, infinity)
+  check_whole('num_steps', num_steps, 1)
+  check_whole('binary_search_steps', binary_search_steps, 1)
   check_range('initial_const', initial_const, 0, infinity, open_low=True)
   check_range('learning_rate', learning_rate, 0, infinity, open_low=True)
   check_range('confidence', confidence, 0, infinity)
@@ -78,11 +78,11 @@ def start(initial_const: Radius, rows: tuple[int, ...]) -> Search:
     A `Search`.
   """
   return Search(
-    const=spread(initial_const, rows),
-    lower=jnp.zeros(rows),
-    upper=jnp.full(rows, jnp.inf),
+    const=spread('initial_const', initial_const, rows),
+    lower=jnp.zeros(rows, jnp.float32),
+    upper=jnp.full(rows, jnp.inf, jnp.float32),
     found=jnp.zeros(rows, bool),
-    past_loss=jnp.full(rows, jnp.inf),
+    past_loss=jnp.full(rows, jnp.inf, jnp.float32),
     steps=jnp.zeros(rows, jnp.int32),
     runs=jnp.zeros(rows, jnp.int32),
   )
@@ -107,9 +107,14 @@ def hinge(
     How much of the lead is missing, float32[B], at least 0; and bool[B],
     whether the row succeeded with this lead.
   """
-  lead = margin(logits, labels) * (-1 if targeted else 1)
-  hit = succeeded(logits, labels, targeted=targeted) & (lead >= confidence)
-  return jax.nn.relu(confidence - lead), hit
+  lead, beyond_ties = leads(logits, labels)
+  success = succeeded(logits, labels, targeted=targeted)
+  if targeted:
+    return jax.nn.relu(confidence + lead), success & (-lead >= confidence)
+  # A class that ties with the label may be a copy of it, whose lead never
+  # changes: what is missing is missing to the others.
+  missing = jax.nn.relu(confidence - (lead + beyond_ties))
+  return missing, success & (lead >= confidence)
 
 
 def advance(

@@ -12,7 +12,7 @@ from jaxadv.attacks.rows import keep_done, spread
 from jaxadv.losses import cross_entropy, succeeded
 from jaxadv.norms import Radius, l2, per_row, unit_l2
 from jaxadv.types import Attack, AttackResult
-from jaxadv.utils import check_range
+from jaxadv.utils import check_range, check_whole
 
 _FIRST_STEP, _LAST_STEP = 1.0, 0.01  # Step sizes of Rony et al.
 
@@ -86,11 +86,11 @@ def ddn(
     Adversarial Attacks and Defenses, 2019, https://arxiv.org/abs/1811.09600,
     algorithm 1.
   """
-  check_range('num_steps', num_steps, 1, float('inf'))
+  check_whole('num_steps', num_steps, 1)
   check_range('init_norm', init_norm, 0, float('inf'), open_low=True)
   check_range('gamma', gamma, 0, 1)
   if levels is not None:
-    check_range('levels', levels, 2, float('inf'))
+    check_whole('levels', levels, 2)
   turn = np.cos(np.pi * np.arange(num_steps) / num_steps)
   step_sizes = _LAST_STEP + (_FIRST_STEP - _LAST_STEP) * (1 + turn) / 2
 
@@ -100,10 +100,10 @@ def ddn(
     return DDNState(
       images=images,
       best=images,
-      distance=jnp.full(rows, jnp.inf),
-      norm=spread(init_norm, rows),
+      distance=jnp.full(rows, jnp.inf, jnp.float32),
+      norm=spread('init_norm', init_norm, rows),
       farthest=l2(jnp.maximum(images, 1 - images)),
-      gamma=spread(gamma, rows),
+      gamma=spread('gamma', gamma, rows),
       keys=keys,
       steps=jnp.zeros(rows, jnp.int32),
       done=jnp.zeros(rows, bool),
@@ -156,7 +156,7 @@ def _somewhere(
 
   def draw(key, count):
     key = jax.random.fold_in(key, count)
-    return jax.random.normal(key, direction.shape[1:])
+    return jax.random.normal(key, direction.shape[1:], jnp.float32)
 
   def replaced():
     random = unit_l2(jax.vmap(draw)(keys, count))

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxadv.attacks.rows import spread, twins_last
 from jaxadv.errors import UserError
 from jaxadv.losses import logit_of, succeeded
-from jaxadv.norms import Radius, l1, l2, per_row
+from jaxadv.norms import Radius, l1, l2, linf, per_row
 from jaxadv.types import Attack, AttackResult
-from jaxadv.utils import check_range
+from jaxadv.utils import check_range, check_whole
 
 # The authors' code makes every step longer by this much, else a picture can
 # stall in front of a boundary that it approaches ever more slowly.
@@ -77,17 +78,21 @@ def deepfool(
     Moosavi-Dezfooli et al., DeepFool, 2016, https://arxiv.org/abs/1511.04599,
     section 3, algorithm 2, and equations 10 and 11 (other norms).
   """
-  check_range('num_steps', num_steps, 1, float('inf'))
+  check_whole('num_steps', num_steps, 1)
   check_range('overshoot', overshoot, 0, float('inf'))
-  check_range('num_candidates', num_candidates, 2, float('inf'))
+  check_whole('num_candidates', num_candidates, 2)
   if norm not in ('l2', 'linf'):
     raise UserError(f"norm is {norm!r} but must be 'l2' or 'linf'")
 
   def to_boundary(gradient, gap):
-    """Distance to where a linear function closes its gap, and the move."""
+    """Distance to where a linear function closes its gap, and the move.
+
+    Where it is flat, as between two classes that are copies of each other,
+    there is no boundary, however small the gap: the distance is infinite.
+    """
     # The dual norm says how much the function rises over a unit of distance.
     slope = jnp.maximum((l2 if norm == 'l2' else l1)(gradient), 1e-12)
-    distance = gap / slope
+    distance = jnp.where(linf(gradient) > 0, gap / slope, jnp.inf)
     if norm == 'l2':
       return distance, gradient * per_row((distance + _EXTRA) / slope, gradient)
     return distance, jnp.sign(gradient) * per_row(distance + _EXTRA, gradient)
@@ -103,15 +108,13 @@ def deepfool(
       rivals = labels[:, None]
     else:
       _, strongest = jax.lax.top_k(
-        logits, min(num_candidates, logits.shape[-1])
+        twins_last(logits), min(num_candidates, logits.shape[-1])
       )
       # The first is the label itself in all rows that will be attacked.
       rivals = strongest[:, 1:]
     return DeepFoolState(
       delta=jnp.zeros_like(images),
-      overshoot=jnp.broadcast_to(
-        jnp.asarray(overshoot, jnp.float32), labels.shape
-      ),
+      overshoot=spread('overshoot', overshoot, labels.shape),
       rivals=rivals,
       done=succeeded(logits, labels, targeted=targeted),
     )
@@ -138,7 +141,8 @@ def deepfool(
         jnp.where(per_row(closer, move), move, best[1]),
       ), None
 
-    nothing = (jnp.full(labels.shape, jnp.inf), jnp.zeros_like(images))
+    unreached = jnp.full(labels.shape, jnp.inf, jnp.float32)
+    nothing = (unreached, jnp.zeros_like(images))
     (_, move), _ = jax.lax.scan(nearer, nothing, state.rivals.T)
     delta = jnp.where(per_row(state.done, move), 0, move) + state.delta
     state = state._replace(delta=delta)

@@ -112,7 +112,7 @@ def drive(
   def advance(carry):
     state, rows, steps, taken = carry
     read = lambda leaf: leaf.at[rows].get(mode='clip')
-    local = attack.step(
+    local = attack.next_state(
       bound(classifier, read(keys), steps + 1),
       read(images),
       read(labels),
@@ -145,7 +145,7 @@ def drive(
       (state, rows[kept], steps[kept], taken),
     )
   end = bound(parted, keys, attack.max_steps + 1)
-  return attack.finish(end, images, labels, carry[0])
+  return attack.result(end, images, labels, carry[0])
 
 
 def _in_parts(classifier: ClassifierLike, size: int) -> ClassifierLike:

@@ -20,15 +20,17 @@ from numpy.typing import ArrayLike
 from jaxadv import hosts
 from jaxadv.attacks.drive import Composite, drive
 from jaxadv.attacks.inputs import (
-  Pictures,
+  AttackInputs,
+  attack_inputs,
+  check_attack,
   check_classifier,
-  check_repeatable,
   check_targets,
-  checked,
 )
-from jaxadv.classifier import from_function
+from jaxadv.attacks.wrap import one_shot
+from jaxadv.classifier import as_classifier
+from jaxadv.data.images import encode
 from jaxadv.errors import DataError, UserError, explain_out_of_memory
-from jaxadv.inputs import to_float, to_uint8
+from jaxadv.inputs import as_key, check_result
 from jaxadv.losses import succeeded
 from jaxadv.metrics.accuracy import Share, share
 from jaxadv.metrics.distortion import distortion, exceeds
@@ -36,10 +38,12 @@ from jaxadv.storage import (
   fingerprint,
   read_json,
   read_npz,
+  replacing,
   write_json,
   write_npz,
 )
 from jaxadv.types import Attack, ClassifierLike, bound, picture_keys
+from jaxadv.units import to_float, to_uint8
 
 Progress = Callable[[int, int], None]
 Radius = float | jax.Array
@@ -48,7 +52,7 @@ Radius = float | jax.Array
 _CLEAN, _ATTACKED, _ROUNDED = range(2**31 - 4, 2**31 - 1)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Evaluation:
   """An attack on a whole set; NumPy arrays in the order of the pictures.
 
@@ -74,6 +78,53 @@ class Evaluation:
   l1: np.ndarray
   l2: np.ndarray
   linf: np.ndarray
+
+  def __repr__(self) -> str:
+    """Gives the figures, and no arrays."""
+    num, *shape = self.images.shape
+    reached = self.correct & self.success
+    size = lambda norm: float(np.median(getattr(self, norm)[reached]))
+    sizes = (
+      f', median change L2 {size("l2"):.4g} and Linf {size("linf"):.4g}'
+      if reached.any()
+      else ''
+    )
+    return (
+      f'Evaluation of {num} pictures of {"x".join(map(str, shape))}: clean '
+      f'accuracy {self.clean_accuracy:.1%}, robust accuracy '
+      f'{self.robust_accuracy:.1%}, attack success rate '
+      f'{self.attack_success_rate:.1%}, of which survive 8 bit '
+      f'{self.survives_uint8:.1%}{sizes}'
+    )
+
+  def save_pngs(self, folder: str | os.PathLike[str]) -> list[Path]:
+    """Writes the attacked pictures, rounded to 8 bit, as PNG files.
+
+    Args:
+      folder: Made if need be; files already there are replaced.
+
+    Returns:
+      The files, `00000.png` and so on, in the order of the pictures.
+
+    Raises:
+      UserError: If the pictures have neither 1 nor 3 channels.
+      DataError: If the disk is full; names the file.
+    """
+    if self.images.shape[-1] not in (1, 3):
+      raise UserError(
+        f'the pictures have {self.images.shape[-1]} channels but a PNG must '
+        'have 1 or 3; take them from images_uint8'
+      )
+    paths = [Path(folder) / f'{row:05d}.png' for row in range(len(self.images))]
+    for path, pixels in zip(paths, self.images_uint8, strict=True):
+      with replacing(path) as file:
+        file.write(encode(pixels))
+    return paths
+
+  @property
+  def clean_accuracy(self) -> float:
+    """Share of all pictures that are classified correctly when clean."""
+    return _mean(self.correct)
 
   @property
   def attack_success_rate(self) -> float:
@@ -136,7 +187,7 @@ def evaluate(
     key: One key.
     classifier: The classifier under attack. If its outputs are random, it has
       to say so: `from_function(..., stochastic=True)`.
-    images: [N, H, W, C], uint8 or float32 in [0, 1].
+    images: [N, H, W, C], uint8 or floating in [0, 1].
     labels: int[N], the true classes, for a targeted attack too.
     source: int[N], ids of the pictures, or None for 0 to N - 1.
     targets: int[N], the classes to reach, for a targeted attack only.
@@ -158,14 +209,20 @@ def evaluate(
     UserError: If an argument has the wrong shape, type or range, the attack
       and `targets` do not fit each other, the classifier is random and does
       not declare it, or `resume_dir` belongs to something else.
-    DataError: If a picture holds a NaN, the classifier gives one, a kept
-      batch is broken, or memory or disk are full.
+    DataError: If a picture holds a NaN, the classifier or the attack gives
+      one, a kept batch is broken, or memory or disk are full.
+
+  Warns:
+    DoubtWarning: If the classifier has a gradient that is not finite (such
+      entries count as 0), gives what looks like probabilities, or depends on
+      the batch that a picture is in.
   """
+  check_attack(attack)
   run = _Run(
     make=lambda _: attack,
-    key=key,
-    classifier=_as_argument(classifier),
-    pictures=checked(images, labels, source, targets),
+    key=as_key(key),
+    classifier=as_classifier(classifier),
+    inputs=attack_inputs(images, labels, source, targets),
     batch_size=batch_size,
     num_slots=num_slots,
     mesh=mesh,
@@ -195,7 +252,8 @@ def evaluate_over(
   Args:
     make: `epsilon -> attack`. The epsilon is traced; it may be any other
       hyperparameter that attacks take as a traced scalar.
-    epsilons: Its values, at least one.
+    epsilons: Its values, at least one; at 0 an attack that refuses it leaves
+      the pictures clean.
     key: As in `evaluate`, and so on; all epsilons get the same draws.
     classifier: See `evaluate`.
     images: See `evaluate`.
@@ -224,13 +282,21 @@ def evaluate_over(
     ... )
     >>> [each.robust_accuracy for each in found]
   """
-  if not len(epsilons):
-    raise UserError('epsilons are empty; give at least one')
+  epsilons = np.atleast_1d(np.asarray(epsilons)).tolist()
+  if not epsilons or not all(isinstance(e, int | float) for e in epsilons):
+    raise UserError(
+      f'epsilons are {epsilons} but must be numbers; give at least one'
+    )
+  if isinstance(make, Attack | Composite):
+    raise UserError(
+      'make is an attack but must be a function that makes one, as in '
+      'lambda epsilon: pgd(linf_ball(epsilon))'
+    )
   run = _Run(
     make=make,
-    key=key,
-    classifier=_as_argument(classifier),
-    pictures=checked(images, labels, source, targets),
+    key=as_key(key),
+    classifier=as_classifier(classifier),
+    inputs=attack_inputs(images, labels, source, targets),
     batch_size=batch_size,
     num_slots=num_slots,
     mesh=mesh,
@@ -293,7 +359,7 @@ class _Run:
   make: Callable[[Any], Attack | Composite]
   key: jax.Array
   classifier: Any
-  pictures: Pictures
+  inputs: AttackInputs
   batch_size: int
   num_slots: int | None
   mesh: Mesh | None
@@ -308,44 +374,61 @@ def _evaluate(
   """Runs `run.make(value)` for every value, each with a folder to resume."""
   _check_devices(run)
   # Made once with plain numbers: factories check the ranges of those.
-  attacks = [run.make(float(value)) for value in values]
-  check_targets(run.pictures, attacks[0].targeted)
+  runs = [_at(run, float(value)) for value in values]
+  for each, value in zip(runs, values, strict=True):
+    attack = each.make(float(value))
+    check_attack(attack)
+    check_targets(run.inputs, attack.targeted)
   with explain_out_of_memory(run.batch_size):
-    check_classifier(run.classifier, run.key, run.pictures)
-  attack_batch = _compiled(run)
-  num_rows = len(run.pictures.labels)
+    check_classifier(run.classifier, run.key, run.inputs)
+  compiled = {each.make: _compiled(each) for each in runs}
+  num_rows = len(run.inputs.labels)
   total = num_rows * len(values)
   found: list[Evaluation] = []
   with _reporting(progress, total) as report:
-    for value, folder in zip(values, folders, strict=True):
+    for each, value, folder in zip(runs, values, folders, strict=True):
       outcome = _Outcome(
-        images=np.empty(run.pictures.images.shape, np.float32),
-        images_uint8=np.empty(run.pictures.images.shape, np.uint8),
+        images=np.empty(run.inputs.images.shape, np.float32),
+        images_uint8=np.empty(run.inputs.images.shape, np.uint8),
         **{name: np.zeros(num_rows, bool) for name in _Outcome._fields[2:]},
       )
       waiting = np.arange(num_rows)
       if folder is not None:
         folder = Path(folder)
-        _claim(folder, _identity(run, value))
+        _claim(folder, _identity(each, value))
         waiting = np.setdiff1d(waiting, _finished(folder, outcome))
       before = num_rows * len(found) + num_rows - len(waiting)
       report(before, total)
       for start in range(0, len(waiting), run.batch_size):
         rows = waiting[start : start + run.batch_size]
-        chunk = attack_batch(value, rows)
+        chunk = compiled[each.make](value, rows)
         if chunk.broken.any():
           raise DataError(
             'the classifier gives NaN for the picture in row '
-            f'{rows[np.argmax(chunk.broken)]}; check its weights and '
-            'preprocessing'
+            f'{rows[np.argmax(chunk.broken)]}, clean or attacked; check its '
+            'weights and preprocessing'
           )
+        check_result(chunk.images, rows, 'the attack')
         _put(outcome, rows, chunk)
         if folder is not None and hosts.is_first():
           name = f'rows-{rows[0]}-{len(rows)}.npz'
           write_npz(folder / name, rows=rows, **chunk._asdict())
         report(before + start + len(rows), total)
-      found.append(_measured(run.pictures.images, outcome))
+      found.append(_measured(run.inputs.images, outcome))
   return found
+
+
+def _at(run: _Run, value: float) -> _Run:
+  """Gives the run for a value: at 0, an attack that refuses it does nothing."""
+  if value:
+    return run
+  try:
+    run.make(value)
+  except UserError:
+    targeted = run.inputs.targets is not None
+    nothing = one_shot(lambda keys, images: images, targeted=targeted)
+    return dataclasses.replace(run, make=lambda _: nothing)
+  return run
 
 
 def _compiled(run: _Run) -> Callable[[float, np.ndarray], _Outcome]:
@@ -381,41 +464,36 @@ def _compiled(run: _Run) -> Callable[[float, np.ndarray], _Outcome]:
       (classifier, key), NamedSharding(run.mesh, everywhere)
     )
   program = jax.jit(program)
-  pictures, targeted = run.pictures, run.pictures.targets is not None
-  as_float = to_float if pictures.images.dtype == np.uint8 else np.asarray
+  inputs, targeted = run.inputs, run.inputs.targets is not None
+  scaled = to_float if inputs.images.dtype == np.uint8 else np.asarray
   declared = getattr(classifier, 'stochastic', False)
-  tried = declared
 
   def attack_batch(value, rows):
-    nonlocal tried
     padded = np.resize(rows, run.batch_size)
-    numbers = (pictures.labels, pictures.aims, pictures.source)
+    numbers = (inputs.labels, inputs.aims, inputs.source)
     batch = (
-      as_float(pictures.images[padded]),
+      scaled(inputs.images[padded]),
       *(part[padded] for part in numbers),
     )
     with explain_out_of_memory(run.batch_size):
       clean, labels, aims, source = hosts.put(batch, place)
       judge = functools.partial(_judge, classifier, key, source)
       seen = judge(clean, labels, _CLEAN, targeted=False)
-      if not tried:
-        again = judge(clean, labels, _CLEAN, targeted=False)
-        check_repeatable(seen.logits, again.logits)
-        tried = True
       result = program(np.float32(value), classifier, key, clean, aims, source)
       rounded = to_uint8(result.images)
       judge_aims = functools.partial(judge, labels=aims, targeted=targeted)
       success = result.success
       if declared:
         success = judge_aims(result.images, turn=_ATTACKED).success
+      last = judge_aims(to_float(rounded), turn=_ROUNDED)
       outcome = hosts.fetch(
         _Outcome(
           images=result.images,
           images_uint8=rounded,
           correct=~seen.success,
           success=success,
-          success_uint8=judge_aims(to_float(rounded), turn=_ROUNDED).success,
-          broken=seen.broken,
+          success_uint8=last.success,
+          broken=seen.broken | last.broken,
         )
       )
     return _Outcome(*(leaf[: len(rows)] for leaf in outcome))
@@ -428,7 +506,6 @@ class _Judgement(NamedTuple):
 
   success: jax.Array
   broken: jax.Array
-  logits: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames='targeted')
@@ -439,9 +516,7 @@ def _judge(classifier, key, source, images, labels, turn, *, targeted):
   """
   logits = bound(classifier, picture_keys(key, source), turn)(images)
   broken = jnp.any(jnp.isnan(logits), axis=-1)
-  return _Judgement(
-    succeeded(logits, labels, targeted=targeted), broken, logits
-  )
+  return _Judgement(succeeded(logits, labels, targeted=targeted), broken)
 
 
 def _measured(clean: np.ndarray, outcome: _Outcome) -> Evaluation:
@@ -459,14 +534,6 @@ def _measured(clean: np.ndarray, outcome: _Outcome) -> Evaluation:
       for name in ('l0', 'l1', 'l2', 'linf')
     },
   )
-
-
-def _as_argument(classifier: ClassifierLike) -> Any:
-  """A plain function cannot be an argument of a compiled one."""
-  if not jax.tree_util.all_leaves([classifier]):
-    return classifier
-  stochastic = getattr(classifier, 'stochastic', False)
-  return from_function(classifier, stochastic=stochastic)
 
 
 def _check_devices(run: _Run) -> None:
@@ -491,23 +558,23 @@ def _identity(run: _Run, value: float) -> dict[str, str]:
 
   An attack is a closure; what it computes is told by its lowered program.
   """
-  pictures = run.pictures
+  inputs = run.inputs
 
   def attack(value, *given):
     return run.make(value)(*given)
 
   program = jax.jit(attack).lower(
     np.float32(value),
-    picture_keys(run.key, jnp.asarray(pictures.source[:1])),
+    picture_keys(run.key, jnp.asarray(inputs.source[:1])),
     run.classifier,
-    jnp.zeros_like(pictures.images[:1], jnp.float32),
-    pictures.aims[:1],
+    jnp.zeros_like(inputs.images[:1], jnp.float32),
+    inputs.aims[:1],
   )
   parts = {
     'attack': (program.as_text(), float(value)),
     'weights': jax.tree.leaves(run.classifier),
     'key': run.key,
-    **pictures._asdict(),
+    **inputs._asdict(),
   }
   return {name: fingerprint(part) for name, part in parts.items()}
 

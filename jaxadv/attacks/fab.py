@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jaxadv import norms
 from jaxadv.attacks.combine import over
 from jaxadv.attacks.drive import Composite
-from jaxadv.attacks.rows import class_of_rank, keep_done, num_classes
+from jaxadv.attacks.rows import class_of_rank, keep_done, num_classes, spread
 from jaxadv.errors import UserError
 from jaxadv.losses import logit_of, succeeded
-from jaxadv.norms import Radius, per_row
+from jaxadv.norms import Ball, Radius, as_ball, per_row
 from jaxadv.types import Attack, AttackResult
-from jaxadv.utils import check_range
+from jaxadv.utils import check_range, check_whole
 
 _DISTANCES: dict[str, Callable[[jax.Array], jax.Array]] = {
   'linf': norms.linf,
@@ -101,7 +101,7 @@ def fab(
   *,
   target_rank: int | jax.Array = 1,
   targeted: bool = False,
-  epsilon: Radius | None = None,
+  epsilon: Radius | Ball | None = None,
   alpha_max: float = 0.1,
   eta: float = 1.05,
   beta: float = 0.9,
@@ -123,8 +123,8 @@ def fab(
     targeted: Whether `labels` name the classes to reach, whatever their
       rank; the class to leave is the predicted one.
     epsilon: None for a minimal-norm attack. A radius in image units (a
-      scalar or float32[B], traced or not) for a budget attack: a success
-      counts within it, and the row then rests.
+      scalar or float32[B], traced or not) or a ball in `norm` for a budget
+      attack: a success counts within it, and the row then rests.
     alpha_max: Largest weight of the clean picture in the mean, in [0, 1].
     eta: By which factor projections are overshot, at least 1.
     beta: Which share of its change a success keeps, in (0, 1].
@@ -146,16 +146,14 @@ def fab(
   """
   if norm not in _DISTANCES:
     raise UserError(f'norm is {norm!r} but must be one of linf, l2')
-  check_range('num_steps', num_steps, 1, float('inf'))
+  check_whole('num_steps', num_steps, 1)
   check_range('target_rank', target_rank, 1, float('inf'))
   check_range('alpha_max', alpha_max, 0, 1)
   check_range('eta', eta, 1, float('inf'))
   check_range('beta', beta, 0, 1, open_low=True)
-  if epsilon is not None:
-    check_range('epsilon', epsilon, 0, float('inf'), open_low=True)
   distance = _DISTANCES[norm]
   # Nothing is small enough to rest at where the smallest is asked for.
-  enough = -1.0 if epsilon is None else epsilon
+  enough = -1.0 if epsilon is None else as_ball(epsilon, norm).epsilon
 
   def init(keys, classifier, images, labels):
     del keys  # Deterministic.
@@ -164,8 +162,8 @@ def fab(
     return FABState(
       images=images,
       best=images,
-      best_size=jnp.full(rows, jnp.inf),
-      epsilon=jnp.broadcast_to(jnp.asarray(enough, jnp.float32), rows),
+      best_size=jnp.full(rows, jnp.inf, jnp.float32),
+      epsilon=spread('epsilon', enough, rows),
       rank=jnp.broadcast_to(target_rank, rows),
       own=labels,
       targets=labels,
@@ -236,7 +234,7 @@ def fab_t(
   num_steps: int = 100,
   *,
   num_targets: int = 9,
-  epsilon: Radius | None = None,
+  epsilon: Radius | Ball | None = None,
   alpha_max: float = 0.1,
   eta: float = 1.05,
   beta: float = 0.9,
@@ -251,8 +249,8 @@ def fab_t(
     num_targets: Number of rival classes, at least 1: those with the largest
       logits on the clean picture; of a classifier with fewer, all are tried.
     epsilon: None for a minimal-norm attack, which keeps the smallest success
-      of all runs; a radius for a budget attack, in which a row rests after
-      its first success within it.
+      of all runs; a radius or a ball for a budget attack, in which a row
+      rests after its first success within it.
     alpha_max: See `fab`.
     eta: See `fab`.
     beta: See `fab`.
@@ -267,7 +265,7 @@ def fab_t(
   References:
     Croce and Hein, 2020, https://arxiv.org/abs/2003.01690, section 5: FAB-T.
   """
-  check_range('num_targets', num_targets, 1, float('inf'))
+  check_whole('num_targets', num_targets, 1)
 
   def towards(rank):
     return fab(

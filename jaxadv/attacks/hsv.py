@@ -11,7 +11,7 @@ from jaxadv.losses import succeeded
 from jaxadv.norms import per_row
 from jaxadv.perturbations.colour import shift_hsv
 from jaxadv.types import Attack, AttackResult
-from jaxadv.utils import check_range
+from jaxadv.utils import check_whole
 
 
 class HSVState(NamedTuple):
@@ -53,7 +53,7 @@ def hsv(num_trials: int = 1000) -> Attack:
     Hosseini and Poovendran, Semantic Adversarial Examples, 2018,
     https://arxiv.org/abs/1804.00499, section 3.
   """
-  check_range('num_trials', num_trials, 1, float('inf'))
+  check_whole('num_trials', num_trials, 1)
 
   def init(keys, classifier, images, labels):
     return HSVState(
@@ -64,7 +64,8 @@ def hsv(num_trials: int = 1000) -> Attack:
     )
 
   def draw(key, trial):
-    hue, saturation = jax.random.uniform(jax.random.fold_in(key, trial), (2,))
+    key = jax.random.fold_in(key, trial)
+    hue, saturation = jax.random.uniform(key, (2,), jnp.float32)
     return hue, (2 * saturation - 1) * trial / num_trials
 
   def step(classifier, images, labels, state):

@@ -1,26 +1,36 @@
-"""What an evaluation refuses, each with what to do instead."""
+"""What an evaluation refuses or doubts, each with what to do instead."""
 
 from __future__ import annotations
 
+import difflib
 import re
+import warnings
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.errors import TracerArrayConversionError
 from numpy.typing import ArrayLike
 
-from jaxadv.errors import DataError, UserError
-from jaxadv.types import bound
+from jaxadv import losses
+from jaxadv.attacks.drive import Composite
+from jaxadv.errors import DataError, DoubtWarning, UserError
+from jaxadv.inputs import as_float, as_labels, check_shape, doubts
+from jaxadv.types import Attack, bound, picture_keys
 
 _UNDECLARED = (
   'the classifier gives other logits for the same pictures when it is called '
   'again; switch dropout and other noise off, or declare it with '
   'from_function(..., stochastic=True) and draw from the keys that it then gets'
 )
+# Pictures that a classifier is tried on, and the noise added to half of them.
+_NUM_TRIED = 4
+_NOISE = 8 / 255
 
 
-class Pictures(NamedTuple):
+class AttackInputs(NamedTuple):
   """What is attacked; NumPy arrays.
 
   Attributes:
@@ -41,16 +51,16 @@ class Pictures(NamedTuple):
     return self.labels if self.targets is None else self.targets
 
 
-def checked(
+def attack_inputs(
   images: ArrayLike,
   labels: ArrayLike,
-  source: ArrayLike | None,
-  targets: ArrayLike | None,
-) -> Pictures:
+  source: ArrayLike | None = None,
+  targets: ArrayLike | None = None,
+) -> AttackInputs:
   """Refuses pictures and numbers that cannot be attacked.
 
   Args:
-    images: [N, H, W, C].
+    images: [N, H, W, C], uint8 or floating in [0, 1].
     labels: [N].
     source: [N], or None for 0 to N - 1.
     targets: [N], or None.
@@ -62,59 +72,56 @@ def checked(
     UserError: If one has the wrong shape, type or range.
     DataError: If a picture holds NaN or infinity.
   """
-  images = np.asarray(images)
-  if images.ndim != 4 or not len(images):
-    raise UserError(
-      f'images have shape {images.shape} but must be [N, H, W, C] with N > 0'
-    )
-  if images.dtype not in (np.uint8, np.float32):
-    raise UserError(
-      f'images are {images.dtype} but must be uint8, or float32 in [0, 1]'
-    )
-  if images.dtype == np.float32:
-    per_picture = images.reshape(len(images), -1)
-    broken = ~np.isfinite(per_picture).all(axis=1)
-    if broken.any():
-      raise DataError(
-        f'the picture in row {np.argmax(broken)} holds NaN or infinity'
-      )
-    outside = (per_picture.min(axis=1) < 0) | (per_picture.max(axis=1) > 1)
-    if outside.any():
-      row = np.argmax(outside)
-      raise UserError(
-        f'the picture in row {row} ranges from {per_picture[row].min():g} to '
-        f'{per_picture[row].max():g} but must lie in [0, 1]; normalisation '
-        'belongs inside the classifier'
-      )
-
-  def integers(name: str, values: ArrayLike) -> np.ndarray:
-    values = np.asarray(values)
-    if values.shape != images.shape[:1] or values.dtype.kind not in 'iu':
-      raise UserError(
-        f'{name} are {values.dtype}{list(values.shape)} but must be integers, '
-        f'one for each of the {len(images)} pictures'
-      )
-    return values.astype(np.int32)
-
-  return Pictures(
-    images,
-    integers('labels', labels),
-    integers('source', np.arange(len(images)) if source is None else source),
-    None if targets is None else integers('targets', targets),
+  array = np.asarray(images)
+  check_shape(array)
+  if array.dtype != np.uint8:
+    array = as_float(array)
+  num = len(array)
+  host = lambda name, values: as_labels(np.asarray(values), num, name)
+  return AttackInputs(
+    array,
+    host('labels', labels),
+    host('source', np.arange(num) if source is None else source),
+    None if targets is None else host('targets', targets),
   )
 
 
-def check_targets(pictures: Pictures, targeted: bool) -> None:
+def check_attack(attack: Any) -> None:
+  """Refuses what is no attack.
+
+  Args:
+    attack: What the user gave.
+
+  Raises:
+    UserError: If it is neither an `Attack` nor a `Composite`.
+  """
+  if isinstance(attack, Attack | Composite):
+    return
+  advice = 'build one, as in pgd(linf_ball(8 / 255))'
+  if isinstance(attack, str):
+    from jaxadv.attacks import ATTACKS  # Which imports this module.
+
+    near = difflib.get_close_matches(attack, ATTACKS, 1) or ['pgd']
+    advice = f'build it first: attacks.make({near[0]!r}, ...)'
+  elif callable(attack):
+    name = getattr(attack, '__name__', type(attack).__name__)
+    advice = f'if {name} makes attacks, call it first'
+  raise UserError(
+    f'attack is {attack!r:.80} but must be an Attack or Composite; {advice}'
+  )
+
+
+def check_targets(inputs: AttackInputs, targeted: bool) -> None:
   """Refuses targets that do not fit the attack or the labels.
 
   Args:
-    pictures: What is attacked.
+    inputs: What is attacked.
     targeted: Whether the attack is.
 
   Raises:
     UserError: If targets are missing, not wanted, or the true label.
   """
-  labels, targets = pictures.labels, pictures.targets
+  labels, targets = inputs.labels, inputs.targets
   if targets is None:
     if targeted:
       raise UserError(
@@ -136,56 +143,77 @@ def check_targets(pictures: Pictures, targeted: bool) -> None:
     )
 
 
-def check_classifier(
-  classifier: Any, key: jax.Array, pictures: Pictures
-) -> None:
-  """Refuses what shows when a classifier is traced; computes nothing.
+def check_outputs(classifier: Any, key: jax.Array, inputs: AttackInputs) -> Any:
+  """Refuses what shows when a classifier is traced once; computes nothing.
 
   Args:
     classifier: A classifier.
     key: One key.
-    pictures: What is attacked.
+    inputs: What is attacked.
+
+  Returns:
+    Its jaxpr.
 
   Raises:
-    UserError: If it gives no logits, lacks a class of the labels or targets,
-      or has random constants although it is not stochastic.
+    UserError: If it fails on such pictures, gives no logits, or lacks a class
+      of the labels or targets.
   """
-  picture = jax.ShapeDtypeStruct((1, *pictures.images.shape[1:]), jnp.float32)
-
-  def trace():
-    # A new function every time: JAX would remember the trace of an old one.
-    forward = lambda key, images: bound(classifier, key[None], 0)(images)
-    return jax.make_jaxpr(forward)(key, picture)
-
-  first = trace()
-  shape = first.out_avals[0].shape
-  if len(shape) != 2:
+  shape = inputs.images.shape[1:]
+  picture = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+  # A new function every time: JAX would remember the trace of an old one.
+  forward = lambda key, images: bound(classifier, key[None], 0)(images)
+  try:
+    jaxpr = jax.make_jaxpr(forward)(key, picture)
+  except (UserError, DataError, MemoryError):
+    raise
+  except Exception as error:  # Whatever a user's function raises.
+    reason = next(iter(str(error).strip().splitlines()), '')
+    advice = ''
+    if isinstance(error, TracerArrayConversionError):
+      advice = '; it must be traceable by JAX: use jax.numpy in it, not numpy'
     raise UserError(
-      f'the classifier gives {list(shape)} for one picture but must give '
-      'logits, [1, number of classes]'
-    )
-  for name in ('labels', 'targets'):
-    classes = getattr(pictures, name)
-    if classes is None:
-      continue
-    outside = (classes < 0) | (classes >= shape[1])
-    if outside.any():
-      row = np.argmax(outside)
-      raise UserError(
-        f'{name} hold {classes[row]} in row {row} but the classifier has '
-        f'classes 0 to {shape[1] - 1}'
-      )
-  if getattr(classifier, 'stochastic', False):
-    return
-  second = trace()
-  # Functions inside are printed with addresses that mean nothing.
-  text = lambda traced: re.sub('0x[0-9a-f]+', '', str(traced.jaxpr))
-  constants = zip(first.consts, second.consts, strict=False)
-  if text(first) != text(second) or not all(
-    one is other or np.array_equal(_numbers(one), _numbers(other))
-    for one, other in constants
-  ):
-    raise UserError(_UNDECLARED)
+      f'the classifier fails on pictures of {"x".join(map(str, shape))} '
+      f'(height, width, channels): {type(error).__name__}: {reason}{advice}'
+    ) from error
+  num_classes = jaxpr.out_avals[0].shape[1]
+  as_labels(inputs.labels, len(inputs.labels), 'labels', num_classes)
+  if inputs.targets is not None:
+    as_labels(inputs.targets, len(inputs.labels), 'targets', num_classes)
+  return jaxpr
+
+
+def check_classifier(
+  classifier: Any, key: jax.Array, inputs: AttackInputs
+) -> None:
+  """Refuses a classifier that cannot be attacked, and warns of doubtful ones.
+
+  Args:
+    classifier: A classifier.
+    key: One key.
+    inputs: What is attacked.
+
+  Raises:
+    UserError: As `check_outputs`, or if it is random and does not say so.
+    DataError: If it gives NaN.
+
+  Warns:
+    DoubtWarning: Of what `try_classifier` finds.
+  """
+  first = check_outputs(classifier, key, inputs)
+  if not getattr(classifier, 'stochastic', False):
+    second = check_outputs(classifier, key, inputs)
+    # Functions inside are printed with addresses that mean nothing.
+    text = lambda traced: re.sub('0x[0-9a-f]+', '', str(traced.jaxpr))
+    constants = zip(first.consts, second.consts, strict=False)
+    if text(first) != text(second) or not all(
+      one is other or np.array_equal(_numbers(one), _numbers(other))
+      for one, other in constants
+    ):
+      raise UserError(_UNDECLARED)
+  found = try_classifier(classifier, key, inputs)
+  if 'random_outputs' in found:
+    raise UserError(found['random_outputs'])
+  warn(found.values())
 
 
 def _numbers(constant: Any) -> np.ndarray:
@@ -194,15 +222,121 @@ def _numbers(constant: Any) -> np.ndarray:
   return np.asarray(constant)
 
 
-def check_repeatable(logits: jax.Array, again: jax.Array) -> None:
-  """Refuses logits that differ by more than the order of additions does.
+def _logits(classifier, key, images, labels, source):
+  """Gives what a classifier returns, without what a `Classifier` mends."""
+  del labels
+  raw = getattr(classifier, 'unchecked', classifier)
+  declared = getattr(classifier, 'stochastic', False)
+  extra = (picture_keys(key, source),) if declared else ()
+  return raw(images, *extra).astype(jnp.float32)
+
+
+@jax.jit
+def _look(classifier, key, images, labels, source):
+  """Gives logits, and where their gradient is finite: [B, K] and bool[B]."""
+
+  def margins(images):
+    logits = _logits(classifier, key, images, labels, source)
+    return jnp.sum(losses.margin(logits, labels)), logits
+
+  gradient, logits = jax.grad(margins, has_aux=True)(images)
+  return logits, jnp.isfinite(gradient).all(axis=range(1, gradient.ndim))
+
+
+@jax.jit
+def _look_without_gradient(*given):
+  logits = _logits(*given)
+  return logits, jnp.ones(len(logits), bool)
+
+
+def try_classifier(
+  classifier: Any, key: jax.Array, inputs: AttackInputs
+) -> dict[str, str]:
+  """Says what shows when a classifier is called on a few pictures.
+
+  They are the first ones and those with the most black and white values, as
+  they are and with noise.
 
   Args:
-    logits: float32[B, K].
-    again: float32[B, K], of the same pictures.
+    classifier: A classifier.
+    key: One key.
+    inputs: What is attacked.
+
+  Returns:
+    Sentences by name: 'broken_gradients' if its gradient is not finite,
+    'batch_dependent' if its logits depend on what else is in the batch,
+    'random_outputs' if they differ from call to call without a declaration,
+    and 'doubtful_outputs' as `jaxadv.inputs.doubts`.
 
   Raises:
-    UserError: If they differ.
+    DataError: If it gives NaN.
   """
-  if jnp.any(jnp.abs(logits - again) > 1e-3 * (1 + jnp.abs(logits))):
-    raise UserError(_UNDECLARED)
+  white = 255 if inputs.images.dtype == np.uint8 else 1
+  extreme = (inputs.images == 0) | (inputs.images == white)
+  order = np.argsort(-extreme.sum(axis=(1, 2, 3)), kind='stable')
+  half = _NUM_TRIED // 2
+  rows = np.resize(np.append(np.arange(len(order))[:half], order), _NUM_TRIED)
+  pictures = as_float(inputs.images[rows])
+  noise = np.random.default_rng(0).uniform(-_NOISE, _NOISE, pictures.shape)
+  noisy = np.clip(pictures + noise, 0, 1).astype(np.float32)
+  both = np.tile(rows, 2)
+
+  def given(company: np.ndarray) -> tuple[Any, ...]:
+    tried = np.concatenate([pictures, company])
+    return classifier, key, tried, inputs.labels[both], inputs.source[both]
+
+  look = _look
+  try:
+    jax.eval_shape(look, *given(noisy))
+  except Exception:  # It has no gradient, and black-box attacks want none.
+    look = _look_without_gradient
+
+  def call(company: np.ndarray) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in look(*given(company))]
+
+  found = {}
+  logits, finite = call(noisy)
+  broken = np.isnan(logits).any(axis=1)
+  if broken.any():
+    first = np.argmax(broken)
+    added = f' with noise of {_NOISE:.3f} added' if first >= _NUM_TRIED else ''
+    raise DataError(
+      f'the classifier gives NaN for the picture in row {both[first]}{added}; '
+      'check its weights and preprocessing'
+    )
+  if not finite.all():
+    found['broken_gradients'] = (
+      f'its gradient is NaN or infinite at {np.sum(~finite)} of {len(finite)} '
+      f'pictures, the first is row {both[np.argmin(finite)]}; such entries '
+      'count as 0, which makes attacks weaker: mend it, as '
+      'where(x > 0, sqrt(where(x > 0, x, 1)), 0) mends a square root'
+    )
+  if sentences := doubts(logits):
+    found['doubtful_outputs'] = '; '.join(sentences)
+  if getattr(classifier, 'stochastic', False):
+    return found
+  elsewhere, _ = call(1 - pictures)
+  if _differ(logits[:_NUM_TRIED], elsewhere[:_NUM_TRIED]):
+    again, _ = call(noisy)
+    if _differ(logits, again):
+      found['random_outputs'] = _UNDECLARED
+    else:
+      found['batch_dependent'] = (
+        'the logits of a picture depend on the others in its batch, and '
+        'results on the batch size; let it normalise with stored statistics, '
+        'as in inference, not with those of the batch'
+      )
+  return found
+
+
+def _differ(logits: np.ndarray, others: np.ndarray) -> bool:
+  """Tells whether logits differ by more than the order of additions does."""
+  with np.errstate(invalid='ignore'):  # Infinities may be equal.
+    far = np.abs(logits - others) > 1e-3 * (1 + np.abs(logits))
+  return bool(np.any(far))
+
+
+def warn(sentences: Iterable[str]) -> None:
+  """Warns of doubts about a classifier, in the name of who called for them."""
+  for sentence in sentences:
+    warnings.warn(f'the classifier: {sentence}', DoubtWarning, stacklevel=5)

@@ -15,9 +15,10 @@ from jaxadv.attacks.pgd import pgd
 from jaxadv.attacks.universal import over_batches
 from jaxadv.attacks.wrap import against, one_shot
 from jaxadv.errors import UserError
-from jaxadv.norms import Radius, linf_ball, per_row
+from jaxadv.inputs import as_float
+from jaxadv.norms import Ball, Radius, as_ball, linf_ball, per_row
 from jaxadv.types import Attack, ClassifierLike
-from jaxadv.utils import check_range
+from jaxadv.utils import check_range, check_whole
 
 
 def in_square(
@@ -40,7 +41,11 @@ def in_square(
   Raises:
     UserError: If the square does not fit into the pictures.
   """
-  check_range('size', size, 1, float('inf'))
+  check_whole('size', size, 1)
+  if place is not None and np.shape(place) != (2,):
+    raise UserError(
+      f'place is {place!r} but must be a row and a column, or None'
+    )
 
   def draw(keys, images):
     sides = images.shape[1:3]
@@ -50,12 +55,12 @@ def in_square(
         'of the pictures'
       )
     if place is None:
-      room = jnp.array(sides) - size
-      corner = lambda key: jax.random.randint(key, (2,), 0, room + 1)
+      room = jnp.array(sides, jnp.int32) - size
+      corner = lambda key: jax.random.randint(key, (2,), 0, room + 1, jnp.int32)
       return jax.vmap(corner)(keys)
     for side, start in zip(sides, place, strict=True):
-      check_range('place', start, 0, side - size)
-    return jnp.broadcast_to(jnp.array(place), (len(keys), 2))
+      check_whole('place', start, 0, side - size)
+    return jnp.broadcast_to(jnp.array(place, jnp.int32), (len(keys), 2))
 
   def show(attacked, images, corners):
     """Takes the square from one picture and the rest from the other."""
@@ -83,10 +88,10 @@ def in_square(
 
 
 def patch(
-  epsilon: Radius,
+  epsilon: Radius | Ball,
   size: int,
   num_steps: int = 100,
-  step_size: Radius = 0.01,
+  step_size: Radius | None = None,
   *,
   place: tuple[int, int] | None = None,
   targeted: bool = False,
@@ -99,11 +104,12 @@ def patch(
 
   Args:
     epsilon: Radius of the ball in image units, in (0, 1]; the paper's are
-      4/255, 8/255 and 16/255. A scalar or float32[B], traced or not.
+      4/255, 8/255 and 16/255. A scalar or float32[B], traced or not, or
+      `linf_ball(...)`.
     size: Side of the square in pixels; the paper's are 4, 8 and 16.
     num_steps: Number of steps, at least 1.
     step_size: Length of a step in image units, above 0; a scalar or
-      float32[B], traced or not.
+      float32[B], traced or not. None follows the radius, see `pgd`.
     place: Upper left corner as row and column, or None for a random place in
       each picture.
     targeted: Whether `labels` name the classes to reach.
@@ -115,14 +121,14 @@ def patch(
   Raises:
     UserError: If a hyperparameter lies outside its range.
 
-  The paper does not give the step size; the default is that of its PGD.
+  The paper does not give the step size.
 
   References:
     Souri et al., Identification of Attack-Specific Signatures in Adversarial
     Examples, 2021, table 2.
   """
   attack = pgd(
-    linf_ball(epsilon),
+    as_ball(epsilon, allowed=('linf',), attack='patch'),
     step_size,
     num_steps,
     random_start=False,
@@ -135,7 +141,7 @@ def patch(
 def lavan(
   size: int,
   num_steps: int = 100,
-  step_size: Radius = 0.05,
+  step_size: Radius | None = None,
   *,
   place: tuple[int, int] | None = None,
   targeted: bool = False,
@@ -152,7 +158,8 @@ def lavan(
     size: Side of the square in pixels; the paper covers 2 % of a picture.
     num_steps: Number of steps, at least 1.
     step_size: Length of a step in image units, above 0; a scalar or
-      float32[B], traced or not.
+      float32[B], traced or not. None follows the number of steps, see `pgd`;
+      the radius is 1.
     place: Upper left corner as row and column, or None for a random place in
       each picture.
     targeted: Whether `labels` name the classes to reach, as in the paper.
@@ -186,6 +193,22 @@ def lavan(
   return in_square(attack, size, place=place)
 
 
+def _check_placement(scales: tuple[float, float], max_angle: float) -> None:
+  for scale in scales:
+    check_range('scales', scale, 0, 1, open_low=True)
+  check_range('max_angle', max_angle, 0, 180)
+
+
+def _checked_patch(patch: ArrayLike) -> jax.Array:
+  """Gives a patch as float32 in [0, 1], or says why that cannot be."""
+  shape = np.shape(patch)
+  if len(shape) != 3 or shape[0] != shape[1] or 0 in shape:
+    raise UserError(
+      f'patch has the shape {shape} but must be a square [S, S, C]'
+    )
+  return jnp.asarray(as_float(patch, 'patch'))
+
+
 def place_patch(
   keys: jax.Array,
   images: jax.Array,
@@ -202,7 +225,7 @@ def place_patch(
   Args:
     keys: key[B], decide scale, angle and place, all uniform.
     images: float32[B, H, W, C] in [0, 1].
-    patch: float32[S, S, C] in [0, 1].
+    patch: [S, S, C], floating in [0, 1] or uint8.
     scales: Smallest and largest side of the pasted patch, as a share of the
       picture's shorter side, in (0, 1].
     max_angle: Largest turn to either side in degrees, in [0, 180].
@@ -211,15 +234,20 @@ def place_patch(
     float32[B, H, W, C].
 
   Raises:
-    UserError: If a scale or the angle lies outside its range.
+    UserError: If a scale or the angle lies outside its range, or the patch
+      does not fit the pictures.
   """
-  for scale in scales:
-    check_range('scales', scale, 0, 1, open_low=True)
-  check_range('max_angle', max_angle, 0, 180)
+  _check_placement(scales, max_angle)
+  patch = _checked_patch(patch)
+  if patch.shape[-1] != images.shape[-1]:
+    raise UserError(
+      f'patch has {patch.shape[-1]} channels but the pictures have '
+      f'{images.shape[-1]}'
+    )
   height, width = images.shape[1:3]
 
   def paste(key, image):
-    draws = jax.random.uniform(key, (4,))
+    draws = jax.random.uniform(key, (4,), jnp.float32)
     side = min(height, width) * (scales[0] + (scales[1] - scales[0]) * draws[0])
     angle = jnp.deg2rad(max_angle) * (2 * draws[1] - 1)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -229,7 +257,8 @@ def place_patch(
 
     def offsets(length, draw):
       low = jnp.minimum(reach, length / 2)
-      return jnp.arange(length) + 0.5 - (low + (length - 2 * low) * draw)
+      centres = jnp.arange(length, dtype=jnp.float32) + 0.5
+      return centres - (low + (length - 2 * low) * draw)
 
     down = offsets(height, draws[2])[:, None]
     right = offsets(width, draws[3])[None, :]
@@ -269,7 +298,7 @@ def train_patch(
   Args:
     key: Decides the order of the pictures and all placements.
     classifier: The classifier under attack.
-    images: [N, H, W, C], uint8 or float32 in [0, 1].
+    images: [N, H, W, C], uint8 or floating in [0, 1].
     labels: int[N], the true classes, or the classes to reach (the paper: the
       same for all).
     size: Side of the patch in its own pixels, at least 1; about the side that
@@ -286,7 +315,9 @@ def train_patch(
     float32[size, size, C] in [0, 1]; see `apply_patch`.
 
   Raises:
-    UserError: If an argument has the wrong shape or range.
+    UserError: If an argument has the wrong shape or range, or the classifier
+      cannot be attacked; see `evaluate`.
+    DataError: If a picture or the classifier has a NaN.
 
   Departs from the paper: a square, not a disc; scales, angles and optimiser
   are ours, and so is the untargeted form.
@@ -295,7 +326,7 @@ def train_patch(
     Brown et al., Adversarial Patch, 2017, https://arxiv.org/abs/1712.09665,
     section 2.
   """
-  check_range('size', size, 1, float('inf'))
+  check_whole('size', size, 1)
   check_range('learning_rate', learning_rate, 0, float('inf'), open_low=True)
   optimizer = optax.adam(learning_rate)
 
@@ -313,7 +344,7 @@ def train_patch(
     change, state = optimizer.update(jax.grad(cost)(patch), state)
     return jnp.clip(patch + change, 0, 1), state
 
-  start = jnp.full((size, size, np.shape(images)[-1]), 0.5)
+  start = jnp.full((size, size, np.shape(images)[-1]), 0.5, jnp.float32)
   trained, _ = over_batches(
     update,
     (start, optimizer.init(start)),
@@ -328,7 +359,7 @@ def train_patch(
 
 
 def apply_patch(
-  patch: jax.Array,
+  patch: ArrayLike,
   *,
   scales: tuple[float, float] = (0.3, 0.5),
   max_angle: float = 20.0,
@@ -337,7 +368,7 @@ def apply_patch(
   """Pastes a given patch into every picture, at random.
 
   Args:
-    patch: float32[S, S, C] in [0, 1]; see `train_patch`.
+    patch: [S, S, C], floating in [0, 1] or uint8; see `train_patch`.
     scales: See `place_patch`.
     max_angle: See `place_patch`.
     targeted: Whether `labels` name the classes to reach.
@@ -346,8 +377,11 @@ def apply_patch(
     A one-shot `Attack`.
 
   Raises:
-    UserError: If a scale or the angle lies outside its range.
+    UserError: If a scale or the angle lies outside its range, the patch is no
+      picture, or (once called) has other channels than the pictures.
   """
+  _check_placement(scales, max_angle)
+  patch = _checked_patch(patch)
 
   def perturb(keys, images):
     placed = place_patch(

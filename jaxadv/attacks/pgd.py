@@ -9,9 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxadv import losses
-from jaxadv.norms import Ball, Radius, linf_ball, per_row, without_blocked
+from jaxadv.attacks.rows import spread
+from jaxadv.norms import (
+  Ball,
+  Radius,
+  as_ball,
+  checked_step,
+  per_row,
+  without_blocked,
+)
 from jaxadv.types import Attack, AttackResult
-from jaxadv.utils import check_range
 
 
 class PGDState(NamedTuple):
@@ -33,9 +40,9 @@ class PGDState(NamedTuple):
 
 
 def pgd(
-  ball: Ball,
-  step_size: Radius,
-  num_steps: int,
+  ball: Ball | Radius,
+  step_size: Radius | None = None,
+  num_steps: int = 10,
   *,
   random_start: bool = True,
   targeted: bool = False,
@@ -50,9 +57,11 @@ def pgd(
   result costs one more forward pass, a random start another.
 
   Args:
-    ball: `linf_ball(epsilon)`, `l2_ball(epsilon)` or `l1_ball(epsilon)`.
+    ball: `linf_ball(epsilon)`, `l2_ball(epsilon)` or `l1_ball(epsilon)`; a
+      radius alone is that of an Linf ball.
     step_size: Length of a step in image units and in the ball's norm, above
-      0; a scalar or float32[B], traced or not.
+      0; a scalar or float32[B], traced or not. None follows the radius and
+      the number of steps, see `norms.usual_step`.
     num_steps: Number of steps, at least 1.
     random_start: Whether to start at a uniform draw from the ball.
     targeted: Whether `labels` name the classes to reach; the loss is then
@@ -78,15 +87,15 @@ def pgd(
     Tramer and Boneh, Adversarial Training and Robustness for Multiple
     Perturbations, 2019, https://arxiv.org/abs/1904.13000, section 4.
   """
-  check_range('step_size', step_size, 0, float('inf'), open_low=True)
-  check_range('num_steps', num_steps, 1, float('inf'))
+  ball = as_ball(ball)
+  step_size = checked_step(step_size, ball.epsilon, num_steps)
 
   def judge(classifier, images, labels):
     return losses.succeeded(classifier(images), labels, targeted=targeted)
 
   def init(keys, classifier, images, labels):
     rows = labels.shape
-    epsilon = jnp.broadcast_to(jnp.asarray(ball.epsilon, jnp.float32), rows)
+    epsilon = spread('epsilon', ball.epsilon, rows)
     start, done = images, jnp.zeros(rows, bool)
     if random_start:
       done = judge(classifier, images, labels)
@@ -96,7 +105,7 @@ def pgd(
     return PGDState(
       images=start,
       epsilon=epsilon,
-      step_size=jnp.broadcast_to(jnp.asarray(step_size, jnp.float32), rows),
+      step_size=spread('step_size', step_size, rows),
       fresh=jnp.full(rows, not random_start),
       done=done,
     )
@@ -130,7 +139,7 @@ def pgd(
   return Attack(init, step, finish, num_steps, targeted)
 
 
-def fgsm(epsilon: Radius, *, targeted: bool = False) -> Attack:
+def fgsm(epsilon: Radius | Ball, *, targeted: bool = False) -> Attack:
   """Moves every pixel by epsilon along the sign of the loss gradient.
 
   A budget attack of one step. The loss is the cross-entropy: raised for the
@@ -138,14 +147,15 @@ def fgsm(epsilon: Radius, *, targeted: bool = False) -> Attack:
 
   Args:
     epsilon: Radius of the Linf ball in image units, in (0, 1]; 8/255 is eight
-      grey levels. A scalar or float32[B], traced or not.
+      grey levels. A scalar or float32[B], traced or not, or `linf_ball(...)`.
     targeted: Whether `labels` name the classes to reach.
 
   Returns:
     An `Attack`. Its images differ from the clean ones by at most `epsilon`.
 
   Raises:
-    UserError: If a concrete epsilon lies outside (0, 1].
+    UserError: If a concrete epsilon lies outside (0, 1], or a ball is one in
+      another norm.
 
   Departs from the paper: images are clipped to [0, 1] after the step, and
   those misclassified when clean come back clean.
@@ -157,18 +167,23 @@ def fgsm(epsilon: Radius, *, targeted: bool = False) -> Attack:
     Goodfellow et al., Explaining and Harnessing Adversarial Examples, 2015,
     https://arxiv.org/abs/1412.6572, section 4.
   """
-  return bim(linf_ball(epsilon), epsilon, 1, targeted=targeted)
+  ball = as_ball(epsilon, allowed=('linf',), attack='fgsm')
+  return bim(ball, ball.epsilon, 1, targeted=targeted)
 
 
 def bim(
-  ball: Ball, step_size: Radius, num_steps: int, *, targeted: bool = False
+  ball: Ball | Radius,
+  step_size: Radius | None = None,
+  num_steps: int = 10,
+  *,
+  targeted: bool = False,
 ) -> Attack:
   """Repeats the gradient step from the clean picture: PGD without the draw.
 
   Args:
-    ball: `linf_ball(epsilon)`, as in the paper, or `l2_ball(epsilon)`.
-    step_size: Length of a step in image units, above 0; a scalar or
-      float32[B], traced or not.
+    ball: `linf_ball(epsilon)`, as in the paper, or that of another norm; a
+      radius alone is that of an Linf ball.
+    step_size: Length of a step, see `pgd`.
     num_steps: Number of steps, at least 1.
     targeted: Whether `labels` name the classes to reach.
 

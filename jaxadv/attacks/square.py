@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxadv import losses, norms
-from jaxadv.attacks.rows import keep_done
-from jaxadv.errors import UserError
-from jaxadv.norms import Ball, per_row
+from jaxadv.attacks.rows import keep_done, spread
+from jaxadv.norms import Ball, Radius, as_ball, per_row
 from jaxadv.types import Attack, AttackResult
-from jaxadv.utils import check_range
+from jaxadv.utils import check_range, check_whole
 
 # After these numbers of queries the squares cover half as much.
 _SHRINKS = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000])
@@ -47,7 +46,7 @@ def halvings(query: jax.Array) -> jax.Array:
 
 
 def square(
-  ball: Ball,
+  ball: Ball | Radius,
   num_queries: int = 5000,
   *,
   p_init: float = 0.8,
@@ -61,7 +60,8 @@ def square(
   the start take one each. A row rests as soon as it succeeds.
 
   Args:
-    ball: `linf_ball(epsilon)` or `l2_ball(epsilon)`.
+    ball: `linf_ball(epsilon)` or `l2_ball(epsilon)`; a radius alone is that of
+      an Linf ball.
     num_queries: Number of squares tried, at least 1.
     p_init: Share of the picture that the first squares cover, in (0, 1]. It
       is halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000
@@ -85,12 +85,9 @@ def square(
     https://arxiv.org/abs/1912.00049, algorithms 1 to 3; schedule and p_init
     of github.com/fra31/auto-attack.
   """
-  check_range('num_queries', num_queries, 1, float('inf'))
+  check_whole('num_queries', num_queries, 1)
   check_range('p_init', p_init, 0, 1, open_low=True)
-  if ball.norm not in ('linf', 'l2'):
-    raise UserError(
-      f'Square Attack has no squares in the norm {ball.norm}; use linf or l2'
-    )
+  ball = as_ball(ball, allowed=('linf', 'l2'), attack='Square Attack')
   start, propose = (
     (_stripes, _flip_square)
     if ball.norm == 'linf'
@@ -102,9 +99,9 @@ def square(
     rows = labels.shape
     return SquareState(
       images=images,
-      margin=jnp.full(rows, -jnp.inf),
+      margin=jnp.full(rows, -jnp.inf, jnp.float32),
       keys=keys,
-      epsilon=jnp.broadcast_to(jnp.asarray(ball.epsilon, jnp.float32), rows),
+      epsilon=spread('epsilon', ball.epsilon, rows),
       steps=jnp.zeros(rows, jnp.int32),
       success=jnp.zeros(rows, bool),
       done=jnp.zeros(rows, bool),
@@ -168,7 +165,8 @@ def _uniform(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   All draws of a step come from one call: each call of the generator takes
   long to compile.
   """
-  return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+  draw = lambda key: jax.random.uniform(key, shape, jnp.float32)
+  return jax.vmap(draw)(keys)
 
 
 def _signs(uniform: jax.Array) -> jax.Array:

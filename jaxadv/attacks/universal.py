@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxadv import losses
-from jaxadv.attacks.inputs import checked
+from jaxadv.attacks.inputs import attack_inputs, check_classifier
 from jaxadv.attacks.wrap import one_shot
-from jaxadv.classifier import as_pytree
-from jaxadv.inputs import to_float
-from jaxadv.norms import Ball, Radius
+from jaxadv.classifier import as_classifier
+from jaxadv.errors import DataError, UserError
+from jaxadv.inputs import as_float, as_key
+from jaxadv.norms import Ball, Radius, as_ball, checked_step
 from jaxadv.types import Attack, ClassifierLike, PyTree, bound, picture_keys
-from jaxadv.utils import check_range
+from jaxadv.utils import check_range, check_whole
 
 
 def over_batches(
@@ -41,8 +42,8 @@ def over_batches(
     start: The first value.
     key: Decides the order and what `update` and a stochastic classifier draw.
     classifier: The classifier under attack.
-    images: [N, H, W, C], uint8 or float32 in [0, 1].
-    labels: int[N].
+    images: [N, H, W, C], uint8 or floating in [0, 1].
+    labels: int[N], classes of the classifier.
     num_epochs: How often every picture is seen, at least 1.
     batch_size: Pictures at a time, at least 1; all of them if there are fewer.
 
@@ -50,12 +51,16 @@ def over_batches(
     The last value.
 
   Raises:
-    UserError: If a number is below 1, or pictures or labels are not as above.
+    UserError: If a number is below 1, pictures or labels are not as above, or
+      the classifier cannot be attacked; see `evaluate`.
+    DataError: If a picture or the classifier has a NaN, or the value gets one.
   """
-  check_range('num_epochs', num_epochs, 1, float('inf'))
-  check_range('batch_size', batch_size, 1, float('inf'))
-  pictures = checked(images, labels, None, None)
-  num = len(pictures.labels)
+  check_whole('num_epochs', num_epochs, 1)
+  check_whole('batch_size', batch_size, 1)
+  key, classifier = as_key(key), as_classifier(classifier)
+  inputs = attack_inputs(images, labels)
+  check_classifier(classifier, key, inputs)
+  num = len(inputs.labels)
   batch_size = min(batch_size, num)
   per_epoch = num // batch_size
 
@@ -63,9 +68,7 @@ def over_batches(
   def run(classifier, images, labels, key, start):
     def step(carry, rows):
       value, key = carry
-      batch = images[rows]
-      if batch.dtype == jnp.uint8:
-        batch = to_float(batch)
+      batch = as_float(images[rows])
       keys = picture_keys(key, rows)
       now = bound(classifier, keys, 0)
       return (update(value, keys, now, batch, labels[rows]), key), None
@@ -79,9 +82,13 @@ def over_batches(
 
     return jax.lax.scan(epoch, start, jnp.arange(num_epochs))[0]
 
-  return run(
-    as_pytree(classifier), pictures.images, pictures.labels, key, start
-  )
+  found = run(classifier, inputs.images, inputs.labels, key, start)
+  if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
+    raise DataError(
+      f'{num_epochs} epochs gave NaN or infinity; look at the outputs of the '
+      'classifier, or take a smaller step'
+    )
+  return found
 
 
 def universal_perturbation(
@@ -89,9 +96,9 @@ def universal_perturbation(
   classifier: ClassifierLike,
   images: ArrayLike,
   labels: ArrayLike,
-  ball: Ball,
+  ball: Ball | Radius,
   *,
-  step_size: Radius,
+  step_size: Radius | None = None,
   num_epochs: int = 10,
   batch_size: int = 128,
   targeted: bool = False,
@@ -111,11 +118,12 @@ def universal_perturbation(
   Args:
     key: Decides the order of the pictures.
     classifier: The classifier under attack.
-    images: [N, H, W, C], uint8 or float32 in [0, 1].
+    images: [N, H, W, C], uint8 or floating in [0, 1].
     labels: int[N], the true classes, or the classes to reach.
-    ball: `linf_ball(epsilon)` or any other, its radius a scalar.
+    ball: `linf_ball(epsilon)` or any other, its radius a scalar; a number is
+      the radius in Linf.
     step_size: Length of a step in image units and in the ball's norm, above
-      0; a tenth of epsilon does well.
+      0; None for `norms.usual_step`.
     num_epochs: How often every picture is seen, at least 1.
     batch_size: Pictures at a time.
     targeted: Whether `labels` name the classes to reach; the loss is then
@@ -126,7 +134,9 @@ def universal_perturbation(
     float32[H, W, C], a point of the ball; see `apply_delta`.
 
   Raises:
-    UserError: If an argument has the wrong shape or range.
+    UserError: If an argument has the wrong shape or range, or the classifier
+      cannot be attacked; see `evaluate`.
+    DataError: If a picture or the classifier has a NaN.
 
   Departs from the paper: steps of fixed length in the ball's steepest
   direction, where the paper has those of an optimiser too; the default bound
@@ -136,8 +146,12 @@ def universal_perturbation(
     Shafahi et al., Universal Adversarial Training, 2020,
     https://arxiv.org/abs/1811.11304, section 3, algorithm 2.
   """
-  check_range('step_size', step_size, 0, float('inf'), open_low=True)
   check_range('largest_loss', largest_loss, 0, float('inf'), open_low=True)
+  check_whole('num_epochs', num_epochs, 1)
+  check_whole('batch_size', batch_size, 1)
+  ball = as_ball(ball)
+  num_steps = num_epochs * max(np.size(labels) // batch_size, 1)
+  step_size = checked_step(step_size, ball.epsilon, num_steps)
   epsilon = jnp.full(1, ball.epsilon, jnp.float32)
 
   def update(delta, keys, classifier, images, labels):
@@ -153,7 +167,7 @@ def universal_perturbation(
     direction = ball.steepest(jax.grad(gain)(delta))
     return ball.project(delta + step_size * direction, epsilon)
 
-  start = jnp.zeros((1, *np.shape(images)[1:]))
+  start = jnp.zeros((1, *np.shape(images)[1:]), jnp.float32)
   return over_batches(
     update,
     start,
@@ -166,16 +180,50 @@ def universal_perturbation(
   )[0]
 
 
-def apply_delta(delta: jax.Array, *, targeted: bool = False) -> Attack:
+def apply_delta(delta: ArrayLike, *, targeted: bool = False) -> Attack:
   """Adds the same perturbation to every picture.
 
   Args:
-    delta: float32[H, W, C] in image units; see `universal_perturbation`.
+    delta: [H, W, C] or what broadcasts to it, floating, in [-1, 1]; see
+      `universal_perturbation`.
     targeted: Whether `labels` name the classes to reach.
 
   Returns:
     A one-shot `Attack` that clips to [0, 1].
+
+  Raises:
+    UserError: If the dtype or range of delta is another one, or (once called)
+      its shape.
+    DataError: If it holds NaN.
   """
-  return one_shot(
-    lambda keys, images: jnp.clip(images + delta, 0, 1), targeted=targeted
-  )
+  delta = jnp.asarray(delta)
+  if not jnp.issubdtype(delta.dtype, jnp.floating):
+    raise UserError(
+      f'delta is {delta.dtype} but must be floating, in [-1, 1]; divide grey '
+      'levels by 255'
+    )
+  if not isinstance(delta, jax.core.Tracer):
+    largest = np.abs(np.asarray(delta, np.float32)).max(initial=0)
+    if np.isnan(largest):
+      raise DataError('delta holds NaN')
+    if largest > 1 + 1e-6:
+      raise UserError(
+        f'delta goes up to {largest:g} but must lie in [-1, 1]; divide grey '
+        'levels by 255'
+      )
+  delta = delta.astype(jnp.float32)
+
+  def perturb(keys, images):
+    del keys
+    shape = images.shape[1:]
+    try:
+      fits = np.broadcast_shapes(delta.shape, shape) == shape
+    except ValueError:
+      fits = False
+    if not fits:
+      raise UserError(
+        f'delta has the shape {delta.shape} but the pictures {shape}'
+      )
+    return jnp.clip(images + delta, 0, 1)
+
+  return one_shot(perturb, targeted=targeted)

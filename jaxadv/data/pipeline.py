@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxadv.errors import UserError
-from jaxadv.inputs import to_float
+from jaxadv.inputs import as_labels, as_uint8, check_shape
 from jaxadv.types import Batch
+from jaxadv.units import to_float
 
 
 class Labelled(Protocol):
@@ -39,25 +40,53 @@ def stored(pictures: Labelled, kind: int = 0) -> Batch:
   """Puts pictures into the form in which sets are stored.
 
   Args:
-    pictures: `Pictures` or an `AdversarialSet`.
+    pictures: `Pictures` or an `AdversarialSet`; images that are floating in
+      [0, 1] are rounded to 8 bit.
     kind: 0 for clean pictures, else the index of the kind plus one.
 
   Returns:
     A `Batch` of NumPy arrays with uint8 images; its mask is all True.
+
+  Raises:
+    UserError: If images, labels or source ids have another dtype, shape or
+      range.
+    DataError: If a picture holds NaN.
   """
-  n = len(pictures.labels)
+  missing = [
+    name
+    for name in ('images', 'labels', 'source')
+    if not hasattr(pictures, name)
+  ]
+  if missing:
+    raise UserError(
+      f'the pictures are a {type(pictures).__name__} without '
+      f'{", ".join(missing)}; make them with data.sources.pictures_from_arrays'
+    )
+  images = as_uint8(pictures.images)
+  check_shape(images)
+  n = len(images)
   columns: list[Any] = [
-    pictures.images,
-    np.asarray(pictures.labels, np.int32),
+    images,
+    as_labels(np.asarray(pictures.labels), n),
     np.full(n, kind, np.int32),
-    np.asarray(pictures.source, np.int32),
+    as_labels(np.asarray(pictures.source), n, 'source ids'),
     np.ones(n, bool),
   ]
   return Batch(*columns)
 
 
 def concatenate(sets: Sequence[Batch]) -> Batch:
-  """Joins stored sets of one picture size, on the host."""
+  """Joins stored sets of one picture size, on the host.
+
+  Raises:
+    UserError: If the pictures differ in size.
+  """
+  shapes = {batch.images.shape[1:] for batch in sets}
+  if len(shapes) > 1:
+    raise UserError(
+      f'pictures of {" and ".join(map(str, sorted(shapes)))} (height, width, '
+      'channels) do not go together; give all the same size'
+    )
   columns: list[Any] = [np.concatenate(c) for c in zip(*sets, strict=True)]
   return Batch(*columns)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxadv.data.listing import holds_pictures
 from jaxadv.data.readers.arrays import open_npz
-from jaxadv.data.readers.folders import holds_pictures, open_folder
+from jaxadv.data.readers.folders import open_folder
 from jaxadv.data.readers.prepared import latest_version, open_tfds, quiet_tfds
 from jaxadv.data.readers.records import (
   Opened,
@@ -24,7 +27,7 @@ from jaxadv.data.readers.records import (
   choose,
   decode_all,
 )
-from jaxadv.errors import DataError, UserError
+from jaxadv.errors import DataError, DoubtWarning, UserError
 from jaxadv.storage import Cache
 
 # Of a set with a single split, what is learnt from.
@@ -80,11 +83,13 @@ def load(
       'cifar10:3.0.2' or 'name/config';
       a folder of class folders that lies in `data_dir`, by its name;
       the path of one TFDS set (the folder of its dataset_info.json);
-      the path of a folder of class folders of PNG or JPEG files, or of a
-      folder of such folders, one a split;
+      the path of a folder of class folders of pictures, or of a folder of
+      such folders, one a split (`readers.folders.open_folder` tells which is
+      which), of any format of `images.suffixes`; pictures are turned upright
+      by their EXIF data;
       the path of an .npz with `images` (uint8, or floating in [0, 1],
-      [N, H, W] or [N, H, W, C]), `labels` (integers [N]) and perhaps
-      `class_names`.
+      [N, H, W] or [N, H, W, C]), `labels` (integers [N], each from 0 on
+      present) and perhaps `class_names`, of which some may be absent.
     split: A split in the language of TFDS: 'test', 'train[:5000]',
       'train[80%:]', 'train+test'. 'all' is the union of the splits; own
       pictures without split folders have one split, 'train'.
@@ -108,7 +113,13 @@ def load(
   Raises:
     UserError: If the set, split, size, rows or classes cannot be had; says
       what can.
-    DataError: If a stored picture is broken; names file and record.
+    DataError: If a stored picture is broken, or has more than 8 bits a
+      channel; names file and record.
+
+  Warns:
+    DoubtWarning: If files of a folder are no pictures or lie in no class
+      folder, if it is not sure that folders are splits, or if the training
+      split lacks a class.
   """
   if channels not in (1, 3):
     raise UserError(f'channels is {channels} but must be 1 or 3')
@@ -228,17 +239,19 @@ def available(
   root = _data_dir(data_dir)
   if root is None:
     return found
+  # A set that cannot be read, or is doubtful, says why when it is asked for.
   for pattern in ('*/*/dataset_info.json', '*/*/*/dataset_info.json'):
     for folder in sorted({path.parents[1] for path in root.glob(pattern)}):
       name = str(folder.relative_to(root))
       version = latest_version(folder)
-      # A set that cannot be read says why when it is asked for.
       with contextlib.suppress(UserError, DataError):
         if version:
           found[name] = dict(open_tfds(name, version).sizes)
   for folder in sorted(root.iterdir()) if root.is_dir() else ():
     if _is_own(folder):
-      found[folder.name] = dict(open_folder(folder).sizes)
+      with contextlib.suppress(UserError, DataError), warnings.catch_warnings():
+        warnings.simplefilter('ignore', DoubtWarning)
+        found[folder.name] = dict(open_folder(folder).sizes)
   return found
 
 
@@ -415,9 +428,9 @@ def _open(
     return open_tfds(name, path)
   if path.is_dir():
     return open_folder(path)
-  if path.suffix == '.npz':
+  if path.suffix.lower() == '.npz':
     return open_npz(path)
-  raise UserError(_how_to_prepare(name, base, root))
+  raise UserError(_what_there_is(name, base, version, root))
 
 
 def _is_own(folder: Path) -> bool:
@@ -432,12 +445,25 @@ def _data_dir(data_dir: str | os.PathLike[str] | None) -> Path | None:
   return Path(chosen).expanduser() if chosen else None
 
 
-def _how_to_prepare(name: str, base: str, root: Path | None) -> str:
-  """Says what can be loaded and how to prepare what cannot."""
+def _what_there_is(
+  name: str, base: str, version: str, root: Path | None
+) -> str:
+  """Says what can be loaded in place of what cannot."""
   place = f'in {root}' if root else 'as no data_dir is given'
-  there = ', '.join(available(root)) if root else 'digits'
+  sizes = available(root)
+  there = ', '.join(sizes)
+  if Path(name).is_file():
+    return f'{name} is neither a folder nor an .npz file'
   if os.sep in name and not re.fullmatch(r'\w+/[\w.]+', base):
     return f'there is no folder or .npz file {name}; sets by name are: {there}'
+  if root and version and latest_version(root / base):
+    return f'there is no version {version} of {base} {place}; leave it out'
+  if root and (root / base).is_dir():
+    return f'{root / base} holds neither a prepared set nor pictures'
+  known = tfds.list_builders(with_community_datasets=False)
+  near = _near(base, sizes) or _near(base, known)
+  if near and base.partition('/')[0] not in known:
+    return f'no data set {name} {place}; did you mean {near}? There is: {there}'
   target = root or 'DIR'
   return (
     f'no data set {name} {place} (there is: {there}); prepare it once with '
@@ -446,6 +472,13 @@ def _how_to_prepare(name: str, base: str, root: Path | None) -> str:
     f"data_dir='{target}', file_format='array_record')"
     f'.download_and_prepare()", then pass --data_dir={target}'
   )
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+  """Lists the known names that are spelt like another one."""
+  names = {each.lower(): each for each in sorted(known)}
+  close = difflib.get_close_matches(name.lower(), names, cutoff=0.75)
+  return ' or '.join(names[each] for each in close)
 
 
 def _records(

@@ -8,8 +8,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxadv.classifier import Classifier
+from jaxadv.attacks.inputs import attack_inputs, check_classifier
+from jaxadv.classifier import Classifier, as_classifier
 from jaxadv.data import pipeline
+from jaxadv.inputs import as_key
 from jaxadv.metrics import roc
 from jaxadv.types import Detector, PyTree, picture_keys
 
@@ -35,7 +37,7 @@ class Measured(NamedTuple):
 def measure(
   key: jax.Array,
   detector: Detector,
-  classifier: Classifier,
+  classifier: Classifier | None,
   clean: pipeline.Labelled,
   attacked: pipeline.Labelled,
   *,
@@ -51,8 +53,10 @@ def measure(
   Args:
     key: One key.
     detector: Any `Detector`.
-    classifier: What its `fit` and `score` are given.
-    clean: Clean pictures: `Pictures` or an `AdversarialSet`.
+    classifier: What its `fit` and `score` are given; None for a detector that
+      does not ask one.
+    clean: Clean pictures: `Pictures` or an `AdversarialSet`, uint8 or
+      floating in [0, 1], which is rounded to 8 bit.
     attacked: Attacked pictures, likewise; with `evaluate`, the clean ones
       `._replace(images=found.images_uint8)`.
     shares: Of the source pictures, to train, validate and test on.
@@ -63,12 +67,21 @@ def measure(
     The fitted detector's AUC, scores and state.
 
   Raises:
-    UserError: If a side of the split is empty or `shares` add up to more
-      than 1.
+    UserError: If pictures or labels have another dtype, shape or range, a
+      side of the split is empty, or `shares` add up to more than 1.
+    DataError: If a score is NaN, or the classifier gives one.
+
+  Warns:
+    DoubtWarning: If the outputs of the classifier are doubtful; see
+      `jaxadv.attacks.evaluate`.
   """
-  both = pipeline.concatenate(
-    [pipeline.stored(clean), pipeline.stored(attacked, kind=1)]
-  )
+  key = as_key(key)
+  known = pipeline.stored(clean)
+  both = pipeline.concatenate([known, pipeline.stored(attacked, kind=1)])
+  if classifier is not None:
+    classifier = as_classifier(classifier)
+    inputs = attack_inputs(known.images, known.labels, known.source)
+    check_classifier(classifier, key, inputs)
   train, valid, test = (
     pipeline.batches(pipeline.select(both, side), batch_size)
     for side in pipeline.split_by_source(seed, np.asarray(both.source), shares)

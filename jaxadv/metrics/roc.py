@@ -102,7 +102,7 @@ def roc_curve(scores: ArrayLike, positive: ArrayLike) -> Curve:
   """Computes the ROC curve; points on a straight line are left out.
 
   Args:
-    scores: [n], finite, higher means more likely attacked.
+    scores: [n], higher means more likely attacked; infinities may occur.
     positive: bool[n], True where the picture is attacked.
 
   Returns:
@@ -112,7 +112,21 @@ def roc_curve(scores: ArrayLike, positive: ArrayLike) -> Curve:
     UserError: If the lengths differ or one class is absent.
     DataError: If a score is NaN.
   """
-  return Curve(*metrics.roc_curve(*reversed(_checked(scores, positive))))
+  scores, positive = _checked(scores, positive)
+  return _points(scores, positive, drop_intermediate=True)
+
+
+def _points(
+  scores: np.ndarray, positive: np.ndarray, *, drop_intermediate: bool
+) -> Curve:
+  """Computes the curve from ranks, as scikit-learn refuses infinite scores."""
+  values, ranks = np.unique(scores, return_inverse=True)
+  fpr, tpr, rank = metrics.roc_curve(
+    positive, ranks, drop_intermediate=drop_intermediate
+  )
+  # The first threshold lies above all scores.
+  threshold = np.append(np.inf, values[rank[1:].astype(int)])
+  return Curve(fpr, tpr, threshold)
 
 
 def fpr_at_tpr(
@@ -121,7 +135,7 @@ def fpr_at_tpr(
   """Computes the false alarms paid for finding a share of the attacked.
 
   Args:
-    scores: [n], finite, higher means more likely attacked.
+    scores: [n], higher means more likely attacked.
     positive: bool[n], True where the picture is attacked.
     tpr: The least share of attacked pictures to find, in (0, 1].
 
@@ -138,9 +152,9 @@ def fpr_at_tpr(
     raise UserError(f'tpr is {tpr}; it must lie in (0, 1]')
   scores, positive = _checked(scores, positive)
   # All points: those dropped from straight lines can be the answer.
-  fprs, tprs, _ = metrics.roc_curve(positive, scores, drop_intermediate=False)
+  curve = _points(scores, positive, drop_intermediate=False)
   # Slack for shares such as 19/20 that have no exact binary form.
-  return float(fprs[np.argmax(tprs >= tpr - 1e-12)])
+  return float(curve.fpr[np.argmax(curve.tpr >= tpr - 1e-12)])
 
 
 def threshold_at_fpr(clean_scores: ArrayLike, fpr: float) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -31,10 +30,6 @@ from jaxadv.training.tasks import (
   linen_apply,
 )
 from jaxadv.types import PyTree
-
-# Data sets whose mirrored pictures are no pictures of their class.
-UPRIGHT = ('digits', 'mnist')
-
 
 # `(key, classifier, images, labels) -> images`, float32 in [0, 1].
 Perturb = Callable[[jax.Array, Classifier, jax.Array, jax.Array], jax.Array]
@@ -281,8 +276,3 @@ def standardise(images: np.ndarray) -> Normalise:
   scaled = images.reshape(-1, images.shape[-1]) / 255
   round4 = lambda values: tuple(round(float(v), 4) for v in values)
   return Normalise(round4(scaled.mean(0)), round4(scaled.std(0)))
-
-
-def may_mirror(dataset: str) -> bool:
-  """Tells whether a mirrored picture of a data set is one of its class."""
-  return Path(dataset).name.partition(':')[0] not in UPRIGHT

@@ -85,6 +85,7 @@ def test_l1_pgd_moves_pixels_that_can_still_move():
   np.testing.assert_allclose(result.images[0, 0, 0], [1, 1, 0.7], atol=1e-6)
 
 
+@pytest.mark.filterwarnings('ignore::jaxadv.errors.DoubtWarning')
 def test_early_stop_keeps_the_first_success(trained):
   keys = picture_keys(jax.random.key(0), jnp.arange(40))
   run = lambda **options: attacks.pgd(

@@ -130,7 +130,8 @@ def test_misuse_is_explained(run, trained):
   with pytest.raises(UserError, match='transfer have shape'):
     run(attacked={'transfer': trained.images[:3]})
   with pytest.raises(UserError, match='none of the pictures right'):
-    run(lambda logits: -jnp.eye(4)[trained.labels])
+    wrong = (trained.classifier(trained.images).argmax(-1) + 1) % 4
+    check(jax.random.key(0), trained.classifier, trained.images, wrong)
   with pytest.raises(UserError, match=r'labels are int32\[3\]'):
     check(
       jax.random.key(0), trained.classifier, trained.images, trained.labels[:3]

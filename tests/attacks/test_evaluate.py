@@ -375,10 +375,15 @@ def spoilt(row, value):
 @pytest.mark.parametrize(
   ('images', 'labels', 'error', 'words'),
   [
-    (spoilt(1, np.nan), [0, 1, 2], DataError, 'row 1 holds NaN'),
-    (spoilt(2, 1.5), [0, 1, 2], UserError, 'row 2 ranges .* 1.5'),
-    (spoilt(0, -0.1), [0, 1, 2], UserError, 'row 0 ranges from -0.1'),
-    (GOOD.astype(float), [0, 1, 2], UserError, 'float64 but must be uint8'),
+    (spoilt(1, np.nan), [0, 1, 2], DataError, 'row 1 .*holds NaN'),
+    (spoilt(2, 1.5), [0, 1, 2], UserError, 'row 2 .*ranges .* 1.5'),
+    (spoilt(0, -0.1), [0, 1, 2], UserError, 'row 0 .*ranges from -0.1'),
+    (GOOD.astype(int), [0, 1, 2], UserError, 'int64 but must be uint8'),
+    (200 * GOOD, [0, 1, 2], UserError, 'divide by 255, or give uint8'),
+    (GOOD.transpose(0, 3, 1, 2)[..., :0], [0, 1, 2], UserError, 'N > 0'),
+    (np.full((3, 3, 8, 8), 0.5), [0, 1, 2], UserError, 'looks like .N, C, H'),
+    (GOOD, np.eye(3, dtype=int), UserError, r'argmax\(-1\)'),
+    (GOOD, [0, 1, 2**33], UserError, 'hold 8589934592 in row 2'),
     (GOOD[0], [0, 1, 2], UserError, r'must be \[N, H, W, C\]'),
     (GOOD, [0, 1], UserError, 'one for each of the 3 pictures'),
     (GOOD, [0.0, 1.0, 2.0], UserError, 'must be integers'),
@@ -400,7 +405,7 @@ def test_wrong_options_are_named(trained):
     run(trained, num_slots=0)
   with pytest.raises(UserError, match='epsilon is 2.0'):
     evaluate_over(pgd, [0.1, 2.0], jax.random.key(0), *trained)
-  with pytest.raises(UserError, match='epsilons are empty'):
+  with pytest.raises(UserError, match='epsilons are .* at least one'):
     evaluate_over(pgd, [], jax.random.key(0), *trained)
   with pytest.raises(UserError, match="needs one, 'data'"):
     run(trained, mesh=jax.make_mesh((4,), ('model',)))

@@ -239,7 +239,8 @@ def test_training_gives_a_stochastic_classifier_fresh_draws(key):
   )
   jax.block_until_ready(delta)
   jax.effects_barrier()
-  assert len(seen) == len(set(seen)) == 18
+  # Before them stand those that the classifier was tried with.
+  assert len(set(seen[-18:])) == 18
 
 
 @pytest.mark.parametrize(

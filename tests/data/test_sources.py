@@ -1,4 +1,6 @@
+import io
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -154,13 +156,21 @@ def test_prepared_sets_by_name_version_and_path(data_dir, monkeypatch):
     ('pets', 'train[:4x]', 'splits are train (40)'),
     ('pets', 'train[:41]', 'splits are train (40)'),
     ('pets', 'train[:0]', 'is empty'),
-    ('pests', 'train', "tfds.builder('pests'"),
-    ('pests', 'train', 'there is: digits, pets'),
+    ('pests', 'train', 'did you mean pets? There is: digits, pets'),
+    ('Pets', 'train', 'did you mean pets?'),
+    ('pets:2.0.0', 'train', 'there is no version 2.0.0 of pets'),
+    ('cifra10', 'train', 'did you mean cifar10'),
+    ('plants', 'train', "tfds.builder('plants'"),
+    ('plants', 'train', 'there is: digits, pets'),
+    ('mnist', 'train', "tfds.builder('mnist'"),
+    ('no_pictures', 'train', 'holds neither a prepared set nor pictures'),
+    (__file__, 'train', 'is neither a folder nor an .npz file'),
     ('no/such/folder/', 'train', 'there is no folder'),
     ('none.npz', 'train', 'there is no file none.npz'),
   ],
 )
 def test_what_is_not_there_is_explained(data_dir, name, split, said):
+  (data_dir / 'no_pictures').mkdir()
   with pytest.raises(UserError) as error:
     load(name, split, data_dir=data_dir)
   assert said in str(error.value)
@@ -197,6 +207,14 @@ def test_sets_in_another_format_or_without_labels(data_dir):
     )
   )
   with pytest.raises(UserError, match='needs an image and a class label'):
+    load('pets', 'train', data_dir=data_dir)
+  features.write_text(kept)
+  info.write_text(whole.replace('{DATASET}', '{DATA}'))
+  with pytest.raises(DataError, match='cannot tell the files'):
+    load('pets', 'train', data_dir=data_dir)
+  info.write_text(whole)
+  (folder / 'label.labels.txt').write_text('ant\nbee\n')
+  with pytest.raises(DataError, match='names 2 classes of 4: label.labels.txt'):
     load('pets', 'train', data_dir=data_dir)
   info.write_text('broken')
   with pytest.raises(DataError, match='cannot read the description'):
@@ -264,7 +282,7 @@ def test_folders_that_cannot_be_read(tmp_path):
     load(str(tmp_path))
   assert load(str(tmp_path), image_size=4).images.shape == (7, 4, 4, 3)
   other.write_bytes(other.read_bytes()[:40])
-  with pytest.raises(DataError, match=r'9\.png is broken'):
+  with pytest.raises(DataError, match=r'cannot read .*9\.png'):
     load(str(tmp_path), image_size=4)
 
 
@@ -301,35 +319,109 @@ def test_npz(tmp_path):
       DataError,
       'row 2',
     ),
-    (lambda a: a['images'].__setitem__((3, 0, 0, 0), 1.5), DataError, 'row 3'),
-    (lambda a: a['images'].__setitem__((1, 0, 1, 2), -1), DataError, 'row 1'),
-    (lambda a: a['labels'].__setitem__(1, -1), DataError, 'row 1'),
+    (lambda a: a['images'].__setitem__((3, 0, 0, 0), 1.5), UserError, 'row 3'),
+    (lambda a: a['images'].__setitem__((1, 0, 1, 2), -1), UserError, 'row 1'),
+    (lambda a: a['labels'].__setitem__(1, -1), UserError, 'hold -1 in row 1'),
     (lambda a: a.pop('labels'), UserError, 'must hold images and labels'),
-    (lambda a: a.update(labels=a['labels'][:2]), UserError, 'one a picture'),
-    (lambda a: a.update(images=a['images'][0]), DataError, 'row 0'),
+    (lambda a: a.update(labels=a['labels'][:2]), UserError, 'the 4 pictures'),
     (lambda a: a.update(images=a['labels']), UserError, 'must be \\[N'),
-    (lambda a: a.update(class_names=['x']), DataError, '1 class_names'),
+    (
+      lambda a: a.update(images=200 * a['images']),
+      UserError,
+      'row 0 .* divide by 255',
+    ),
+    (
+      lambda a: a.update(images=a['images'].transpose(0, 3, 1, 2)),
+      UserError,
+      r'\[N, C, H, W\]',
+    ),
+    (
+      lambda a: a.update(labels=np.eye(4, dtype=int)),
+      UserError,
+      r'one-hot rows become labels by argmax',
+    ),
+    (
+      lambda a: a.update(labels=a['labels'][:, None]),
+      UserError,
+      r'give labels\[:, 0\]',
+    ),
+    (
+      lambda a: a.update(labels=a['labels'] + 1),
+      UserError,
+      'from 1 to 4 .* subtract 1',
+    ),
+    (
+      lambda a: a.update(labels=2 * a['labels']),
+      UserError,
+      'from 0 to 6 .* without gaps, or give class_names',
+    ),
+    (
+      lambda a: a.update(labels=a['labels'] + 2**33),
+      UserError,
+      'hold 8589934592 in row 0',
+    ),
+    (lambda a: a.update(class_names=['x']), UserError, 'the classes 0 to 0'),
+    (lambda a: a.update(class_names='abcd'), UserError, 'a list of names'),
+    (lambda a: a.update(class_names=list('aabb')), UserError, 'a name twice'),
   ],
 )
 def test_npz_that_is_wrong(tmp_path, change, error, said):
   path = tmp_path / 'own.npz'
   arrays = {
-    'images': np.full((4, 4, 4, 3), 0.5, np.float32),
+    'images': np.full((4, 6, 6, 3), 0.5, np.float32),
     'labels': np.arange(4),
   }
   change(arrays)
-  if said == 'row 0':
-    arrays['images'] = np.full((4, 4, 4, 3), 200, np.float32)
   np.savez(path, **arrays)
   with pytest.raises(error, match=said):
     load(str(path))
 
 
-def test_npz_that_is_broken_or_of_another_type(tmp_path):
+def test_class_names_allow_for_absent_classes(tmp_path):
   path = tmp_path / 'own.npz'
-  path.write_bytes(b'PK nothing')
-  with pytest.raises(DataError, match='cannot read'):
+  arrays = {'images': np.ones((2, 4, 4, 3)), 'labels': np.array([3, 1])}
+  np.savez(path, **arrays, class_names=np.array(list('abcd'), 'S'))
+  pictures = load(str(path))
+  assert pictures.class_names == ('a', 'b', 'c', 'd')
+  np.testing.assert_array_equal(pictures.labels, [3, 1])
+
+
+def _compressed_and_damaged():
+  file = io.BytesIO()
+  noise = np.random.default_rng(0).random((4, 9, 9, 3), np.float32)
+  np.savez_compressed(file, images=noise, labels=np.arange(4))
+  written = bytearray(file.getvalue())
+  written[60:600] = bytes(540)
+  return bytes(written)
+
+
+def _single_array():
+  file = io.BytesIO()
+  np.save(file, np.ones((2, 4, 4, 3), np.uint8))
+  return file.getvalue()
+
+
+@pytest.mark.parametrize(
+  'contents',
+  [
+    b'PK nothing',
+    b'',
+    b'text',
+    pickle.dumps({'images': 1}),
+    _single_array(),
+    _compressed_and_damaged(),
+    _compressed_and_damaged()[:-30],
+  ],
+)
+def test_files_that_are_no_whole_npz_are_named(tmp_path, contents):
+  path = tmp_path / 'own.npz'
+  path.write_bytes(contents)
+  with pytest.raises(DataError, match=f'cannot read {path}: .'):
     load(str(path))
+
+
+def test_npz_of_another_type(tmp_path):
+  path = tmp_path / 'own.npz'
   np.savez(path, images=np.ones((2, 4, 4, 3), np.int32), labels=np.arange(2))
   with pytest.raises(UserError, match='must be uint8'):
     load(str(path))

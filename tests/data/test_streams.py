@@ -118,7 +118,7 @@ def test_a_broken_picture_is_named(tmp_path, num_workers):
   broken = streams.stream(
     str(tmp_path), batch_size=1, image_size=8, num_workers=num_workers
   )
-  with pytest.raises(DataError, match=r'x\.png is broken'):
+  with pytest.raises(DataError, match=r'cannot read .*x\.png'):
     next(broken)
 
 

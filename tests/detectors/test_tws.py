@@ -304,5 +304,5 @@ def test_misuse_is_explained():
   with pytest.raises(UserError, match='no sigma to choose'):
     tune(np.ones(3), sigmas=())
   one_class = from_function(lambda images: images[:, :1, 0, 0])
-  with pytest.raises(UserError, match='1 class'):
+  with pytest.raises(UserError, match='one logit'):
     tws._other_classes(keys(2), one_class(pictures([0, 1])), jnp.zeros(2, int))

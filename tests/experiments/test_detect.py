@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import launch
-from experiments.tools import detect as detecting
+from experiments.tools import detect as tool
 from jaxadv.data import images
 from jaxadv.detectors import saved
-from jaxadv.errors import DataError
+from jaxadv.errors import DataError, DoubtWarning
 from jaxadv.sets import io
 from jaxadv.storage import read_json, read_npz
 from tests.experiments.conftest import TINY
@@ -191,9 +191,22 @@ def test_a_score_that_is_no_number_names_the_picture(tmp_path):
     (tmp_path / f'{name}.png').write_bytes(images.encode(pixels))
   score = lambda pictures: np.array([0.5, np.nan])
   about = SimpleNamespace(image_size=4)
-  given = (detecting.Config(), score, about, str(tmp_path), ['a.png', 'b.png'])
+  given = (tool.Config(), score, about, str(tmp_path), ['a.png', 'b.png'])
   with pytest.raises(DataError, match='b.png .* is nan'):
-    detecting.score_files(*given)
+    tool.score_files(*given)
+
+
+def test_hidden_folders_hold_no_pictures_and_other_files_are_counted(tmp_path):
+  encoded = images.encode(np.zeros((4, 4, 3), np.uint8))
+  for name in ('b/1.webp', 'a.PNG', '@eaDir/a.PNG', '.git/2.png', 'b/x.mp4'):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(encoded)
+  with pytest.warns(DoubtWarning, match=r'1 file in .* \(\.mp4 1\)'):
+    files = tool.picture_files('images', str(tmp_path))
+  assert files == ['a.PNG', 'b/1.webp']
+  # What a file is called does not matter to how it is read.
+  assert tool.read_picture(tmp_path / 'b' / '1.webp', 4).shape == (4, 4, 3)
 
 
 def test_plan_runs_nothing(cell, folders, tmp_path, capsys):

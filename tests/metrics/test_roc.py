@@ -99,3 +99,16 @@ def test_shares_out_of_range_are_refused():
     roc.fpr_at_tpr([0, 1], [0, 1], 0)
   with pytest.raises(UserError, match='0, 1'):
     roc.threshold_at_fpr([0, 1], 1.5)
+
+
+def test_infinite_scores_have_a_curve():
+  scores = np.array([-np.inf, 0.0, 1.0, np.inf, np.inf])
+  positive = np.array([False, False, True, False, True])
+  curve = roc.roc_curve(scores, positive)
+  finite = np.array([-9.0, 0.0, 1.0, 9.0, 9.0])
+  expected = roc.roc_curve(finite, positive)
+  np.testing.assert_array_equal(curve.fpr, expected.fpr)
+  np.testing.assert_array_equal(curve.tpr, expected.tpr)
+  np.testing.assert_array_equal(curve.threshold[:2], np.inf)
+  assert curve.threshold[-1] == -np.inf
+  assert roc.fpr_at_tpr(scores, positive, 1.0) == pytest.approx(1 / 3)

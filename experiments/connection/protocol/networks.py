@@ -15,10 +15,11 @@ from experiments.connection.protocol.setting import Config, weight_file
 from jaxadv import experiment, hosts
 from jaxadv.classifier import Classifier, predict
 from jaxadv.data import sources
+from jaxadv.data.known import may_mirror
 from jaxadv.models.names import parse_network
 from jaxadv.models.pretrained import load_classifier
 from jaxadv.storage import Cache, fingerprint
-from jaxadv.training.classifiers import cached_classifier, may_mirror
+from jaxadv.training.classifiers import cached_classifier
 from jaxadv.training.mesh import all_devices as mesh
 
 

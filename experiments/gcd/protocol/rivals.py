@@ -17,13 +17,13 @@ from jaxadv import attacks
 from jaxadv.attacks import ddn
 from jaxadv.classifier import Classifier
 from jaxadv.data import sources
+from jaxadv.data.known import may_mirror
 from jaxadv.defences.adversarial_training import attacked_batches, moving_all
 from jaxadv.defences.purified import purified
 from jaxadv.inputs import to_float
 from jaxadv.training.classifiers import (
   Perturb,
   fit_classifier,
-  may_mirror,
   usual_recipe,
 )
 from jaxadv.types import Purifier, picture_keys

@@ -25,6 +25,7 @@ from experiments.gcd.protocol.setting import (
 from jaxadv import attacks, experiment, storage
 from jaxadv.classifier import Classifier, predict
 from jaxadv.data import imagenet, pipeline, sources
+from jaxadv.data.known import may_mirror
 from jaxadv.data.sources import Pictures
 from jaxadv.errors import DataError, UserError
 from jaxadv.experiment import data_dir
@@ -36,7 +37,6 @@ from jaxadv.storage import Cache
 from jaxadv.training.classifiers import (
   Trained,
   cached_classifier,
-  may_mirror,
 )
 from jaxadv.training.mesh import all_devices as mesh
 from jaxadv.types import Attack, Batch, PyTree

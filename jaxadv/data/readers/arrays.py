@@ -2,49 +2,46 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from jaxadv import inputs
 from jaxadv.data.readers.records import Fetched, Opened, Records
 from jaxadv.errors import DataError, UserError
-from jaxadv.inputs import to_uint8
+from jaxadv.storage import read_npz
 
 
 def open_npz(path: Path) -> Opened:
   """Opens an .npz file with images and labels.
 
   Args:
-    path: The file.
+    path: The file. Without `class_names` in it every class from 0 to the
+      largest label has pictures.
 
   Returns:
     The set; it has one split, 'train'.
 
   Raises:
     UserError: If the file is absent or its arrays are of the wrong kind.
-    DataError: If it is broken or holds values that cannot be; names the row.
+    DataError: If it is broken or a picture holds NaN; names the row.
   """
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {key: file[key] for key in file.files}
-  except FileNotFoundError as error:
-    raise UserError(f'there is no file {path}') from error
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise DataError(f'cannot read {path}: {error}') from error
+  if not path.is_file():
+    raise UserError(f'there is no file {path}')
+  arrays = read_npz(path)
   missing = {'images', 'labels'} - arrays.keys()
   if missing:
     raise UserError(
       f'{path} holds {", ".join(arrays) or "nothing"} but must hold images '
       'and labels'
     )
-  images, labels = _check_arrays(path, arrays['images'], arrays['labels'])
-  num_classes = int(labels.max()) + 1
-  given = arrays.get('class_names', np.arange(num_classes))
-  if len(given) < num_classes:
-    raise DataError(
-      f'{path} has {len(given)} class_names but a label {num_classes - 1}'
+  try:
+    images = _check_images(arrays['images'])
+    labels, names = _check_labels(
+      arrays['labels'], len(images), arrays.get('class_names')
     )
+  except (UserError, DataError) as error:
+    raise type(error)(f'{path}: {error}') from error
 
   def records(ranges):
     chosen = np.concatenate(
@@ -58,40 +55,51 @@ def open_npz(path: Path) -> Opened:
       lambda row: f'row {chosen[row]} of {path}',
     )
 
-  names = tuple(str(name) for name in given)
   return Opened({'train': len(labels)}, names, records)
 
 
-def _check_arrays(
-  path: Path, images: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Gives uint8[N, H, W, C] and int32[N], or says what is wrong."""
+def _check_images(images: np.ndarray) -> np.ndarray:
+  """Gives uint8[N, H, W, 1 or 3], or says what is wrong."""
   if images.ndim == 3:
     images = images[..., None]
-  if images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
+  if images.ndim == 4:
+    inputs.check_shape(images)
+  if images.ndim != 4 or images.shape[-1] not in (1, 3):
     raise UserError(
-      f'images in {path} have the shape {images.shape} but must be [N, H, W] '
-      'or [N, H, W, 1 or 3]'
+      f'images have the shape {images.shape} but must be [N, H, W] or '
+      '[N, H, W, 1 or 3]'
     )
-  if labels.shape != images.shape[:1] or labels.dtype.kind not in 'iu':
-    raise UserError(
-      f'labels in {path} are {labels.dtype}{list(labels.shape)} but must be '
-      f'integers [{len(images)}], one a picture'
-    )
-  if labels.min() < 0:
-    raise DataError(f'row {labels.argmin()} of {path} has a negative label')
-  if images.dtype.kind == 'f':
-    # Written so that NaN counts as outside.
-    inside = ((images >= 0) & (images <= 1)).all(axis=(1, 2, 3))
-    if not inside.all():
-      raise DataError(
-        f'row {inside.argmin()} of images in {path} has NaN or values '
-        'outside [0, 1]'
+  return inputs.as_uint8(images)
+
+
+def _check_labels(
+  labels: np.ndarray, num: int, given: np.ndarray | None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+  """Gives int32[num] and the class names, or says what is wrong."""
+  if given is not None:
+    if given.ndim != 1 or given.dtype.kind not in 'USiu':
+      raise UserError(
+        f'class_names are {given.dtype}{list(given.shape)} but must be a list '
+        'of names, one a class'
       )
-    images = to_uint8(images.astype(np.float32))
-  elif images.dtype != np.uint8:
+    encoded = given.dtype.kind == 'S'
+    names = (
+      np.char.decode(given, 'utf-8', 'replace') if encoded else given
+    ).tolist()
+    if len(set(names)) < len(names):
+      raise UserError('class_names hold a name twice; give each class its own')
+    labels = inputs.as_labels(labels, num, num_classes=len(names))
+    return labels, tuple(map(str, names))
+  labels = inputs.as_labels(labels, num)
+  last = int(labels.max())
+  labels = inputs.as_labels(labels, num, num_classes=last + 1)
+  present = np.unique(labels).tolist()
+  if len(present) <= last:
+    shifted = present == list(range(present[0], last + 1))
     raise UserError(
-      f'images in {path} are {images.dtype} but must be uint8, or floating '
-      'in [0, 1]'
+      f'labels take {len(present)} values from {present[0]} to {last} but must '
+      'take all from 0 on; '
+      + (f'subtract {present[0]}' if shifted else 'number them without gaps')
+      + f', or give class_names of all classes from 0 to {last}'
     )
-  return images, labels.astype(np.int32)
+  return labels, tuple(map(str, present))

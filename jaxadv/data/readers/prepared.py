@@ -78,6 +78,13 @@ def open_tfds(name: str, folder: Path) -> Opened:
       "file_format='array_record'"
     )
   image_key, label_key = _keys(name, info)
+  class_names = tuple(info.features[label_key].names)
+  num_classes = info.features[label_key].num_classes
+  if len(class_names) != num_classes:
+    raise DataError(
+      f'{folder} names {len(class_names)} classes of {num_classes}: '
+      f'{label_key}.labels.txt is broken; prepare the data set again'
+    )
   unlabelled = _WITHOUT_LABELS.get(builder.name, ())
   sizes = {
     split: part.num_examples
@@ -89,7 +96,7 @@ def open_tfds(name: str, folder: Path) -> Opened:
     split = '+'.join(f'{name}[{start}:{stop}]' for name, start, stop in ranges)
     return _records(builder, split, image_key, label_key)
 
-  return Opened(sizes, tuple(info.features[label_key].names), records)
+  return Opened(sizes, class_names, records)
 
 
 def _keys(name: str, info: tfds.core.DatasetInfo) -> tuple[str, str]:
@@ -118,10 +125,15 @@ def _records(
   builder: tfds.core.DatasetBuilder, split: str, image_key: str, label_key: str
 ) -> Records:
   """Gives the encoded pictures of a split of a prepared set."""
-  files = [
-    (Path(part.filename), part.skip, part.take)
-    for part in builder.info.splits[split].file_instructions
-  ]
+  try:
+    files = [
+      (Path(part.filename), part.skip, part.take)
+      for part in builder.info.splits[split].file_instructions
+    ]
+  except ValueError as error:  # The template of file names is broken.
+    raise DataError(
+      f'cannot tell the files of the data set {builder.name}: {error}'
+    ) from error
   for file, _, _ in files:
     if not file.is_file():
       raise DataError(f'{file} is missing; prepare the data set again')

@@ -23,7 +23,7 @@ class Fetched(NamedTuple):
   """Some stored pictures, not decoded yet.
 
   Attributes:
-    pictures: PNG or JPEG files, or uint8[H, W, C].
+    pictures: Encoded files (`images.decode`), or uint8[H, W, C].
     labels: One a picture; negative where the set keeps it secret.
     file_names: One a picture, or None if the set has none.
   """
@@ -110,7 +110,8 @@ def decode(
     uint8[H, W, channels].
 
   Raises:
-    DataError: If the picture is broken; names file and record.
+    DataError: If the picture is broken or deeper than 8 bits; names file and
+      record.
   """
   if isinstance(picture, np.ndarray):
     pixels = image_tools.with_channels(picture[None], channels)
@@ -120,7 +121,7 @@ def decode(
   try:
     return image_tools.decode(picture, channels, image_size)
   except ValueError as error:
-    raise DataError(f'{records.where(row)} is broken: {error}') from error
+    raise DataError(f'cannot read {records.where(row)}: {error}') from error
 
 
 def check_labels(
