@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from numpy.typing import ArrayLike
 
 from experiments.tools.verification import measuring, named, record
@@ -21,7 +20,8 @@ from experiments.tools.verification.measuring import Subject, Work
 from experiments.tools.verification.named import NamedAttack, Own
 from jaxadv import experiment, models, reports, storage
 from jaxadv.attacks import Composite
-from jaxadv.classifier import Classifier, Normalise, as_pytree
+from jaxadv.attacks.inputs import attack_inputs, check_outputs
+from jaxadv.classifier import Classifier, Normalise, as_classifier
 from jaxadv.data import imagenet, sources
 from jaxadv.data.known import may_mirror
 from jaxadv.errors import UserError
@@ -33,7 +33,6 @@ from jaxadv.experiment import (
   freed_if_refused,
   option,
 )
-from jaxadv.inputs import as_float, as_labels, check_shape
 from jaxadv.models.names import parse_network
 from jaxadv.models.pretrained import load_classifier
 from jaxadv.models.weights import published
@@ -372,8 +371,8 @@ def measure(
   """Measures any function from pictures to logits and writes the report.
 
   Args:
-    classifier: A `Classifier`, or a function that JAX can trace, from
-      float32[B, H, W, C] in [0, 1] to logits [B, K].
+    classifier: A `Classifier`, an NNX model, or a function that JAX can
+      trace, from float32[B, H, W, C] in [0, 1] to logits [B, K].
     images: [N, H, W, C], uint8 or floating in [0, 1].
     labels: int[N], the true classes.
     workdir: Folder of the results; the same call resumes there, and so does
@@ -423,31 +422,25 @@ def measure(
     else named.own_attack(*each)
     for each in attacks
   ] or attacks_of(settings)
-  pictures = np.asarray(images)
-  check_shape(pictures)
-  if pictures.dtype != np.uint8:
-    pictures = as_float(pictures)
-  shape = pictures.shape[1:]
-  classifier = as_pytree(classifier)
-  logits = jax.eval_shape(measuring.logits_of, classifier, pictures[:2])
-  truth = as_labels(
-    np.asarray(labels), len(pictures), num_classes=logits.shape[-1]
-  )
+  inputs = attack_inputs(images, labels)
+  pictures, shape = inputs.images, inputs.images.shape[1:]
+  classifier = as_classifier(classifier)
+  outputs = check_outputs(classifier, jax.random.key(0), inputs).out_avals[0]
   check_names(attack_list)
-  check(settings, attack_list, shape, logits.shape[-1])
+  check(settings, attack_list, shape, outputs.shape[-1])
   attack_list = [
     named.with_program(attack, classifier, shape) for attack in attack_list
   ]
   fingerprints = {
-    'pictures': fingerprint([pictures, truth]),
+    'pictures': fingerprint([pictures, inputs.labels]),
     'classifier': measuring.identity(classifier, pictures),
   }
   folder = storage.open_workdir(workdir, identity(settings) | fingerprints)
   subject = Subject(
     classifier,
     pictures,
-    truth,
-    np.arange(len(truth)),
+    inputs.labels,
+    inputs.source,
     tuple(class_names),
     name,
     fingerprints,
@@ -606,7 +599,7 @@ def measure_cells(
   if not outcomes:
     return None, missing
   # The checks look at that themselves.
-  doubts = [] if checked else measuring.clean_doubts(work, subject)
+  doubts = [] if checked else measuring.doubts_about(work, subject)
   measured = record.Measured(
     subject, settings.norm, radii, outcomes, checked, doubts
   )

@@ -16,8 +16,9 @@ from experiments.tools.verification.named import NORMS, NamedAttack
 from jaxadv import experiment
 from jaxadv.attacks.checks import check
 from jaxadv.attacks.evaluate import Evaluation, evaluate, evaluate_over
-from jaxadv.errors import DataError, explain_out_of_memory
-from jaxadv.inputs import as_float, doubts
+from jaxadv.attacks.inputs import attack_inputs, try_classifier
+from jaxadv.errors import DataError
+from jaxadv.inputs import as_float
 from jaxadv.storage import (
   fingerprint,
   read_json,
@@ -209,16 +210,18 @@ def run_checks(work: Work, subject: Subject, path: Path) -> dict[str, Any]:
   return read_json(path)
 
 
-def clean_doubts(work: Work, subject: Subject) -> list[str]:
-  """Says what makes the outputs at clean pictures doubtful as logits.
+def doubts_about(work: Work, subject: Subject) -> list[tuple[str, str]]:
+  """Says what makes a classifier doubtful, where it is not checked.
 
   Args:
     work: How to measure.
-    subject: What to look at; the first pictures of it.
+    subject: What to look at.
+
+  Returns:
+    (name, sentence) of each doubt, of which the checks know, too.
   """
-  images = subject.images[: min(work.batch_size, NUM_CHECKED)]
-  with explain_out_of_memory(len(images)):
-    return doubts(np.asarray(jax.jit(logits_of)(subject.classifier, images)))
+  inputs = attack_inputs(subject.images, subject.labels, subject.source)
+  return list(try_classifier(subject.classifier, work.key, inputs).items())
 
 
 def logits_of(classifier: Any, images: Any) -> jax.Array:

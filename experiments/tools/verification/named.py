@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxadv.attacks import ATTACKS, Attack, Composite, drive, make
+from jaxadv.attacks.inputs import check_attack
 from jaxadv.errors import UserError
 from jaxadv.experiment import check_choices
 from jaxadv.storage import fingerprint
@@ -58,9 +59,6 @@ _KINDS = {
   float: 'a number, such as 0.01 or 2/255',
   str: 'a word',
 }
-# Their step is this many radii for all steps together.
-_WAY = 2.5
-_STEPPING = ('bim', 'pgd')
 
 
 class NamedAttack(NamedTuple):
@@ -120,13 +118,7 @@ class NamedAttack(NamedTuple):
       return _untargeted(own(epsilon) if self.has_budget else own)
     if not self.has_budget:
       return make(self.name, **self.hyper)
-    hyper = {'epsilon': epsilon} | self.hyper
-    if self.name in _STEPPING and 'step_size' not in hyper:
-      known = inspect.signature(ATTACKS[self.name]).parameters
-      num_steps = hyper.get('num_steps', known['num_steps'].default)
-      # No steps at all are refused by the attack.
-      hyper['step_size'] = _WAY * epsilon / max(num_steps, 1)
-    return make(self.name, **hyper)
+    return make(self.name, **{'epsilon': epsilon} | self.hyper)
 
 
 def read_attack(text: str, norm: str) -> NamedAttack:
@@ -220,10 +212,7 @@ def with_program(
 
 
 def _untargeted(built: Any) -> Attack | Composite:
-  if not isinstance(built, (Attack, Composite)):
-    raise UserError(
-      f'it gives a {type(built).__name__} but must give an Attack'
-    )
+  check_attack(built)
   if built.targeted:
     raise UserError(
       'it is targeted, but any other class counts here; leave targeted out'

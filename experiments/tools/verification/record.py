@@ -40,6 +40,8 @@ QUANTILES = {'10 %': 0.1, 'median': 0.5, '90 %': 0.9}
 FINDINGS = {
   'random_outputs': 'the outputs are random',
   'doubtful_outputs': 'the outputs may be no logits',
+  'broken_gradients': 'the gradient is not finite everywhere',
+  'batch_dependent': 'the logits depend on the batch',
   'saturated_logits': 'the logits are saturated',
   'zero_gradients': 'the gradients are zero or broken',
   'vanishing_gradients': 'the gradients of the cross-entropy vanish',
@@ -73,7 +75,7 @@ class Measured(NamedTuple):
     outcomes: (attack, outcome), in the order asked for.
     checks: Result of the checks; None if they were not asked for or are not
       finished.
-    doubts: What else makes the outputs doubtful as logits, sentences.
+    doubts: (name, sentence) of what is doubtful without them.
   """
 
   subject: Subject
@@ -81,7 +83,7 @@ class Measured(NamedTuple):
   epsilons: Mapping[str, float]
   outcomes: Sequence[tuple[NamedAttack, Outcome]]
   checks: Mapping[str, Any] | None
-  doubts: Sequence[str] = ()
+  doubts: Sequence[tuple[str, str]] = ()
 
   @property
   def correct(self) -> np.ndarray:
@@ -567,13 +569,11 @@ def warnings(measured: Measured) -> list[str]:
       f'none follows the gradient in {NORM_NAMES[measured.norm]} for '
       f'{ENOUGH_STEPS} steps or more, as {_strong_names(measured.norm)} do'
     )
-  if measured.checks:
-    found += [
-      f'{FINDINGS.get(name, name.replace("_", " "))}: {message}'
-      for name, message in measured.checks['warnings']
-    ]
+  signs = measured.checks['warnings'] if measured.checks else measured.doubts
   found += [
-    f'{FINDINGS["doubtful_outputs"]}: {text}' for text in measured.doubts
+    f'{FINDINGS.get(name, name.replace("_", " "))}: '
+    + message.removeprefix('the classifier: ')
+    for name, message in signs
   ]
   epsilons = list(measured.epsilons)
   for attack, outcome in measured.outcomes:
