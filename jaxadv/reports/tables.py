@@ -291,7 +291,7 @@ def print_table(
       # Not the table's own title, which would fold at a narrow table's width.
       console.print(
         f'{grid.title}, {table.metric}'
-        + f', n = {min(counts)}' * alike
+        + f', n = {min(counts)}' * (alike and counts != {EMPTY})
         + ', in parentheses the paper'
         * any(row.paper is not None for row in grid.rows),
         markup=False,

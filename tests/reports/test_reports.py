@@ -247,6 +247,15 @@ def test_terminal_table_fits_100_characters(made):
   assert len(re.findall(r'\(\d+\)', line)) == 7
 
 
+@pytest.mark.parametrize('n, told', [(150, ', n = 150'), (None, '')])
+def test_terminal_tells_a_number_of_pictures_if_there_is_one(n, told):
+  console = rich.console.Console(width=100, file=io.StringIO())
+  table = reports.Table('T', 'AUC (%)', (), 'kind')
+  row = _row(n=n, paper=None)
+  tables.print_table(_record(row, tables=(table,)), console)
+  assert console.file.getvalue().splitlines()[0] == f'T, AUC (%){told}'
+
+
 def test_page_is_self_contained_and_escaped(workdir):
   text = (workdir / 'report.html').read_text()
   assert re.findall(r'(?:src|href)="(?!data:)', text) == []
