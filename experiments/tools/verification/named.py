@@ -32,7 +32,7 @@ USUAL_EPSILONS = {
 USUAL_ATTACKS = {
   'linf': ('fgsm', 'pgd', 'apgd', 'deepfool', 'ddn'),
   'l2': ('pgd', 'apgd', 'deepfool', 'ddn'),
-  'l1': ('pgd:num_steps=40', 'ead'),
+  'l1': ('pgd:num_steps=100', 'ead'),
 }
 # Attacks that follow the gradient step by step and aim at the very norm; with
 # enough steps robust accuracy can rest on them. The others take one step, stop
