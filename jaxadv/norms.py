@@ -364,8 +364,8 @@ def checked_step(
   share = np.min(reach / np.asarray(epsilon, np.float64))
   if share < 1 - 1e-6:  # Less only by rounding where a step is epsilon itself.
     warnings.warn(
-      f'num_steps times {name} is {share:.2g} of the radius, so that the attack '
-      f'cannot use all of it; leave {name} out, or take '
+      f'num_steps times {name} is {share:.2g} of the radius, so that the '
+      f'attack cannot use all of it; leave {name} out, or take '
       f'{np.max(usual_step(epsilon, num_steps)):g}',
       DoubtWarning,
       stacklevel=3,
