@@ -7,7 +7,6 @@ import functools
 import inspect
 from collections.abc import Callable, Collection
 
-from jaxadv import losses
 from jaxadv.attacks.adaptive import bpda, eot, evading, joint_classifier
 from jaxadv.attacks.apgd import apgd, apgd_t
 from jaxadv.attacks.auto import auto_attack
@@ -117,7 +116,7 @@ def _pgd(
     random_start=random_start,
     targeted=targeted,
     early_stop=early_stop,
-    loss=losses.loss(loss),
+    loss=loss,
   )
   if num_restarts == 1:
     return attack
@@ -162,7 +161,7 @@ def _apgd(
     ball(norm, epsilon),
     num_steps,
     targeted=targeted,
-    loss=losses.loss(loss),
+    loss=loss,
   )
 
 

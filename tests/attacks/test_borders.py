@@ -249,3 +249,33 @@ def test_a_change_has_the_shape_of_the_pictures():
   traced(attacks.apply_delta(np.zeros(1)))
   with pytest.raises(DataError, match='delta holds NaN'):
     attacks.apply_delta(np.full((4, 4, 1), np.nan))
+
+
+def test_losses_go_by_name_or_as_functions():
+  for build in (attacks.pgd, attacks.apgd):
+    with pytest.raises(UserError, match="loss is 'dlt' but must be one of ce"):
+      build(0.1, loss='dlt')
+    assert traced(build(0.1, loss='dlr')).images.shape == (2, 4, 4, 1)
+
+
+@pytest.mark.parametrize(
+  ('build', 'words'),
+  [
+    (lambda several: attacks.evading(several, classify), 'a Composite was'),
+    (lambda several: attacks.in_square(several, 2), 'a single attack is'),
+    (lambda _: attacks.over(attacks.fgsm, []), r'values have the shape \(0,\)'),
+    (lambda _: attacks.over(attacks.fgsm, 0.1), r'values have the shape \(\)'),
+    (lambda _: attacks.in_square(attacks.fgsm(0.1), 2, place=3), 'place is 3'),
+  ],
+)
+def test_misused_combinations_are_explained(build, words):
+  with pytest.raises(UserError, match=words):
+    build(attacks.restarts(attacks.pgd(0.1), 2))
+
+
+@pytest.mark.parametrize('num_slots', [0, 2.0, '2'])
+def test_slots_are_counted(num_slots):
+  with pytest.raises(UserError, match='num_slots is '):
+    attacks.drive(
+      attacks.fgsm(0.1), None, None, None, None, num_slots=num_slots
+    )
