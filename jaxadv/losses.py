@@ -136,11 +136,14 @@ LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 
-def loss(name: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def loss(name: str | Loss) -> Loss:
   """Gives a loss by its name.
 
   Args:
-    name: 'ce' (cross-entropy), 'margin' or 'dlr'.
+    name: 'ce' (cross-entropy), 'margin' or 'dlr'; a loss is given back.
 
   Returns:
     `(logits, labels) -> float32[B]`.
@@ -148,6 +151,8 @@ def loss(name: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
   Raises:
     UserError: If the name is unknown.
   """
+  if callable(name):
+    return name
   if name not in LOSSES:
     raise UserError(f'loss is {name!r} but must be one of {", ".join(LOSSES)}')
   return LOSSES[name]

@@ -361,12 +361,12 @@ def checked_step(
   if any(isinstance(each, jax.core.Tracer) for each in (step_size, epsilon)):
     return step_size
   reach = num_steps * np.asarray(step_size, np.float64)
-  # Rounding apart, as where a float32 step is epsilon itself.
-  if np.any(reach < (1 - 1e-6) * np.asarray(epsilon, np.float64)):
+  share = np.min(reach / np.asarray(epsilon, np.float64))
+  if share < 1 - 1e-6:  # Less only by rounding where a step is epsilon itself.
     warnings.warn(
-      f'{num_steps} steps of {np.min(step_size):g} are shorter than the radius '
-      f'{np.max(epsilon):g}, so that the attack cannot use all of it; leave '
-      f'{name} out, or take {np.max(usual_step(epsilon, num_steps)):g}',
+      f'num_steps times {name} is {share:.2g} of the radius, so that the '
+      f'attack cannot use all of it; leave {name} out, or take '
+      f'{np.max(usual_step(epsilon, num_steps)):g}',
       DoubtWarning,
       stacklevel=3,
     )

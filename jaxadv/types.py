@@ -20,6 +20,7 @@ from jaxadv.inputs import (
   as_key,
   as_labels,
   as_logits,
+  check_shape,
   finite_gradient,
 )
 
@@ -243,7 +244,8 @@ def as_arguments(
     DataError: If a picture holds NaN.
   """
   images = jnp.asarray(as_float(images))
-  num = images.shape[0] if images.ndim else 0
+  check_shape(images)
+  num = images.shape[0]
   is_key = isinstance(keys, jax.Array) and jax.dtypes.issubdtype(
     keys.dtype, jax.dtypes.prng_key
   )

@@ -125,3 +125,47 @@ def test_radii_are_checked():
   with pytest.raises(UserError, match='linf, l2, l1'):
     norms.ball('l3', 0.1)
   norms.l2_ball(40.0)
+
+
+def test_radii_are_numbers_or_arrays():
+  for build in norms.BALLS.values():
+    for epsilon, words in (
+      ([0.1, 0.2], 'epsilon is a list of 2 .* evaluate_over'),
+      ('8/255', "epsilon is '8/255' but must be a number"),
+      (float('inf'), 'epsilon is inf'),
+    ):
+      with pytest.raises(UserError, match=words):
+        build(epsilon)
+    build(np.array([0.1, 0.2]))
+    build(jnp.bfloat16(0.5))
+
+
+def test_a_ball_is_given_by_its_radius_or_as_it_is():
+  given = norms.l2_ball(0.5)
+  assert norms.as_ball(given) is given
+  assert norms.as_ball(given, 'l2', allowed=('l2',)) is given
+  assert norms.as_ball(0.5)[:2] == ('linf', 0.5)
+  assert norms.as_ball(0.5, 'l1')[:2] == ('l1', 0.5)
+  with pytest.raises(UserError, match="norm is 'linf' but .* one in l2"):
+    norms.as_ball(given, 'linf')
+  with pytest.raises(UserError, match='spin works in the norm linf or l1, not'):
+    norms.as_ball(given, allowed=('linf', 'l1'), attack='spin')
+
+
+def test_balls_are_the_same_with_64_bits(key):
+  def numbers():
+    keys = picture_keys(key, jnp.arange(3))
+    epsilon = jnp.full(3, 0.3, jnp.float32)
+    made = [build(0.5) for build in norms.BALLS.values()]
+    samples = [ball.sample(keys, (3, 2, 2, 1), epsilon) for ball in made]
+    return samples, [
+      (ball.steepest(sample), ball.project(sample, epsilon))
+      for ball, sample in zip(made, samples, strict=True)
+    ]
+
+  expected = jax.tree.leaves(jax.jit(numbers)())
+  with jax.enable_x64(True):
+    found = jax.tree.leaves(jax.jit(numbers)())
+  for one, other in zip(found, expected, strict=True):
+    assert one.dtype == jnp.float32
+    np.testing.assert_array_equal(one, other)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
-from jaxadv import losses
 from jaxadv.attacks.adaptive import bpda, eot, evading, joint_classifier
 from jaxadv.attacks.apgd import apgd, apgd_t
 from jaxadv.attacks.auto import auto_attack
@@ -117,7 +116,7 @@ def _pgd(
     random_start=random_start,
     targeted=targeted,
     early_stop=early_stop,
-    loss=losses.loss(loss),
+    loss=loss,
   )
   if num_restarts == 1:
     return attack
@@ -162,7 +161,7 @@ def _apgd(
     ball(norm, epsilon),
     num_steps,
     targeted=targeted,
-    loss=losses.loss(loss),
+    loss=loss,
   )
 
 
@@ -234,7 +233,7 @@ def make(name: str, **hyper) -> Attack | Composite:
   if name not in ATTACKS:
     raise UserError(
       f'attack is {name!r} but must be one of {", ".join(ATTACKS)}'
-      f'{_meant(name, ATTACKS)}'
+      f'{_meant(str(name), ATTACKS)}'
     )
   known = inspect.signature(ATTACKS[name]).parameters
   for key, value in hyper.items():
@@ -249,7 +248,8 @@ def make(name: str, **hyper) -> Attack | Composite:
   return ATTACKS[name](**hyper)
 
 
-def _meant(word: str, known: Iterable[str]) -> str:
+def _meant(word: str, known: Collection[str]) -> str:
   """Asks for a name like the word given, if there is one."""
-  near = difflib.get_close_matches(str(word), known, 1)
+  longer = [name for name in known if word in name]
+  near = longer or difflib.get_close_matches(word, known, 1)
   return f'; did you mean {near[0]}?' if near else ''

@@ -90,7 +90,7 @@ def apgd(
   ball: Ball | Radius,
   num_steps: int = 100,
   *,
-  loss: Callable[[jax.Array, jax.Array], jax.Array] = losses.cross_entropy,
+  loss: str | losses.Loss = losses.cross_entropy,
   rho: float = 0.75,
   random_start: bool = True,
   targeted: bool = False,
@@ -108,7 +108,7 @@ def apgd(
       an Linf ball.
     num_steps: Number of steps, at least 1.
     loss: `(logits, labels) -> float32[B]`, such as `losses.cross_entropy`
-      (APGD-CE) or `losses.dlr` (APGD-DLR).
+      (APGD-CE) or `losses.dlr` (APGD-DLR), or its name, 'ce' or 'dlr'.
     rho: Share of the steps of a window, in [0, 1], that must raise the loss
       for the step size to stay.
     random_start: Whether to start on the surface of the ball, at random.
@@ -134,6 +134,7 @@ def apgd(
     hyperparameters of github.com/fra31/auto-attack.
   """
   sign = -1 if targeted else 1
+  loss = losses.loss(loss)
   return _apgd(
     ball,
     num_steps,

@@ -79,8 +79,15 @@ def over(
 
   Returns:
     A `Composite`. A row without success holds what the last run left.
+
+  Raises:
+    UserError: If there is no value.
   """
   values = jnp.asarray(values)
+  if not values.ndim or not len(values):
+    raise UserError(
+      f'values have the shape {values.shape} but must be at least one, [N, ...]'
+    )
 
   def run(drive, keys, classifier, images, labels, done):
     def turn(found, numbered):

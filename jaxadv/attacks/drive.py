@@ -10,7 +10,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxadv.errors import UserError
 from jaxadv.types import (
   Attack,
   AttackResult,
@@ -18,6 +17,7 @@ from jaxadv.types import (
   as_arguments,
   bound,
 )
+from jaxadv.utils import check_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +81,11 @@ def drive(
     The attacked images and which rows succeeded.
 
   Raises:
-    UserError: If `num_slots` is below 1, or keys, images or labels have
-      another dtype or shape.
+    UserError: If `num_slots` is no whole number or below 1, or keys, images or
+      labels have another dtype or shape.
   """
-  if num_slots is not None and num_slots < 1:
-    raise UserError(f'num_slots is {num_slots} but must be at least 1 or None')
+  if num_slots is not None:
+    check_whole('num_slots', num_slots, 1)
   keys, images, labels = as_arguments(keys, images, labels)
   if isinstance(attack, Composite):
     part = functools.partial(drive, num_slots=num_slots)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -47,7 +46,7 @@ def pgd(
   random_start: bool = True,
   targeted: bool = False,
   early_stop: bool = False,
-  loss: Callable[[jax.Array, jax.Array], jax.Array] = losses.cross_entropy,
+  loss: str | losses.Loss = losses.cross_entropy,
 ) -> Attack:
   """Climbs the loss inside a ball around the clean picture.
 
@@ -68,7 +67,8 @@ def pgd(
       lowered.
     early_stop: Whether a row rests as soon as it succeeds. If not, rows keep
       climbing, and one that succeeded may in theory lose it again.
-    loss: `(logits, labels) -> float32[B]`, such as those of `jaxadv.losses`.
+    loss: `(logits, labels) -> float32[B]`, such as those of `jaxadv.losses`, or
+      the name of one, see `losses.loss`.
 
   Returns:
     An `Attack`. Its images stay within the ball and [0, 1]; a row that is
@@ -87,7 +87,7 @@ def pgd(
     Tramer and Boneh, Adversarial Training and Robustness for Multiple
     Perturbations, 2019, https://arxiv.org/abs/1904.13000, section 4.
   """
-  ball = as_ball(ball)
+  ball, loss = as_ball(ball), losses.loss(loss)
   step_size = checked_step(step_size, ball.epsilon, num_steps)
 
   def judge(classifier, images, labels):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxadv.errors import UserError
 from jaxadv.losses import succeeded
 from jaxadv.norms import per_row
 from jaxadv.types import Attack, AttackResult, ClassifierLike, PyTree
@@ -88,7 +89,16 @@ def against(
 
   Returns:
     An `Attack`.
+
+  Raises:
+    UserError: If it is several attacks, a `Composite`.
   """
+  if not isinstance(attack, Attack):
+    raise UserError(
+      f'a single attack is needed but a {type(attack).__name__} was given; '
+      'change its parts one by one, and then join them with sequence, over or '
+      'restarts'
+    )
 
   def wrap(inner, given):
     return AgainstState(inner, given, inner.done)

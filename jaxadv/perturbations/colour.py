@@ -7,31 +7,36 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxadv.errors import UserError
+from jaxadv.inputs import as_float
 
 
-def _check_channels(images: jax.Array) -> None:
-  if images.shape[-1] != 3:
+def _checked(images: ArrayLike) -> jax.Array:
+  channels = np.shape(images)[-1]
+  if channels != 3:
     raise UserError(
-      f'pictures have {images.shape[-1]} channels but a change of colour '
+      f'pictures have {channels} channels but a change of colour '
       'needs 3 (RGB, last axis); repeat the channel of grey pictures'
     )
+  return jnp.asarray(as_float(images))
 
 
-def rgb_to_hsv(images: jax.Array) -> jax.Array:
+def rgb_to_hsv(images: ArrayLike) -> jax.Array:
   """Converts RGB to hue, saturation and value.
 
   Args:
-    images: float32[..., 3] in [0, 1].
+    images: [..., 3], floating in [0, 1] or uint8.
 
   Returns:
     float32[..., 3] in [0, 1]; hue is 0 where a pixel is grey.
 
   Raises:
-    UserError: If the last axis is not 3 long.
+    UserError: If the last axis is not 3 long, or the range another one.
   """
-  _check_channels(images)
+  images = _checked(images)
   red, green, blue = jnp.moveaxis(images, -1, 0)
   value = jnp.max(images, axis=-1)
   chroma = value - jnp.min(images, axis=-1)
@@ -60,9 +65,9 @@ def hsv_to_rgb(images: jax.Array) -> jax.Array:
     float32[..., 3] in [0, 1].
 
   Raises:
-    UserError: If the last axis is not 3 long.
+    UserError: If the last axis is not 3 long, or the range another one.
   """
-  _check_channels(images)
+  images = _checked(images)
   hue, saturation, value = jnp.moveaxis(images, -1, 0)
 
   def channel(offset):
@@ -75,12 +80,12 @@ def hsv_to_rgb(images: jax.Array) -> jax.Array:
 
 
 def shift_hsv(
-  images: jax.Array, hue: jax.Array, saturation: jax.Array
+  images: ArrayLike, hue: jax.Array, saturation: jax.Array
 ) -> jax.Array:
   """Turns the hue and shifts the saturation of whole pictures.
 
   Args:
-    images: float32[B, H, W, 3], RGB in [0, 1].
+    images: [B, H, W, 3], RGB, floating in [0, 1] or uint8.
     hue: float32[B], added to the hue, modulo 1.
     saturation: float32[B], added to the saturation, clipped to [0, 1].
 
@@ -88,7 +93,8 @@ def shift_hsv(
     float32[B, H, W, 3], RGB in [0, 1]; the value (brightness) is unchanged.
 
   Raises:
-    UserError: If the pictures do not have three channels.
+    UserError: If the pictures do not have three channels, or their range is
+      another one.
   """
   h, s, v = jnp.moveaxis(rgb_to_hsv(images), -1, 0)
   h = (h + hue[:, None, None]) % 1

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxadv.errors import UserError
+from jaxadv.inputs import as_float
 from jaxadv.norms import per_row
 from jaxadv.utils import check_range
 
@@ -68,8 +69,8 @@ def filter_noise(
 
   Returns:
     `(keys, images) -> images`: key[B] (read by 'mixed' only) and
-    float32[B, H, W, C] in [0, 1] to the same, clipped to [0, 1]; sides of at
-    least 3 pixels.
+    [B, H, W, C], floating in [0, 1] or uint8, to float32, clipped to [0, 1];
+    sides of at least 3 pixels.
 
   Raises:
     UserError: If the sign or filter is none of these, or gain is negative.
@@ -98,6 +99,7 @@ def filter_noise(
     )
 
   def perturb(keys: jax.Array, images: jax.Array) -> jax.Array:
+    images = jnp.asarray(as_float(images))
     if filter == 'mixed':
       filtered = mixed(keys, images)
     else:

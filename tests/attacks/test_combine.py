@@ -59,6 +59,7 @@ def test_over_values_is_the_sequence_of_them_compiled_once(given, num_slots):
   assert len(traces) == 2  # One of them asks whether it is targeted.
 
 
+@pytest.mark.filterwarnings('ignore::jaxadv.errors.DoubtWarning')
 def test_restarts_find_more_and_draw_anew(given):
   once = attacks.pgd(norms.linf_ball(0.01), 0.002, 1)
   rates = [
@@ -108,6 +109,7 @@ def test_rows_left_out_cost_no_step_and_are_no_success(linear):
   np.testing.assert_array_equal(found.success, ~done)
 
 
+@pytest.mark.filterwarnings('ignore::jaxadv.errors.DoubtWarning')
 def test_a_stochastic_classifier_gets_fresh_keys_each_step(linear):
   seen = []
 

@@ -123,7 +123,7 @@ def test_steps_follow_radius_and_number():
   ],
 )
 def test_steps_too_short_for_the_ball_raise_a_doubt(build):
-  with pytest.warns(DoubtWarning, match='10 steps of .* are shorter than'):
+  with pytest.warns(DoubtWarning, match='num_steps times .* of the radius'):
     build()
 
 

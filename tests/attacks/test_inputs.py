@@ -215,6 +215,16 @@ def test_a_classifier_that_breaks_beside_the_pictures_is_refused(digits):
     evaluate(attacks.ddn(), KEY, logits, digits.images, digits.labels)
 
 
+def test_a_classifier_that_breaks_on_attacked_pictures_is_refused(digits):
+  def logits(images):
+    bright = (images > 0.9).any(axis=(1, 2, 3))
+    return jnp.where(bright[:, None], jnp.nan, digits.logits(images))
+
+  attack = attacks.one_shot(lambda keys, images: 1 - images)
+  with pytest.raises(DataError, match='NaN .* clean or attacked'):
+    evaluate(attack, KEY, logits, digits.images // 2, digits.labels)
+
+
 @pytest.mark.parametrize(
   ('change', 'words'),
   [

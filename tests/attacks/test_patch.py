@@ -63,6 +63,7 @@ def test_in_square_holds_any_attack_inside(trained):
   assert not moved[:, :, :7].any()
 
 
+@pytest.mark.filterwarnings('ignore::jaxadv.errors.DoubtWarning')
 def test_lavan_raises_the_target_over_its_strongest_rival(linear):
   # One step from a linear classifier: the sign of a difference of weights.
   targets = (linear.labels + 1) % 3

@@ -100,3 +100,17 @@ def test_a_change_that_fills_its_ball_does_not_exceed_it(norm):
     found = distortion.exceeds(size, epsilon, norm, 32 * 32 * 3)
     np.testing.assert_array_equal(found, expected)
   assert distortion.exceeds([9, 10], 9, 'l0', 100).tolist() == [False, True]
+
+
+def test_roundings_of_one_sign_add_up_in_l1():
+  epsilons = np.linspace(11, 13, 41)
+  sizes = []
+  for epsilon in epsilons:
+    clean = np.full((1, 32, 32, 3), 0.75, np.float32)
+    moved = clean + np.float32(epsilon / clean.size)
+    sizes.append(distortion.distortion(clean, moved).l1[0])
+  assert (
+    np.max(sizes - epsilons) > 5e-5
+  )  # What a fixed slack would call too far.
+  for size, epsilon in zip(sizes, epsilons, strict=True):
+    assert not distortion.exceeds(size, epsilon, 'l1', 32 * 32 * 3)

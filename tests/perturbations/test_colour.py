@@ -68,3 +68,13 @@ def test_each_picture_has_its_own_shift(images):
 def test_wants_three_channels():
   with pytest.raises(UserError, match='1 channels'):
     rgb_to_hsv(jnp.ones((2, 4, 4, 1)))
+
+
+def test_pictures_of_8_bits_are_those_in_floats(images):
+  levels = np.asarray(jnp.round(images * 255), np.uint8)
+  shift = jnp.full(5, 0.2), jnp.full(5, 0.1)
+  np.testing.assert_allclose(
+    shift_hsv(levels, *shift), shift_hsv(levels / 255, *shift), atol=1e-6
+  )
+  with pytest.raises(UserError, match='divide by 255'):
+    rgb_to_hsv(levels.astype(np.float32))

@@ -67,3 +67,14 @@ def test_no_gain_changes_nothing(images, key):
 def test_refuses_other_signs():
   with pytest.raises(UserError, match='sign is 0'):
     filter_noise(0)
+
+
+def test_pictures_of_8_bits_are_those_in_floats(images, key):
+  keys = picture_keys(key, jnp.arange(3))
+  levels = np.asarray(jnp.round(images * 255), np.uint8)
+  sharpen = filter_noise(1)
+  np.testing.assert_allclose(
+    sharpen(keys, levels), sharpen(keys, levels / 255), atol=1e-6
+  )
+  with pytest.raises(UserError, match='divide by 255'):
+    sharpen(keys, levels.astype(np.float32))
