@@ -140,7 +140,8 @@ def judge(
   whole = np.isfinite(attacked).reshape(len(clean), -1).all(axis=1)
   attacked = np.where(whole[:, None, None, None], attacked, clean)
   fooled = fooled & whole
-  size = distortion(clean, attacked)
+  # Distances are those of what a picture can hold.
+  size = distortion(clean, np.clip(attacked, 0, 1))
   far = np.where(fooled | (epsilon is not None), 0, np.inf)
   outside = np.abs(attacked.astype(np.float64) - 0.5) - 0.5
   return Judged(

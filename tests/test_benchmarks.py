@@ -37,14 +37,14 @@ def test_judge():
   attacked[0] += 0.1
   attacked[1, 0, 0] = 1.25
   fooled = np.array([True, True, False])
-  budget = compare.judge(clean, attacked, fooled, 0.5)
+  budget = compare.judge(clean, attacked, fooled, 0.4)
   assert budget.success == pytest.approx(2 / 3)
-  assert budget.over_epsilon == pytest.approx(0.25)
+  assert budget.over_epsilon == pytest.approx(0.1)
   assert budget.outside_box == pytest.approx(0.25)
   assert budget.l2 == pytest.approx(0.2)
   # The row without success counts as far, so the median is the second row.
   minimal = compare.judge(clean, attacked, fooled, None)
-  assert minimal.l2 == pytest.approx(0.75)
+  assert minimal.l2 == pytest.approx(0.5)
   attacked[0] = np.nan
   broken = compare.judge(clean, attacked, fooled, None)
   assert broken.success == pytest.approx(1 / 3)
