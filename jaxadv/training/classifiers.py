@@ -20,7 +20,7 @@ from jaxadv.models import init_variables
 from jaxadv.models.names import NetworkName
 from jaxadv.models.pretrained import resized
 from jaxadv.models.weights import native
-from jaxadv.storage import Cache, read_json, write_json
+from jaxadv.storage import Cache, code_version, read_json, write_json
 from jaxadv.training.augment import flip_and_shift, random_shift
 from jaxadv.training.loop import fit
 from jaxadv.training.state import TrainConfig
@@ -194,7 +194,7 @@ def cached_classifier(
   """Trains a backbone of `jaxadv.models`, or finds it in a cache.
 
   Args:
-    key: One key.
+    key: One key; the weights are found again by it.
     cache: Keeps the weights.
     network: The backbone, its width and the size of its pictures.
     train: Pictures to train on.
@@ -202,18 +202,19 @@ def cached_classifier(
     num_epochs: Number of epochs, of the recipe that there is by default.
     image_size: Side of the pictures, in pixels.
     flip: See `fit_classifier`.
-    identity: What tells this training from others, such as the seed that
-      `key` was made from; see `Cache.entry`.
+    identity: What else tells this training from others; see `Cache.entry`.
     batch_size: Pictures at a time when the accuracy is measured.
     mesh: See `fit_classifier`.
     recipe: What `fit` takes as its fifth argument, by default `usual_recipe`;
       the weights are found again by it.
-    fit: `fit_classifier`, or another of the same arguments.
+    fit: `fit_classifier`, or another of the same arguments: a function of a
+      module, by whose name and code the weights are found again.
 
   Returns:
     The network.
 
   Raises:
+    TypeError: If `fit` or `recipe` cannot be told from others by `as_plain`.
     DataError: If the loss is not finite, or memory or disk are full.
   """
   name, width, _ = network
@@ -233,8 +234,11 @@ def cached_classifier(
     )
   )
   settings = identity | {
+    'key': key,
+    'fit': fit,
     'module': module,
     'recipe': recipe,
+    'preprocess': preprocess,
     'flip': flip,
     'train': train.fingerprint,
     'heldout': heldout.fingerprint,
@@ -262,7 +266,8 @@ def cached_classifier(
     accuracy = float(np.mean(logits.argmax(-1) == heldout.labels))
     write_json(folder / 'accuracy.json', {'heldout': accuracy})
 
-  folder = cache.get_or_make('classifier', 1, settings, make)
+  version = code_version(__name__, fit.__module__)
+  folder = cache.get_or_make('classifier', version, settings, make)
   variables = native.read_variables(folder / 'variables.npz', template)
   return Trained(
     module,
