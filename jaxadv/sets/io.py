@@ -136,8 +136,8 @@ def read(directory: str | os.PathLike[str]) -> AdversarialSet:
   metadata = builder.info.metadata or {}
   if not {'kind', 'provenance'} <= metadata.keys():
     raise DataError(
-      f'{directory} is a TFDS data set but no adversarial one: it names no kind '
-      'and no provenance; read it with jaxadv.data.sources.load'
+      f'{directory} is a TFDS data set but no adversarial one: it names no '
+      'kind and no provenance; read it with jaxadv.data.sources.load'
     )
   channels = builder.info.features['image'].shape[-1]
   pictures = load(str(directory), _SPLIT, channels=channels)
