@@ -80,11 +80,10 @@ class _Conv(nn.Module):
   def __call__(self, x: jax.Array, at: Place | None = None) -> jax.Array:
     rows, columns = self.window
     shape = (rows, columns, x.shape[-1], self.features)
-    kernel = self.param('kernel', nn.initializers.normal(1.0), shape)
-    gain = self.param(
-      'gain', nn.initializers.constant(self.gain), (self.features,)
-    )
-    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    each, kind = (self.features,), jnp.float32
+    kernel = self.param('kernel', nn.initializers.normal(1.0), shape, kind)
+    gain = self.param('gain', nn.initializers.constant(self.gain), each, kind)
+    bias = self.param('bias', nn.initializers.zeros, each, kind)
     length = jnp.sqrt(jnp.sum(kernel**2, axis=(0, 1, 2)))
     sides = (columns - 1, 0) if self.right else (columns // 2, columns // 2)
     padding: Any = ((rows - 1, 0), sides)
@@ -323,12 +322,12 @@ def init_pixelcnn(key: jax.Array, module: PixelCNN) -> PyTree:
     `{'params': ...}`.
   """
   side = 2 ** (_STAGES - 1)
-  images = jnp.zeros((1, side, side, module.channels))
+  images = jnp.zeros((1, side, side, module.channels), jnp.float32)
   leaves, structure = jax.tree.flatten_with_path(module.init(key, images))
   # XLA needs minutes for a draw of each; as one, it drops them unread.
   sizes = [x.size * (path[-1].key == 'kernel') for path, x in leaves]
   draws = jnp.split(
-    jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1]
+    jax.random.normal(key, (sum(sizes),), jnp.float32), np.cumsum(sizes)[:-1]
   )
   drawn = [
     draw.reshape(leaf.shape) if draw.size else leaf

@@ -13,6 +13,7 @@ from jaxadv.data import images as image_tools
 from jaxadv.data.pipeline import batches
 from jaxadv.data.sources import Pictures
 from jaxadv.errors import UserError
+from jaxadv.inputs import check_numbers
 from jaxadv.saliency.gradcam import gradcam
 from jaxadv.sets.types import AdversarialSet, versions, weights_fingerprint
 
@@ -110,6 +111,9 @@ def natural_plus(
     row is a success where the first reference that errs on the whole picture
     errs on the crop too.
 
+  Raises:
+    DataError: If a saliency map is NaN.
+
   References:
     Li et al., ImageNet-A-Plus, 2021, https://arxiv.org/abs/2102.11731.
   """
@@ -120,6 +124,7 @@ def natural_plus(
       for batch in batches(found, batch_size)
     ]
   )[: len(found.labels)]
+  check_numbers(maps, 'saliency maps')
   cropped = found._replace(
     images=crop_to_saliency(found.images, maps), kind='natural_plus'
   )

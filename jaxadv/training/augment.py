@@ -36,10 +36,13 @@ def random_shift(key: jax.Array, images: jax.Array, pad: int) -> jax.Array:
   """
   shape = images.shape[1:]
   padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-  corners = jax.random.randint(key, (images.shape[0], 2), 0, 2 * pad + 1)
+  corners = jax.random.randint(
+    key, (images.shape[0], 2), 0, 2 * pad + 1, jnp.int32
+  )
 
   def crop(image, corner):
-    return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), shape)
+    start = (corner[0], corner[1], jnp.int32(0))
+    return jax.lax.dynamic_slice(image, start, shape)
 
   return jax.vmap(crop)(padded, corners)
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxadv import models
 from jaxadv.classifier import Classifier, Normalise, from_linen, predict
 from jaxadv.data.sources import Pictures
+from jaxadv.inputs import as_float, as_labels, as_uint8, check_shape
 from jaxadv.models import init_variables
 from jaxadv.models.names import NetworkName
 from jaxadv.models.pretrained import resized
@@ -112,8 +113,8 @@ def fit_classifier(
   Args:
     key: One key.
     module: A backbone.
-    images: uint8[N, H, H, C].
-    labels: int32[N].
+    images: [N, H, H, C], uint8 or floating in [0, 1].
+    labels: Integers [N].
     config: Epochs, batch size, optimizer and schedule.
     preprocess: From [0, 1] to what the network is to expect; hashable.
     flip: Whether a mirrored picture is still one of its class (photographs
@@ -131,8 +132,14 @@ def fit_classifier(
     `{'params': ..., 'batch_stats': ...}`.
 
   Raises:
+    UserError: If pictures or labels are something else.
     DataError: If the loss is not finite or memory does not suffice.
   """
+  check_shape(images)
+  num_classes = getattr(module, 'num_classes', None)
+  labels = as_labels(labels, len(images), num_classes=num_classes)
+  if images.dtype != np.uint8:
+    images = as_float(images)
   result = fit(
     key,
     _task(module, images.shape[1:], preprocess, flip, perturb),
@@ -281,9 +288,9 @@ def standardise(images: np.ndarray) -> Normalise:
   """Gives the preprocessing that makes channels zero-mean with unit spread.
 
   Args:
-    images: uint8[N, H, W, C].
+    images: [N, H, W, C], uint8, or floating in [0, 1], which is rounded.
   """
-  scaled = images.reshape(-1, images.shape[-1]) / 255
+  scaled = as_uint8(images).reshape(-1, images.shape[-1]) / 255
   round4 = lambda values: tuple(round(float(v), 4) for v in values)
   return Normalise(round4(scaled.mean(0)), round4(scaled.std(0)))
 
