@@ -414,6 +414,7 @@ def _on_pictures(
     except flax.errors.ScopeParamShapeError as error:
       what = f'pictures of the shape {images.shape[1:]}'
       raise UserError(_misfit(what, error)) from error
+    found = found.astype(np.float32)  # Other dtypes come with the classifier.
     if gives is not None:
       check_numbers(found, gives)
     elif not isinstance(found, jax.core.Tracer):

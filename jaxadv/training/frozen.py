@@ -161,7 +161,7 @@ def prefix_features(
     prefix, classifier.preprocess(as_float(images)), stop=design.split
   )
   _check_size(features, design.split)
-  return features
+  return features.astype(jnp.float32)
 
 
 def fit_heads(
@@ -204,7 +204,8 @@ def fit_heads(
     'features': features,
     'labels': jnp.asarray(labels, jnp.int32),
     'weights': jnp.asarray(weights, jnp.float32),
-    'suffix': suffix,
+    # Trained in float32, whatever the network is in.
+    'suffix': jax.tree.map(lambda leaf: leaf.astype(jnp.float32), suffix),
   }
   return fit_members(
     keys,
