@@ -101,15 +101,15 @@ class _Conv(nn.Module):
     batch, _, wide, channels = x.shape
     rows, (left, right) = self.window[0], sides
     whole = (batch, rows, left + (at.width >> self.level) + right, channels)
-    memory = self.variable('cache', 'rows', jnp.zeros, whole)
-    start = at.column >> self.level
-    place = (0, 0, left + start, 0)
+    memory = self.variable('cache', 'rows', jnp.zeros, whole, x.dtype)
+    start, zero = at.column >> self.level, jnp.int32(0)
+    place = (zero, zero, left + start, zero)
     seen = lax.dynamic_slice(memory.value, place, (batch, rows, wide, channels))
     news = jnp.concatenate([seen[:, 1:], x], axis=1)
     kept = jnp.where(at.has_news(self.level), news, seen)
     memory.value = lax.dynamic_update_slice(memory.value, kept, place)
     size = (batch, rows, left + wide + right, channels)
-    return lax.dynamic_slice(memory.value, (0, 0, start, 0), size)
+    return lax.dynamic_slice(memory.value, (zero, zero, start, zero), size)
 
 
 class _Block(nn.Module):
@@ -540,13 +540,13 @@ def in_raster_order(
       chosen = choose(parameters[:, 0, 0], pixel_levels)
       return (right, _with_ones(chosen)[:, None, None]), chosen
 
-    columns = jnp.arange(width)
+    columns = jnp.arange(width, dtype=jnp.int32)
     (right, _), chosen = lax.scan(
       next_pixel, (right, no_pixel), (columns, row_levels)
     )
     above = _with_ones(chosen.swapaxes(0, 1))[:, None]
     return (down, right, above), chosen
 
-  given = (jnp.arange(height), levels.transpose(1, 2, 0, 3))
+  given = (jnp.arange(height, dtype=jnp.int32), levels.transpose(1, 2, 0, 3))
   _, chosen = lax.scan(next_row, (empty_down, empty_right, no_row), given)
   return chosen.transpose(2, 0, 1, 3)

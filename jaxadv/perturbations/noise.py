@@ -90,7 +90,7 @@ def filter_noise(
   check_range('gain', gain, 0, float('inf'))
 
   def mixed(keys, images):
-    draw = lambda key: jax.random.randint(key, (), 0, len(FILTERS), jnp.int32)
+    draw = lambda key: jax.random.randint(key, (), 0, len(FILTERS))
     choice = per_row(jax.vmap(draw)(keys), images)
     return jnp.select(
       [choice == i for i in range(len(FILTERS))],

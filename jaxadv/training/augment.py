@@ -16,7 +16,9 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
   Returns:
     Same shape and dtype.
   """
-  flip = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
+  # Of this type, or 64-bit JAX draws other numbers.
+  half = jnp.float32(0.5)
+  flip = jax.random.bernoulli(key, half, shape=(images.shape[0], 1, 1, 1))
   return jnp.where(flip, images[:, :, ::-1], images)
 
 
