@@ -124,7 +124,6 @@ def natural_plus(
       for batch in batches(found, batch_size)
     ]
   )[: len(found.labels)]
-  check_numbers(maps, 'saliency maps')
   cropped = found._replace(
     images=crop_to_saliency(found.images, maps), kind='natural_plus'
   )
@@ -163,7 +162,11 @@ def crop_to_saliency(
   Returns:
     uint8[N, S, S, C] with S the shorter side of the pictures, through
     `images.resize`. A picture whose map is constant is not cropped.
+
+  Raises:
+    DataError: If a map is NaN.
   """
+  check_numbers(maps, 'saliency maps')
   size = min(images.shape[1:3])
   cropped = np.empty((len(images), size, size, images.shape[3]), np.uint8)
   for row, pixels, saliency in zip(cropped, images, maps, strict=True):
