@@ -47,7 +47,8 @@ from jaxadv.training import (
 )
 from jaxadv.training.augment import flip_and_shift
 from jaxadv.training.classifiers import fit_classifier
-from jaxadv.types import Batch
+from jaxadv.types import Batch, picture_keys
+from tests.detectors import cases
 
 RNG = np.random.default_rng(0)
 SIDE = 16
@@ -273,3 +274,29 @@ def test_64_bits_change_roundings_only(name, dtype):
     assert new.dtype == old.dtype
     tolerance = LOOSE.get(name, 1e-3)
     np.testing.assert_allclose(new, old, rtol=tolerance, atol=tolerance)
+
+
+def scores_of(case, dtype):
+  classifier = jax.tree.map(
+    lambda leaf: jnp.asarray(np.asarray(leaf), dtype), case.classifier
+  )
+  train, valid = (
+    cases.batches(cases.pictures(seed, num, cases.STRONG), 32)
+    for seed, num in ((0, 96), (1, 32))
+  )
+  state = case.detector.fit(jax.random.key(0), classifier, train, valid)
+  images = cases.pictures(5, 12, cases.STRONG).images
+  keys = picture_keys(jax.random.key(2), jnp.arange(12))
+  return np.asarray(case.detector.score(keys, classifier, state, images))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+@pytest.mark.parametrize('case', cases.CASES, ids=lambda case: case.name)
+def test_64_bits_change_no_detector_of_the_table(case, dtype):
+  with jax.enable_x64(True):
+    found = scores_of(case, dtype)
+  wanted = scores_of(case, np.float32)
+  assert found.dtype == np.float32
+  # Six epochs on a few pictures multiply roundings.
+  assert np.corrcoef(found, wanted)[0, 1] > 0.98

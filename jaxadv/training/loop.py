@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from jaxadv.errors import DataError, UserError, explain_out_of_memory
 from jaxadv.hosts import own_copy
-from jaxadv.storage import fingerprint
+from jaxadv.storage import code_version, fingerprint
 from jaxadv.training import checkpoints
 from jaxadv.training.mesh import (
   check_batch_size,
@@ -153,7 +153,9 @@ def fit_members(
     how: 'map' or 'vmap'; default 'map' on CPU and for one member.
     mesh: Splits each batch over its devices; default no splitting.
     checkpoint_dir: A folder for checkpoints of this training alone, from which
-      it resumes. Delete it (`delete_checkpoints`) once the result is stored.
+      it resumes, unless the code of the loop has changed (nothing is known of
+      that of `task`). Delete it (`delete_checkpoints`) once the result is
+      stored.
     checkpoint_every: Epochs from one checkpoint to the next.
     data_identity: What `data` was computed from, for checkpoints to know it
       by; default its bits. Another device may round these differently.
@@ -194,6 +196,7 @@ def fit_members(
     manager = None
     if checkpoint_dir is not None:
       identity = {
+        'code': code_version(__name__),
         'config': config,
         'keys': keys,
         'members': numbers,
