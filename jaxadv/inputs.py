@@ -291,13 +291,41 @@ def doubts(logits: ArrayLike) -> list[str]:
   return found
 
 
-def check_result(images: Any, rows: np.ndarray, what: str) -> None:
+def check_numbers(values: Any, what: str) -> None:
+  """Refuses results of which a row holds NaN.
+
+  Args:
+    values: float[N, ...], NumPy or JAX; traced ones pass, as their values are
+      not known.
+    what: What they are, such as 'scores'.
+
+  Raises:
+    DataError: If there is a NaN; says how many rows have one, and the first.
+  """
+  if not _is_known(values):
+    return
+  rows = np.isnan(np.asarray(values)).reshape(len(values), -1).any(axis=1)
+  if rows.any():
+    raise DataError(
+      f'{rows.sum()} of {len(rows)} {what} are NaN, the first in row '
+      f'{np.argmax(rows)}; look at the weights, and at the logits and '
+      'gradients of the classifier there'
+    )
+
+
+def check_result(
+  images: Any,
+  rows: np.ndarray,
+  what: str,
+  advice: str = 'check the gradient of the classifier there',
+) -> None:
   """Refuses pictures that an attack or a defence should not have made.
 
   Args:
     images: float32[N, ...], on the host.
     rows: int[N], what to call them.
     what: What made them.
+    advice: What to look at.
 
   Raises:
     DataError: If a picture has NaN or leaves [0, 1]; names the row.
@@ -309,5 +337,5 @@ def check_result(images: Any, rows: np.ndarray, what: str) -> None:
   if not whole.all():
     raise DataError(
       f'{what} gave NaN or values outside [0, 1] for the picture in row '
-      f'{rows[np.argmin(whole)]}; check the gradient of the classifier there'
+      f'{rows[np.argmin(whole)]}; {advice}'
     )

@@ -3,7 +3,8 @@
 Whatever is written here appears whole or not at all: it is first written
 under a temporary name in the same folder and then renamed. The cache is
 addressed by content: the name of an entry is a hash of what it was made
-from, so a changed configuration is another entry and never a stale one.
+from, the code that made it included (`code_version`), so a changed
+configuration or function is another entry and never a stale one.
 """
 
 from __future__ import annotations
@@ -13,16 +14,23 @@ import dataclasses
 import enum
 import errno
 import fcntl
+import functools
 import hashlib
+import importlib.machinery
+import importlib.util
 import inspect
 import json
 import os
+import pkgutil
+import re
 import secrets
 import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
+from types import CodeType
 from typing import IO, Any
 
 import numpy as np
@@ -116,6 +124,142 @@ def fingerprint(value: Any) -> str:
   """
   text = json.dumps(as_plain(value), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+# What else decides the numbers in an entry, beside our own code.
+_PACKAGES = (
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'numpy',
+  'scipy',
+  'scikit-learn',
+  'pillow',
+)
+# It reads records and runs nothing, so that no entry depends on it.
+_WITHOUT = 'jaxadv.reports'
+
+
+@functools.cache
+def code_version(*modules: str) -> str:
+  """Hashes the code that entries of a cache are made by, as their version.
+
+  That of the modules given, and of all that they import from their own
+  packages and from `jaxadv`, wherever they do so, as bytecode without
+  docstrings and asserts: to edit comments or docstrings changes nothing, to
+  edit anything else does. The installed versions of the packages that compute
+  count as well, and so does Python's, whose bytecode changes: a cache is no
+  longer found after an upgrade.
+
+  Args:
+    *modules: Dotted names, such as `__name__`; works from a checkout, an
+      installed wheel or a zip file. Their imports must not be relative.
+
+  Returns:
+    16 hexadecimal digits, computed once a process.
+
+  Raises:
+    UserError: If the source of a module cannot be found.
+  """
+  tops = frozenset({'jaxadv', *(n.partition('.')[0] for n in modules)})
+  digests: dict[str, str] = {}
+  waiting = set(modules)
+  while waiting:
+    name = waiting.pop()
+    digests[name], imported = _code(name, tops)
+    # A module is never imported without the package around it.
+    imported |= {name.rpartition('.')[0] or name}
+    waiting |= {
+      n for n in imported - digests.keys() if not n.startswith(_WITHOUT)
+    }
+  packages = {name: metadata.version(name) for name in _PACKAGES}
+  return fingerprint([digests, packages])[:16]
+
+
+@functools.cache
+def _code(name: str, tops: frozenset[str]) -> tuple[str, frozenset[str]]:
+  """Hashes a module's code; gives as well what it imports of packages."""
+  spec = _spec(name)
+  loader: Any = spec and spec.loader
+  source = loader.get_source(name) if hasattr(loader, 'get_source') else None
+  if spec and not loader:  # A folder of modules without code of its own.
+    source = ''
+  if source is None:
+    raise UserError(
+      f'the source of the module {name} cannot be found, so the cache could '
+      'not tell when it changes; put the function into a module that can be '
+      'imported'
+    )
+  if re.search(r'^\s*from\s+\.', source, re.MULTILINE):
+    raise UserError(f'{name} imports relatively; write the packages out')
+  code = compile(source, name, 'exec', dont_inherit=True, optimize=2)
+  described, imported = [], set()
+  for part in _parts(code):
+    constants = [c for c in part.co_consts if not isinstance(c, CodeType)]
+    # All but the places in the file; the order of sets changes by process.
+    described.append(
+      (
+        part.co_name,
+        part.co_flags,
+        part.co_argcount,
+        part.co_posonlyargcount,
+        part.co_kwonlyargcount,
+        part.co_varnames,
+        part.co_freevars,
+        part.co_cellvars,
+        part.co_names,
+        part.co_code,
+        part.co_exceptiontable,
+        [
+          sorted(map(repr, c)) if isinstance(c, frozenset) else c
+          for c in constants
+        ],
+      )
+    )
+    # `from a import b` leaves 'a' and ('b',), `import a.b` leaves 'a.b'.
+    members = {
+      m
+      for c in constants
+      if isinstance(c, tuple)
+      for m in c
+      if isinstance(m, str)
+    }
+    for other in part.co_names:
+      if other.partition('.')[0] in tops and _spec(other) is not None:
+        imported |= {other}
+        imported |= {f'{other}.{m}' for m in members & _submodules(other)}
+  digest = hashlib.sha256(repr(described).encode()).hexdigest()
+  return digest, frozenset(imported)
+
+
+def _parts(code: CodeType) -> Iterator[CodeType]:
+  """Gives the code of a module and of all functions and classes in it."""
+  yield code
+  for constant in code.co_consts:
+    if isinstance(constant, CodeType):
+      yield from _parts(constant)
+
+
+@functools.cache
+def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
+  """Finds a module without importing it or the packages around it."""
+  above = name.rpartition('.')[0]
+  if not above:
+    return importlib.util.find_spec(name)
+  package = _spec(above)
+  folders = package and package.submodule_search_locations
+  if not folders:
+    return None
+  return importlib.machinery.PathFinder.find_spec(name, folders)
+
+
+@functools.cache
+def _submodules(package: str) -> frozenset[str]:
+  """Names the modules of a package; none of what is no package."""
+  spec = _spec(package)
+  folders = spec and spec.submodule_search_locations
+  return frozenset(m.name for m in pkgutil.iter_modules(folders or ()))
 
 
 @contextlib.contextmanager
@@ -235,8 +379,13 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     with open(path, 'rb') as file:
       if not zipfile.is_zipfile(file):
         raise ValueError('it is no .npz file, or not a whole one')
-    with np.load(path, allow_pickle=False) as arrays:
-      return {name: np.asarray(arrays[name]) for name in arrays.files}
+    with np.load(path, allow_pickle=False) as file:
+      arrays = {name: file[name] for name in file.files}
+    for name, array in arrays.items():
+      # What is stored in another form comes as bytes.
+      if not isinstance(array, np.ndarray):
+        raise ValueError(f'it is a zip file of something else ({name})')
+    return arrays
   except Exception as error:  # zipfile, zlib and NumPy fail in many ways.
     raise DataError(f'cannot read {os.fspath(path)}: {error}') from error
 
@@ -258,15 +407,16 @@ class Cache:
   def __init__(self, root: str | os.PathLike[str]):
     object.__setattr__(self, 'root', Path(root))
 
-  def entry(self, unit: str, version: int, config: Any) -> Path:
+  def entry(self, unit: str, version: int | str, config: Any) -> Path:
     """Gives the folder of an entry, whether it exists or not.
 
     Args:
       unit: What kind of thing it is ('victim', 'adversarial_set'); a name
         that can be a folder's.
-      version: To be raised when the code of the unit changes its results.
-      config: All that the result depends on (settings, seeds, fingerprints of
-        data); see `as_plain`.
+      version: Of the code of the unit: `code_version(__name__)` changes with
+        it; a number has to be raised by hand.
+      config: All else that the result depends on (settings, random keys,
+        fingerprints of data and weights); see `as_plain`.
 
     Returns:
       The path.
@@ -276,7 +426,7 @@ class Cache:
   def get_or_make(
     self,
     unit: str,
-    version: int,
+    version: int | str,
     config: Any,
     make: Callable[[Path, Path], None],
     *,

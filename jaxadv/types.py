@@ -8,11 +8,14 @@ of the named tuples below; what it fits travels as a pytree of arrays.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, cast
 
+import flax.errors
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxadv.errors import UserError
 from jaxadv.inputs import (
@@ -20,6 +23,8 @@ from jaxadv.inputs import (
   as_key,
   as_labels,
   as_logits,
+  check_numbers,
+  check_result,
   check_shape,
   finite_gradient,
 )
@@ -274,6 +279,9 @@ def picture_keys(key: jax.Array, source: jax.Array) -> jax.Array:
 class Detector(NamedTuple):
   """Tells attacked pictures from clean ones; built by a factory.
 
+  Factories put it together with `make_detector`, so that `fit`, `score` and
+  `surrogate` take pictures as uint8 or floating in [0, 1].
+
   Attributes:
     fit: `(key, classifier, train, valid) -> state`, arrays only; `train` and
       `valid` are re-readable iterables of `Batch`.
@@ -291,6 +299,8 @@ class Detector(NamedTuple):
 class Identifier(NamedTuple):
   """Tells clean pictures and kinds of attack apart; built by a factory.
 
+  Put together with `make_identifier`, see `Detector`.
+
   Attributes:
     fit: As of `Detector`.
     identify: `(keys, classifier, state, images) -> float32[B, 1 + N]`, logits
@@ -304,6 +314,8 @@ class Identifier(NamedTuple):
 class Purifier(NamedTuple):
   """Takes attacks out of pictures before they are classified.
 
+  Put together with `make_purifier`, see `Detector`.
+
   Attributes:
     fit: As of `Detector`; one that learns nothing gives `()`.
     purify: `(keys, classifier, state, images) -> float32[B, H, W, C]` in
@@ -312,3 +324,149 @@ class Purifier(NamedTuple):
 
   fit: Callable[[jax.Array, Any, Iterable[Batch], Iterable[Batch]], PyTree]
   purify: Callable[[jax.Array, Any, PyTree, jax.Array], jax.Array]
+
+
+def make_detector(
+  fit: Callable[..., PyTree],
+  score: Callable[..., jax.Array],
+  surrogate: Callable[..., jax.Array] | None = None,
+) -> Detector:
+  """Puts a detector together that takes pictures as people have them.
+
+  Args:
+    fit: As of `Detector`, for batches that `checked_batches` gives.
+    score: As of `Detector`, for float32 images in [0, 1].
+    surrogate: Likewise, or None.
+
+  Returns:
+    A `Detector` whose functions take uint8, or floating in [0, 1]. They raise
+    `UserError` for pictures that are something else or do not fit the
+    network, and outside of `jit` `DataError` for scores that are NaN.
+  """
+  return Detector(
+    _on_batches(fit),
+    _on_pictures(score, 'scores'),
+    surrogate and _on_pictures(surrogate, 'scores'),
+  )
+
+
+def make_identifier(
+  fit: Callable[..., PyTree], identify: Callable[..., jax.Array]
+) -> Identifier:
+  """Puts an identifier together, as `make_detector` does detectors.
+
+  Args:
+    fit: As of `Identifier`.
+    identify: As of `Identifier`.
+
+  Returns:
+    The identifier.
+  """
+  return Identifier(_on_batches(fit), _on_pictures(identify, 'logits'))
+
+
+def make_purifier(
+  fit: Callable[..., PyTree], purify: Callable[..., jax.Array]
+) -> Purifier:
+  """Puts a purifier together, as `make_detector` does detectors.
+
+  Args:
+    fit: As of `Purifier`.
+    purify: As of `Purifier`; what it gives is checked outside of `jit`.
+
+  Returns:
+    The purifier.
+  """
+  return Purifier(_on_batches(fit), _on_pictures(purify, None))
+
+
+def checked_batches(batches: Iterable[Batch], name: str) -> Iterable[Batch]:
+  """Gives batches as what learns from them reads them.
+
+  Args:
+    batches: Images uint8 or floating in [0, 1]; an iterator, which could be
+      read only once, is read into memory.
+    name: What the user called them.
+
+  Returns:
+    A re-readable iterable of batches with float32 images and a bool mask;
+    what has an attribute `checked` comes back as it is. It
+    raises, where it is read, `UserError` for columns of other lengths or
+    pictures that are something else, and `DataError` for NaN in a picture.
+  """
+  if getattr(batches, 'checked', False):
+    return batches
+  if isinstance(batches, Iterator):
+    batches = list(batches)
+  return _CheckedBatches(batches, name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _CheckedBatches:
+  """See `checked_batches`."""
+
+  batches: Iterable[Batch]
+  name: str
+  checked = True
+
+  def __iter__(self) -> Iterator[Batch]:
+    for number, batch in enumerate(self.batches):
+      name = f'images of batch {number} of {self.name}'
+      images = as_float(batch.images, name)
+      check_shape(images, name)
+      lengths = {field: len(c) for field, c in batch._asdict().items()}
+      if len(set(lengths.values())) > 1:
+        raise UserError(
+          f'batch {number} of {self.name} has columns of the lengths {lengths} '
+          'but must have a row for each picture'
+        )
+      yield batch._replace(images=images, mask=batch.mask.astype(bool))
+
+
+def _on_batches(fit: Callable[..., PyTree]) -> Callable[..., PyTree]:
+  @functools.wraps(fit)
+  def checked(key, classifier, train, valid):
+    train, valid = (
+      checked_batches(batches, name)
+      for batches, name in ((train, 'train'), (valid, 'valid'))
+    )
+    try:
+      return fit(key, classifier, train, valid)
+    except flax.errors.ScopeParamShapeError as error:
+      raise UserError(_misfit('the pictures to fit on', error)) from error
+
+  return checked
+
+
+def _on_pictures(
+  function: Callable[..., jax.Array], gives: str | None
+) -> Callable[..., jax.Array]:
+  """Checks pictures before a function and what it gives, None for pictures."""
+
+  @functools.wraps(function)
+  def checked(keys, classifier, state, images):
+    images = jnp.asarray(as_float(images))
+    check_shape(images)
+    try:
+      found = function(keys, classifier, state, images)
+    except flax.errors.ScopeParamShapeError as error:
+      what = f'pictures of the shape {images.shape[1:]}'
+      raise UserError(_misfit(what, error)) from error
+    found = found.astype(np.float32)  # Other dtypes come with the classifier.
+    if gives is not None:
+      check_numbers(found, gives)
+    elif not isinstance(found, jax.core.Tracer):
+      rows = np.arange(len(found))
+      check_result(found, rows, 'the purifier', 'look at its weights')
+    return found
+
+  return checked
+
+
+def _misfit(what: str, error: Exception) -> str:
+  """Says that weights are for pictures of another shape."""
+  reason = str(error).partition(' (https')[0].rstrip('.')
+  return (
+    f'{what} do not fit the network, which was made for another number of '
+    f'channels or another size: {reason}'
+  )

@@ -1,14 +1,19 @@
 """Atomic files, the content-addressed cache and the workdir guard."""
 
+import ast
 import dataclasses
 import errno
+import importlib
+import io
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +23,8 @@ import pytest
 
 from jaxadv import storage
 from jaxadv.errors import DataError, UserError
+
+ROOT = pathlib.Path(storage.__file__).parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +135,53 @@ def test_broken_and_absent_files_are_named(tmp_path, name):
     read(tmp_path / name)
 
 
+def _bad_header(whole):
+  """A whole zip file, of an array whose header is no Python."""
+  with zipfile.ZipFile(io.BytesIO(whole)) as file:
+    array = file.read('a.npy').replace(b"'shape': (", b"'shape': ((")
+  changed = io.BytesIO()
+  with zipfile.ZipFile(changed, 'w') as file:
+    file.writestr('a.npy', array)
+  return changed.getvalue()
+
+
+def _saved_array():
+  file = io.BytesIO()
+  np.save(file, np.arange(3))
+  return file.getvalue()
+
+
+def _pytorch():
+  changed = io.BytesIO()
+  with zipfile.ZipFile(changed, 'w') as file:
+    file.writestr('archive/data.pkl', b'weights')
+  return changed.getvalue()
+
+
+BROKEN = {
+  'empty': lambda whole: b'',
+  'half': lambda whole: whole[: len(whole) // 2],
+  'a changed byte': lambda whole: whole[:300] + b'?' + whole[301:],
+  'an array': lambda whole: _saved_array(),
+  'a page': lambda whole: b'<!DOCTYPE html><html>404 Not Found</html>',
+  'text': lambda whole: b'1 2 3',
+  'a bad header': _bad_header,
+  'weights of PyTorch': lambda whole: _pytorch(),
+}
+
+
+@pytest.mark.parametrize('compressed', [False, True])
+@pytest.mark.parametrize('name', BROKEN)
+def test_whatever_is_no_npz_is_named(tmp_path, name, compressed):
+  path = tmp_path / 'x.npz'
+  save = np.savez_compressed if compressed else np.savez
+  save(path, a=np.random.default_rng(0).normal(size=1000))
+  path.write_bytes(BROKEN[name](path.read_bytes()))
+  with pytest.raises(DataError, match=r'cannot read .*x\.npz: .') as caught:
+    storage.read_npz(path)
+  assert '\n' not in str(caught.value)
+
+
 def test_json_refuses_numbers_that_are_not_finite(tmp_path):
   with pytest.raises(DataError, match=r'x\.json'):
     storage.write_json(tmp_path / 'x.json', {'a': float('nan')})
@@ -209,6 +263,150 @@ def test_cache_in_an_impossible_place_is_a_user_error(tmp_path):
   cache = storage.Cache(tmp_path / 'file' / 'cache')
   with pytest.raises(UserError, match='--cache_dir'):
     cache.get_or_make('unit', 1, 0, lambda folder, work: None)
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+  """A package whose modules can be written; gives its version."""
+  monkeypatch.syspath_prepend(tmp_path)
+
+  def version(name='a', **sources):
+    folder = tmp_path / 'pack'
+    folder.mkdir(exist_ok=True)
+    (folder / '__init__.py').touch()
+    for module, source in sources.items():
+      (folder / f'{module}.py').write_text(textwrap.dedent(source))
+    for cached in (storage.code_version, storage._code, storage._spec):
+      cached.cache_clear()
+    storage._submodules.cache_clear()
+    importlib.invalidate_caches()
+    return storage.code_version(f'pack.{name}')
+
+  yield version
+  storage.code_version.cache_clear()
+
+
+A = """
+'''A.'''
+def f():
+  '''Gives a number.'''
+  from pack import b
+  return b.g() + 1
+"""
+B = 'def g(): return {"x", "y"} == {"z"}'
+
+
+def test_code_version_changes_with_code_however_far_and_not_with_prose(code):
+  first = code(a=A, b=B, c='C = 1', __init__='')
+  assert first == code()
+  assert first == code(c='C = 2')  # Nobody imports it.
+  prose = """
+  '''A module.'''
+
+
+  def f():
+    '''Adds.'''
+    from pack import b  # Late.
+    return b.g() + 1
+  """
+  assert first == code(a=prose)
+  assert first != code(a=prose.replace('+ 1', '+ 2'))
+  assert first == code(a=prose)
+  assert first != code(b=B + ' or 0')
+  assert first == code(b=B)
+  assert first != code(__init__='import pack.c')
+  assert first == code(__init__='')
+  with_c = code(b='from pack.c import C\n' + B)
+  assert with_c not in (first, code(c='C = 3'))
+
+
+@pytest.mark.parametrize(
+  'before, after',
+  [
+    ('f = lambda: 1', 'f = lambda: 1.0'),
+    ('f = lambda: 1', 'f = lambda: True'),
+    ('f = lambda x: x.real', 'f = lambda x: x.imag'),
+    ('def f(a=1): return a', 'def f(a=2): return a'),
+    ('f = lambda a, b: a', 'f = lambda b, a: a'),
+    ('f = lambda a: a + a', 'f = lambda a: a * a'),
+    ('f = lambda: (1, (2, 3))', 'f = lambda: (1, (2, 4))'),
+    ('class A:\n  x: int = 1', 'class A:\n  x: int = 2'),
+    ('class A:\n  x: int', 'class A:\n  x: float'),
+  ],
+)
+def test_code_version_sees_the_smallest_change(code, before, after):
+  assert code(a=before) != code(a=after)
+
+
+def test_code_version_is_the_same_in_another_process():
+  name = 'jaxadv.training.classifiers'
+  out = subprocess.run(
+    [
+      sys.executable,
+      '-c',
+      f'from jaxadv import storage; print(storage.code_version({name!r}))',
+    ],
+    env=os.environ | {'PYTHONHASHSEED': '7'},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert out.stdout.strip() == storage.code_version(name)
+
+
+def test_code_version_works_from_a_zip_file(tmp_path, monkeypatch):
+  with zipfile.ZipFile(tmp_path / 'wheel.zip', 'w') as file:
+    file.writestr('zipped/__init__.py', '')
+    file.writestr('zipped/a.py', 'from zipped import b')
+    file.writestr('zipped/b.py', 'import jaxadv.errors')
+  monkeypatch.syspath_prepend(tmp_path / 'wheel.zip')
+  assert storage._code('zipped.a', frozenset({'zipped'}))[1] == {
+    'zipped',
+    'zipped.b',
+  }
+  assert len(storage.code_version('zipped.a')) == 16
+
+
+def test_code_version_follows_all_that_a_training_runs():
+  waiting, found = {'jaxadv.training.classifiers'}, set()
+  while waiting:
+    found |= waiting
+    imported = (storage._code(n, frozenset({'jaxadv'}))[1] for n in waiting)
+    waiting = set().union(*imported) - found
+  assert {
+    'jaxadv',
+    'jaxadv.training.loop',
+    'jaxadv.training.augment',
+    'jaxadv.models.layers',
+    'jaxadv.data.readers.records',
+  } <= found
+  files = (ROOT / 'jaxadv').rglob('*.py')
+  assert found <= {
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts).removesuffix(
+      '.__init__'
+    )
+    for path in files
+  }
+
+
+def test_code_version_refuses_what_it_cannot_follow(code):
+  with pytest.raises(UserError, match=r'pack\.nothing'):
+    code('nothing')
+  with pytest.raises(UserError, match='relatively'):
+    code(a='from . import b')
+
+
+@pytest.mark.parametrize('folder', ['jaxadv/training', 'experiments'])
+def test_no_entry_of_the_cache_has_a_version_that_nobody_raises(folder):
+  calls = [
+    node
+    for path in (ROOT / folder).rglob('*.py')
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
+    if isinstance(node, ast.Call)
+    and getattr(node.func, 'attr', None) == 'get_or_make'
+  ]
+  assert calls
+  assert not any(isinstance(call.args[1], ast.Constant) for call in calls)
 
 
 MAKER = """

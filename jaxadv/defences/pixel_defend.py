@@ -18,7 +18,7 @@ from jaxadv.models.pixelcnn import (
 )
 from jaxadv.training import TrainConfig
 from jaxadv.training.pixelcnn import RECIPE, clean_pictures, fit_pixelcnn
-from jaxadv.types import Batch, Purifier, PyTree
+from jaxadv.types import Batch, Purifier, PyTree, make_purifier
 from jaxadv.utils import check_range
 
 
@@ -71,6 +71,8 @@ def pixel_defend(
       found = log_probabilities(parameters, levels, candidates[:, own], own)
       best = jnp.argmax(found, axis=-1, keepdims=True)
       level = jnp.take_along_axis(candidates[:, own], best, axis=-1)
+      # To argmax a NaN is the most probable.
+      level = jnp.where(jnp.isnan(found).any(-1, keepdims=True), jnp.nan, level)
       levels = levels.at[:, own].set(level[..., 0])
     return levels
 
@@ -90,6 +92,7 @@ def pixel_defend(
     del keys, classifier  # Nothing is random, and no class is asked for.
     levels = to_uint8(images).astype(jnp.float32)
     purified = in_raster_order(module, state, levels, choose)
-    return to_float(purified.astype(jnp.uint8))
+    levels = to_float(purified.astype(jnp.uint8))
+    return jnp.where(jnp.isnan(purified), jnp.nan, levels)
 
-  return Purifier(fit, purify)
+  return make_purifier(fit, purify)

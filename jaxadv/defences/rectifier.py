@@ -21,7 +21,7 @@ import numpy as np
 from jaxadv.attacks.adaptive import Score, bpda
 from jaxadv.classifier import Classifier, as_pytree, from_function, identity
 from jaxadv.errors import UserError, explain_out_of_memory
-from jaxadv.inputs import to_float
+from jaxadv.inputs import as_float, as_uint8, check_numbers, finite_gradient
 from jaxadv.norms import Radius, per_row, total
 from jaxadv.training import (
   Task,
@@ -86,7 +86,8 @@ def suspects(
   # The gradient of the score itself: that of the cross-entropy is the same
   # times a positive number a row, which changes neither reading but vanishes
   # in float32 where the detector is sure.
-  gradient = jnp.abs(jax.grad(lambda x: jnp.sum(score(x)))(images))
+  gradient = jax.grad(lambda x: jnp.sum(score(finite_gradient(x))))(images)
+  gradient = jnp.abs(gradient)
   channels = [gradient[..., i] for i in range(gradient.shape[-1])]
   size = functools.reduce(operator.add, channels)
   alpha = jnp.broadcast_to(jnp.asarray(alpha, jnp.float32), len(images))
@@ -116,7 +117,8 @@ def random_pixels(
   """
   check_range('fraction', fraction, 0, 1)
   shape = images.shape[1:3]
-  size = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+  draw = lambda key: jax.random.uniform(key, shape, jnp.float32)
+  size = jax.vmap(draw)(keys)
   return _largest(size, jnp.asarray(fraction, jnp.float32))
 
 
@@ -184,8 +186,10 @@ def mask_pixels(
 
   def draw(key):
     key_chosen, key_noise = jax.random.split(key)
-    chosen = jax.random.bernoulli(key_chosen, probability, shape[:2])
-    return chosen, jax.random.normal(key_noise, shape)
+    # Of this type, or 64-bit JAX draws other numbers.
+    chance = jnp.asarray(probability, jnp.float32)
+    chosen = jax.random.bernoulli(key_chosen, chance, shape[:2])
+    return chosen, jax.random.normal(key_noise, shape, jnp.float32)
 
   chosen, noise = jax.vmap(draw)(keys)
   num_values = images[0].size
@@ -296,7 +300,7 @@ def guarded(
 
   Returns:
     A stochastic `Classifier`. A row's gradient is that of the classifier that
-    it went to.
+    it went to; its logits are NaN if its score is.
 
   References:
     Li et al., 2020, section 3.
@@ -307,14 +311,16 @@ def guarded(
 
 def _guarded_logits(parts, images, keys):
   classifier, repaired, score = parts
-  flagged = score(jax.lax.stop_gradient(images)) > 0
+  scores = score(jax.lax.stop_gradient(images))[:, None]
   logits = bound(repaired, keys, 0)(images)
-  return jnp.where(flagged[:, None], logits, classifier(images))
+  logits = jnp.where(scores > 0, logits, classifier(images))
+  # Nobody knows whether to repair it: not to flag it would let it through.
+  return jnp.where(jnp.isnan(scores), jnp.nan, logits)
 
 
 @functools.partial(jax.jit, static_argnames=('mask', 'probability'))
 def _copies(keys, score, images, alpha, *, mask, probability):
-  images = to_float(images)
+  images = as_float(images)
   found = suspects(score, images, alpha, mask=mask)
 
   def copy(keys):
@@ -322,7 +328,7 @@ def _copies(keys, score, images, alpha, *, mask, probability):
     return jnp.round(masked.images * 255).astype(jnp.uint8), masked.replaced
 
   copies, replaced = jax.lax.map(copy, keys)
-  return copies, share(found), jax.vmap(share)(replaced)
+  return copies, share(found), jax.vmap(share)(replaced), score(images)
 
 
 class MaskedCopies(NamedTuple):
@@ -355,7 +361,7 @@ def masked_copies(
   Args:
     key: One key.
     score: The detector.
-    images: uint8[N, H, W, C].
+    images: [N, H, W, C], uint8 or floating in [0, 1].
     alpha: As in `suspects`.
     mask: As in `suspects`.
     probability: As in `mask_pixels`.
@@ -366,13 +372,16 @@ def masked_copies(
     The copies and the realised fractions.
 
   Raises:
-    UserError: If a setting lies outside its range or there are no pictures.
-    DataError: If memory does not suffice (names a smaller batch size).
+    UserError: If a setting or a picture lies outside its range or there are no
+      pictures.
+    DataError: If memory does not suffice (names a smaller batch size), or a
+      score is NaN.
   """
   check_range('num_copies', num_copies, 1, float('inf'))
   check_range('alpha', alpha, 0, 1)
   if not len(images):
     raise UserError('images is empty; at least one picture is needed')
+  images = as_uint8(images)
   batch_size = min(batch_size, len(images))
   score = as_pytree(score)
   copy_keys = jax.random.split(key, num_copies)
@@ -389,7 +398,8 @@ def masked_copies(
         keys, score, part, alpha, mask=mask, probability=probability
       )
       parts.append(jax.device_get(made))
-  copies, suspect, replaced = zip(*parts, strict=True)
+  copies, suspect, replaced, scores = zip(*parts, strict=True)
+  check_numbers(np.concatenate(scores), 'scores of pictures to mask')
   num = len(images)
   return MaskedCopies(
     np.concatenate(copies, axis=1)[:, :num],
@@ -427,7 +437,8 @@ def fine_tune(
     key: One key.
     module: The classifier's Linen module.
     variables: Its weights, where the training starts.
-    masked: uint8[D, N, H, W, C], `MaskedCopies.images`.
+    masked: uint8[D, N, H, W, C], `MaskedCopies.images`; like `clean`, also
+      floating in [0, 1], which is rounded.
     labels: int32[N], true classes of the originals.
     clean: uint8[M, H, W, C]; an epoch goes through them as often as it takes
       to make D x N.
@@ -450,6 +461,7 @@ def fine_tune(
   References:
     Li et al., 2020, section 3 (f_rec).
   """
+  masked, clean = as_uint8(masked, 'masked'), as_uint8(clean, 'clean')
   num_copies, num = masked.shape[:2]
   if num != len(labels) or len(clean) != len(clean_labels) or not len(clean):
     raise UserError(

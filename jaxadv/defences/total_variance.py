@@ -11,7 +11,7 @@ import scipy.fft
 
 from jaxadv.errors import UserError
 from jaxadv.norms import l2, per_row, total
-from jaxadv.types import Purifier
+from jaxadv.types import Purifier, make_purifier
 from jaxadv.utils import check_range
 
 OBJECTIVES = ('printed', 'released')
@@ -104,11 +104,13 @@ def total_variance(
 
   def purify(keys, classifier, state, images):
     del classifier, state
-    draw = lambda key: jax.random.bernoulli(key, 1 - drop, images.shape[1:])
+    # Of this type, or 64-bit JAX draws other numbers.
+    kept = np.float32(1 - drop)
+    draw = lambda key: jax.random.bernoulli(key, kept, images.shape[1:])
     keep = jax.vmap(draw)(keys)
     return reconstruct(images, keep, weight, num_steps, objective=objective)
 
-  return Purifier(fit, purify)
+  return make_purifier(fit, purify)
 
 
 def reconstruct(
@@ -189,7 +191,8 @@ def _solve(split: _Split) -> jax.Array:
 
 def _cosines(size: int) -> jax.Array:
   """The orthonormal cosine transform (type 2), float32[size, size]."""
-  return jnp.asarray(scipy.fft.dct(np.eye(size), axis=0, norm='ortho'))
+  cosines = scipy.fft.dct(np.eye(size), axis=0, norm='ortho')
+  return jnp.asarray(cosines, jnp.float32)
 
 
 def _shrink(values: jax.Array, length: jax.Array, by: float) -> jax.Array:

@@ -18,7 +18,7 @@ from jaxadv.training.frozen import (
   pooled,
   prefix_features,
 )
-from jaxadv.types import Batch, Detector
+from jaxadv.types import Batch, Detector, make_detector
 
 __all__ = [
   'Design',
@@ -152,4 +152,4 @@ def backbone_detector(
     del keys  # Nothing in it is random.
     return picture_logits(design, classifier, state, images)[:, 0]
 
-  return Detector(fit, score)
+  return make_detector(fit, score)

@@ -12,7 +12,7 @@ from jaxadv.detectors.input_sensitivity import (
   log_input_sensitivity,
   log_odds_against,
 )
-from jaxadv.types import Batch, Detector
+from jaxadv.types import Batch, Detector, make_detector
 
 
 def log_sensitivity_detector(*, beta: float | None = 10.0) -> Detector:
@@ -61,4 +61,6 @@ def _untrained(
   def with_state(function):
     return lambda keys, classifier, state, images: function(classifier, images)
 
-  return Detector(fit, with_state(score), surrogate and with_state(surrogate))
+  return make_detector(
+    fit, with_state(score), surrogate and with_state(surrogate)
+  )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxadv.inputs import check_numbers
 from jaxadv.models.pixelcnn import PixelCNN, bits_per_dim
 from jaxadv.training import TrainConfig
 from jaxadv.training.pixelcnn import (
@@ -17,7 +18,7 @@ from jaxadv.training.pixelcnn import (
   fit_pixelcnn,
   measure_bits,
 )
-from jaxadv.types import Batch, Detector, PyTree
+from jaxadv.types import Batch, Detector, PyTree, make_detector
 
 
 class DensityState(NamedTuple):
@@ -40,14 +41,18 @@ def rank_among(
   Args:
     module: The network.
     params: Its weights, from `fit_pixelcnn`.
-    images: uint8[N, H, W, C], the pictures that it was trained on, or some of
-      them.
+    images: [N, H, W, C], uint8 or floating in [0, 1], the pictures that it was
+      trained on, or some of them.
 
   Returns:
     The state.
+
+  Raises:
+    DataError: If the likelihood of a picture is NaN.
   """
-  bits = np.sort(measure_bits(module, params, images))
-  return DensityState(params, jnp.asarray(bits))
+  bits = measure_bits(module, params, images)
+  check_numbers(bits, 'likelihoods of training pictures')
+  return DensityState(params, jnp.asarray(np.sort(bits)))
 
 
 def density_detector(
@@ -113,6 +118,8 @@ def density_detector(
     # L(x_i) <= L(x) where a training picture takes at least as many bits.
     fewer = jnp.searchsorted(state.bits, found, side='left')
     num = state.bits.shape[0]
-    return -(1.0 + num - fewer) / (num + 1)
+    # Cast, or 64-bit JAX makes it float64. NaN would rank as improbable.
+    rank = -(1.0 + num - fewer.astype(jnp.float32)) / (num + 1)
+    return jnp.where(jnp.isnan(found), jnp.nan, rank)
 
-  return Detector(fit, score if rank else bits, bits)
+  return make_detector(fit, score if rank else bits, bits)

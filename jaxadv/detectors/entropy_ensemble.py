@@ -11,8 +11,15 @@ import numpy as np
 from scipy import optimize
 
 from jaxadv.classifier import as_pytree
-from jaxadv.errors import UserError
-from jaxadv.types import Batch, Detector, PyTree, picture_keys
+from jaxadv.errors import DataError, UserError
+from jaxadv.types import (
+  Batch,
+  Detector,
+  PyTree,
+  checked_batches,
+  make_detector,
+  picture_keys,
+)
 
 # Temperatures beyond this make all probabilities one half, or 0 and 1.
 _LARGEST_LOG_TEMPERATURE = 7.0
@@ -42,9 +49,10 @@ def more_certain(first: jax.Array, second: jax.Array) -> jax.Array:
     second: float32[B].
 
   Returns:
-    float32[B].
+    float32[B], NaN where one of them is.
   """
-  return jnp.where(jnp.abs(second) > jnp.abs(first), second, first)
+  farther = jnp.abs(second) > jnp.abs(first)
+  return jnp.where(farther | jnp.isnan(second), second, first)
 
 
 def _mean(first: jax.Array, second: jax.Array) -> jax.Array:
@@ -73,12 +81,22 @@ def temperature(logits: np.ndarray, attacked: np.ndarray) -> float:
     The T, within [1/1000, 1000] or so, for which the cross-entropy of
     `logits / T` is smallest.
 
+  Raises:
+    DataError: If there are no logits, or one is not finite.
+
   References:
     Guo et al., On Calibration of Modern Neural Networks, 2017,
     https://arxiv.org/abs/1706.04599, section 4.2. Platt, Probabilistic
     Outputs for Support Vector Machines, 1999, section 2.2.
   """
   logits, num_attacked = np.asarray(logits, np.float64), np.sum(attacked)
+  broken = ~np.isfinite(logits)
+  if broken.any() or not len(logits):
+    raise DataError(
+      f'{broken.sum()} of {len(logits)} logits to calibrate a detector by are '
+      'not finite; look at the weights of the detector and at the logits of '
+      'the classifier'
+    )
   num_clean = len(logits) - num_attacked
   targets = np.where(
     attacked, (num_attacked + 1) / (num_attacked + 2), 1 / (num_clean + 2)
@@ -120,7 +138,7 @@ def calibrated_state(
   for detector, state in zip(detectors, states, strict=True):
     score = jax.jit(detector.score)
     logits, attacked = [], []
-    for batch in valid:
+    for batch in checked_batches(valid, 'valid'):
       keys = picture_keys(key, batch.source)
       mask = np.asarray(batch.mask)
       scores = score(keys, as_pytree(classifier), state, batch.images)
@@ -181,7 +199,7 @@ def entropy_ensemble(
       second.fit(key_second, classifier, train, valid),
     )
     if not calibrate:
-      return EnsembleState(states, jnp.ones(2))
+      return EnsembleState(states, jnp.ones(2, jnp.float32))
     return calibrated_state(key_score, detectors, classifier, states, valid)
 
   def combined(functions, join):
@@ -202,7 +220,7 @@ def entropy_ensemble(
 
     return score
 
-  return Detector(
+  return make_detector(
     fit,
     combined([d.score for d in detectors], RULES[rule]),
     combined(

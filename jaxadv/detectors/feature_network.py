@@ -21,7 +21,7 @@ from jaxadv.errors import UserError
 from jaxadv.models.layers import smooth_relu
 from jaxadv.training import Task, TrainConfig
 from jaxadv.training.frozen import pool_rows
-from jaxadv.types import Batch, Detector, PyTree
+from jaxadv.types import Batch, Detector, PyTree, make_detector
 
 RECIPE = TrainConfig(
   num_epochs=20, batch_size=128, learning_rate=1e-4, schedule='constant'
@@ -175,10 +175,17 @@ def feature_detector(
   surrogate = None
   if beta is not None:
     surrogate = score_by(with_smooth_gradient(features.compute, beta))
-  return Detector(fit, score_by(features.compute), surrogate)
+  return make_detector(fit, score_by(features.compute), surrogate)
 
 
 def _inputs(features: Features, scale: Scale, found: jax.Array) -> jax.Array:
+  if found.shape[-1:] != scale.shift.shape:
+    # A single channel would be broadcast.
+    raise UserError(
+      f'the pictures give features of {found.shape[-1]} channels, but the '
+      f'detector has learnt from {len(scale.shift)}; give it pictures with as '
+      'many channels as those that it was fitted on'
+    )
   return features.squash((found - scale.shift) * scale.factor)
 
 

@@ -6,11 +6,13 @@ changes fast; clean pictures mostly lie where it hardly changes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxadv.detectors.feature_network import (
   RECIPE,
@@ -18,7 +20,7 @@ from jaxadv.detectors.feature_network import (
   Scale,
   feature_detector,
 )
-from jaxadv.errors import UserError
+from jaxadv.errors import DataError, UserError
 from jaxadv.losses import logit_of
 from jaxadv.norms import l2, linf, per_row
 from jaxadv.training import TrainConfig
@@ -147,14 +149,35 @@ def unit_size(maps: jax.Array) -> Scale:
   Returns:
     The scale, without a shift. The size of a map is the root mean square of
     its entries, its L2 norm divided by the root of their number.
+
+  Raises:
+    DataError: If all maps are 0.
   """
   return _one_factor(maps, jnp.mean)
 
 
-def _one_factor(maps, average) -> Scale:
-  size = average(_length(maps)) / maps[0].size ** 0.5
-  factor = 1 / jnp.maximum(size, 1e-30)
-  return Scale(jnp.zeros(maps.shape[-1]), jnp.full(maps.shape[-1], factor))
+def _median_size(maps: jax.Array) -> Scale:
+  """The same with the median, which half of the maps do not decide."""
+  return _one_factor(maps, jnp.median)
+
+
+def _one_factor(maps: jax.Array, average: Callable[..., jax.Array]) -> Scale:
+  lengths = _length(maps)
+  size = average(lengths) / maps[0].size ** 0.5
+  # The median is 0 if most maps are: those of pictures far from the boundary.
+  if not size > 0 and lengths.any():
+    size = average(lengths[lengths > 0]) / maps[0].size ** 0.5
+  factor = np.float32(1) / size
+  if not np.isfinite(factor):
+    raise DataError(
+      f'the gradient maps of all {len(maps)} training pictures are 0 or vanish '
+      'in float32, so that a detector has nothing to see in them; look at the '
+      'gradient of the classifier, or choose a detector on pixels'
+    )
+  return Scale(
+    jnp.zeros(maps.shape[-1], jnp.float32),
+    jnp.full(maps.shape[-1], factor, jnp.float32),
+  )
 
 
 def _squash(values: jax.Array) -> jax.Array:
@@ -168,7 +191,7 @@ def _maps(classifier: ClassifierLike, images: jax.Array) -> jax.Array:
 FEATURES = {
   'linear': Features(_maps, unit_size),
   # Half of the maps may be a millionth of the others: not their mean.
-  'log': Features(_maps, lambda maps: _one_factor(maps, jnp.median), _squash),
+  'log': Features(_maps, _median_size, _squash),
 }
 
 

@@ -16,10 +16,17 @@ from sklearn.preprocessing import StandardScaler
 
 from jaxadv.classifier import Classifier, as_pytree
 from jaxadv.data.pipeline import split_by_source
-from jaxadv.errors import UserError
+from jaxadv.errors import DataError, UserError
 from jaxadv.metrics import roc
 from jaxadv.norms import l2, per_row, unit_l2
-from jaxadv.types import Batch, Detector, PyTree, picture_keys
+from jaxadv.types import (
+  Batch,
+  Detector,
+  PyTree,
+  checked_batches,
+  make_detector,
+  picture_keys,
+)
 from jaxadv.utils import check_range
 
 MAGNITUDES = (0.0, 0.0005, 0.001, 0.0014, 0.002, 0.005, 0.01)
@@ -107,7 +114,7 @@ def mahalanobis(
   Raises:
     UserError: If a hyperparameter lies outside its range, or (by `fit`) there
       are fewer than 5 attacked or clean pictures to learn from, or none to
-      validate on.
+      validate on. `fit` raises DataError for features that are not finite.
 
   Departs from the paper: the confidences are standardised before the logistic
   regression; what fits it are training pictures, not part of the test
@@ -157,11 +164,11 @@ def mahalanobis(
     key_split, key_noise = jax.random.split(key)
     rows = _collect(train)
     if reference is None:
-      seed = int(jax.random.randint(key_split, (), 0, 2**31 - 1))
+      seed = int(jax.random.randint(key_split, (), 0, 2**31 - 1, jnp.int32))
       halves = split_by_source(seed, np.asarray(rows.source), (0.5, 0.5))
       known, rows = (_take(rows, half) for half in halves)
     else:
-      known = _collect(reference)
+      known = _collect(checked_batches(reference, 'reference'))
     known = _take(known, np.asarray(known.kind) == 0)
     if not len(known.kind):
       raise UserError(
@@ -184,6 +191,7 @@ def mahalanobis(
         some.images,
         batch_size,
       )
+      _check_finite(values, 'confidences of pictures')
       attacked = np.asarray(some.kind) != 0
       sets.append(_Scored(values, attacked, np.asarray(some.source)))
     best, weights, bias = _weigh_layers(*sets)
@@ -216,7 +224,7 @@ def mahalanobis(
     values = jax.lax.cond(state.magnitude > 0, moved, unmoved)
     return state.bias + sum(state.weights[n] * values[n] for n in layers)
 
-  return Detector(fit, score)
+  return make_detector(fit, score)
 
 
 def layer_features(
@@ -256,8 +264,10 @@ def fit_gaussians(
 
   Raises:
     UserError: If no two pictures of a class differ.
+    DataError: If a feature is not finite; names the row.
   """
   values = np.asarray(values, np.float64)
+  _check_finite(values, 'features of clean pictures')
   _, labels = np.unique(labels, return_inverse=True)
   members = np.eye(labels.max() + 1)[labels]
   means = members.T @ values / members.sum(axis=0)[:, None]
@@ -377,7 +387,8 @@ def _noise(keys: jax.Array, kinds: jax.Array, like: jax.Array) -> jax.Array:
   """Gaussian noise of the L2 norm of each row of `like`."""
 
   def draw(key, kind):
-    return jax.random.normal(jax.random.fold_in(key, kind), like.shape[1:])
+    key = jax.random.fold_in(key, kind)
+    return jax.random.normal(key, like.shape[1:], jnp.float32)
 
   return unit_l2(jax.vmap(draw)(keys, kinds)) * per_row(l2(like), like)
 
@@ -408,6 +419,16 @@ def _over(
     values = function(np.pad(part, padding))
     found.append(jax.tree.map(lambda x, n=len(part): x[:n], values))
   return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+
+def _check_finite(values: np.ndarray, what: str) -> None:
+  broken = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+  if broken.any():
+    raise DataError(
+      f'{broken.sum()} of {len(values)} {what} are not finite, the first in '
+      f'row {np.argmax(broken)}; look at the weights of the classifier '
+      'and at its layers there'
+    )
 
 
 class _Scored(NamedTuple):

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxadv import models
 from jaxadv.classifier import from_linen
 from jaxadv.detectors.backbone import Design, backbone_detector
+from jaxadv.errors import UserError
 from jaxadv.training import TrainConfig
-from jaxadv.types import Batch, Detector, PyTree
+from jaxadv.types import Batch, Detector, PyTree, make_detector
 
 
 class NetworkState(NamedTuple):
@@ -50,7 +51,8 @@ def network_detector(
   Args:
     name: One of `jaxadv.models.BACKBONES`.
     width: Multiplies the channels; the published network has 1.0.
-    image_size: Side of the square pictures, in pixels.
+    image_size: Side of the square pictures, in pixels; of channels they may
+      have any number.
     config: Epochs, batch size, optimizer and schedule.
 
   Returns:
@@ -58,7 +60,8 @@ def network_detector(
     logits and differentiable.
 
   Raises:
-    UserError: If the network cannot be built.
+    UserError: If the network cannot be built, or (by `fit` and `score`) the
+      pictures are of another size.
   """
   backbone = models.get_backbone(name)
   module = models.build(
@@ -88,7 +91,9 @@ def network_detector(
   ) -> NetworkState:
     del classifier
     key_initial, key_fit = jax.random.split(key)
-    images = jnp.zeros((1, image_size, image_size, 3))
+    shape = next(iter(train)).images.shape[1:]
+    _check_size(shape, image_size)
+    images = jnp.zeros((1, *shape), jnp.float32)
     initial = _init(module, backbone.split)(key_initial, images)
     network = from_linen(module, initial)
     return NetworkState(initial, detector.fit(key_fit, network, train, valid))
@@ -100,7 +105,17 @@ def network_detector(
     images: jax.Array,
   ) -> jax.Array:
     del classifier
+    _check_size(images.shape[1:], image_size)
     network = from_linen(module, state.initial)
     return detector.score(keys, network, state.trained, images)
 
-  return Detector(fit, score)
+  return make_detector(fit, score)
+
+
+def _check_size(shape: tuple[int, ...], image_size: int) -> None:
+  if shape[:2] != (image_size, image_size):
+    raise UserError(
+      f'the pictures have {shape[0]}x{shape[1]} pixels, but this '
+      f'network_detector was made for {image_size}x{image_size}; make it with '
+      'their image_size, or resize them with jaxadv.data.images.resize'
+    )

@@ -17,6 +17,7 @@ from jaxadv.detectors.feature_network import (
 from jaxadv.detectors.input_sensitivity import unit_size
 from jaxadv.detectors.pixels import standardising
 from jaxadv.losses import logit_of
+from jaxadv.norms import per_row
 from jaxadv.training import TrainConfig
 from jaxadv.types import ClassifierLike, Detector
 
@@ -29,7 +30,7 @@ def logit_saliency(classifier: ClassifierLike, images: jax.Array) -> jax.Array:
     images: float32[B, H, W, C] in [0, 1].
 
   Returns:
-    float32[B, H, W, C], at least 0.
+    float32[B, H, W, C], at least 0; NaN where a logit of the picture is.
 
   References:
     Simonyan et al., Deep Inside Convolutional Networks, 2014,
@@ -39,9 +40,12 @@ def logit_saliency(classifier: ClassifierLike, images: jax.Array) -> jax.Array:
 
   def total(images):
     logits = classifier(images)
-    return jnp.sum(logit_of(logits, jnp.argmax(logits, axis=-1)))
+    return jnp.sum(logit_of(logits, jnp.argmax(logits, axis=-1))), logits
 
-  return jnp.abs(jax.grad(total)(images))
+  maps, logits = jax.grad(total, has_aux=True)(images)
+  # The gradient of a NaN can be a number.
+  broken = per_row(jnp.any(jnp.isnan(logits), axis=-1), maps)
+  return jnp.where(broken, jnp.nan, jnp.abs(maps))
 
 
 def _beside(classifier: ClassifierLike, images: jax.Array) -> jax.Array:

@@ -30,6 +30,7 @@ from jaxadv.classifier import (
 )
 from jaxadv.detectors.backbone import Design, backbone_detector
 from jaxadv.errors import DataError, UserError
+from jaxadv.inputs import as_float, check_numbers
 from jaxadv.models.weights import native
 from jaxadv.storage import read_json, read_npz, write_json
 from jaxadv.training import TrainState
@@ -122,10 +123,11 @@ def load(
     folder: A folder that `save` wrote.
 
   Returns:
-    A function from images, float32[B, H, W, 3] in [0, 1] of the size that the
-    description says, to scores, float32[B], logits of being attacked; and the
-    description. The function is pure and differentiable, and compiled for each
-    B.
+    A function from images, [B, H, W, 3], uint8 or floating in [0, 1], of the
+    size that the description says, to scores, float32[B], logits of being
+    attacked; and the description. The function is pure and differentiable, and
+    compiled for each B. It raises `UserError` for other pictures, `DataError`
+    for NaN among pictures or scores.
 
   Raises:
     UserError: If there is no detector, or it is of another format version.
@@ -177,13 +179,16 @@ def load(
   shape = (about.image_size, about.image_size, 3)
 
   def score_images(images: jax.Array | np.ndarray) -> jax.Array:
+    images = as_float(images)
     if images.shape[1:] != shape:
       raise UserError(
         f'the images have the shape {images.shape}, but this detector takes '
         f'[B, {about.image_size}, {about.image_size}, 3]; resize them with '
         'jaxadv.data.images.resize'
       )
-    return score(None, classifier, state, images)
+    scores = score(None, classifier, state, images)
+    check_numbers(scores, 'scores')
+    return scores
 
   return score_images, about
 

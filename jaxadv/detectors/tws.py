@@ -17,10 +17,18 @@ import numpy as np
 
 from jaxadv.classifier import as_pytree
 from jaxadv.errors import UserError
+from jaxadv.inputs import check_numbers
 from jaxadv.losses import cross_entropy, logit_of, margin
 from jaxadv.metrics import roc
 from jaxadv.norms import per_row
-from jaxadv.types import Batch, ClassifierLike, Detector, picture_keys
+from jaxadv.types import (
+  Batch,
+  ClassifierLike,
+  Detector,
+  checked_batches,
+  make_detector,
+  picture_keys,
+)
 from jaxadv.utils import check_range
 
 
@@ -115,7 +123,7 @@ def tws(
 
   Raises:
     UserError: If a hyperparameter lies outside its range, or (by `fit`) there
-      is no clean picture.
+      is no clean picture. `fit` raises DataError if a criterion is NaN.
 
   Departs from the paper: one score in place of three thresholds. Its
   thresholds at 10 % false positives are 0.009 (C1) and 119 steps (C2t) for
@@ -174,6 +182,8 @@ def tws(
     measured, stand_ins = jax.tree.map(
       lambda *parts: np.concatenate(parts), *found
     )
+    for values in (*measured, stand_ins):
+      check_numbers(values, 'criteria of clean pictures')
     # A criterion that never varies must not divide by 0.
     spread = np.maximum(stand_ins.std(axis=0), 1e-6)
     return TWSState(
@@ -194,7 +204,7 @@ def tws(
     values = _stand_ins(keys, classifier, images, sigma)
     return jnp.max(((values - state.centre) / state.spread)[:, active], axis=-1)
 
-  return Detector(fit, score, surrogate)
+  return make_detector(fit, score, surrogate)
 
 
 def criteria(
@@ -224,7 +234,7 @@ def criteria(
 
   Returns:
     The three criteria. A count of `cap` says that the prediction did not
-    change in fewer steps.
+    change in fewer steps, NaN that a logit was NaN.
 
   Raises:
     UserError: If the classifier has fewer than 2 classes.
@@ -255,15 +265,17 @@ def clean_shares(
   Returns:
     `Criteria` in [0, 1); each is uniform if the pictures are like the clean
     ones that the detector was fitted on. Equal values count half on average,
-    and so does one more picture that stands for the one looked at.
+    and so does one more picture that stands for the one looked at. NaN stays.
   """
-  draw = lambda key: jax.random.uniform(_named(key, 'ties'), (3,))
+  draw = lambda key: jax.random.uniform(_named(key, 'ties'), (3,), jnp.float32)
   ties = jax.vmap(draw)(keys)
 
   def share(clean, values, tie):
     below = jnp.searchsorted(clean, values, side='left')
     not_above = jnp.searchsorted(clean, values, side='right')
-    return (below + tie * (not_above - below + 1)) / (len(clean) + 1)
+    rank = (below + tie * (not_above - below + 1)) / (len(clean) + 1)
+    # It would be sorted behind all others, as if it were the largest.
+    return jnp.where(jnp.isnan(values), jnp.nan, rank)
 
   return Criteria(
     *(
@@ -309,6 +321,7 @@ def tune(
   Raises:
     UserError: If there are no clean or no attacked pictures, a list is empty,
       or a value not above 0.
+    DataError: If a criterion is NaN.
   """
   choices = {
     'sigma': sigmas,
@@ -339,7 +352,7 @@ def tune(
   ]
   kinds = []
   found: list[list[Criteria]] = [[] for _ in runs]
-  for batch in valid:
+  for batch in checked_batches(valid, 'valid'):
     mask = np.asarray(batch.mask)
     keys = picture_keys(key, batch.source)
     kinds.append(np.asarray(batch.kind)[mask])
@@ -380,7 +393,7 @@ def _other_classes(
       'give a classifier of at least 2 classes'
     )
   draw = lambda key: jax.random.randint(
-    _named(key, 'class'), (), 0, num_classes - 1
+    _named(key, 'class'), (), 0, num_classes - 1, jnp.int32
   )
   other = jax.vmap(draw)(keys)
   return other + (other >= predicted)
@@ -394,7 +407,9 @@ def _noise_distance(
   sigma: float | jax.Array,
 ) -> jax.Array:
   """C1, differentiable with respect to the images."""
-  draw = lambda key: jax.random.normal(_named(key, 'noise'), images.shape[1:])
+  draw = lambda key: jax.random.normal(
+    _named(key, 'noise'), images.shape[1:], jnp.float32
+  )
   noisy = classifier(images + sigma * jax.vmap(draw)(keys))
   return jnp.sum(
     jnp.abs(jax.nn.softmax(noisy) - jax.nn.softmax(logits)), axis=-1
@@ -416,11 +431,11 @@ def _count_steps(
   high = jnp.minimum(images + radius, 1)
 
   def unfinished(carry):
-    step, _, _, done = carry
+    step, _, _, done, _ = carry
     return (step < cap) & ~jnp.all(done)
 
   def advance(carry):
-    step, moved, count, done = carry
+    step, moved, count, done, broken = carry
 
     def loss(moved):
       logits = classifier(moved)
@@ -428,15 +443,18 @@ def _count_steps(
 
     # The pass that gives the gradient also judges the step before it.
     gradient, logits = jax.grad(loss, has_aux=True)(moved)
+    # A NaN is the largest to argmax: the label seems to have changed.
+    broken |= jnp.any(jnp.isnan(logits), axis=-1) & ~done
     done |= jnp.argmax(logits, axis=-1) != predicted
     further = jnp.clip(moved + lr * gradient, low, high)
     moved = jnp.where(per_row(done, moved), moved, further)
-    return step + 1, moved, count + ~done, done
+    return step + 1, moved, count + ~done, done, broken
 
   rows = predicted.shape
-  start = (0, images, jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool))
-  _, _, count, _ = jax.lax.while_loop(unfinished, advance, start)
-  return count.astype(jnp.float32)
+  no = jnp.zeros(rows, bool)
+  start = (0, images, jnp.zeros(rows, jnp.int32), no, no)
+  _, _, count, _, broken = jax.lax.while_loop(unfinished, advance, start)
+  return jnp.where(broken, jnp.nan, count.astype(jnp.float32))
 
 
 def _stand_ins(

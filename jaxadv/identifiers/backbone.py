@@ -23,7 +23,7 @@ from jaxadv.training.frozen import (
   pool_logits,
   pooled,
 )
-from jaxadv.types import Batch, Identifier
+from jaxadv.types import Batch, Identifier, make_identifier
 
 
 def class_weights(classes: np.ndarray, num_classes: int) -> np.ndarray:
@@ -237,4 +237,4 @@ def backbone_identifier(
       design, classifier, state, images, num_outputs=len(values)
     )
 
-  return Identifier(fit, identify_images)
+  return make_identifier(fit, identify_images)

@@ -272,5 +272,5 @@ def init_variables(
   Returns:
     `{'params': ...}`, with `'batch_stats'` if the module has BatchNorm.
   """
-  images = jnp.zeros((1, image_size, image_size, channels))
+  images = jnp.zeros((1, image_size, image_size, channels), jnp.float32)
   return jax.jit(module.init)(key, images)

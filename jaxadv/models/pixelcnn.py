@@ -80,11 +80,10 @@ class _Conv(nn.Module):
   def __call__(self, x: jax.Array, at: Place | None = None) -> jax.Array:
     rows, columns = self.window
     shape = (rows, columns, x.shape[-1], self.features)
-    kernel = self.param('kernel', nn.initializers.normal(1.0), shape)
-    gain = self.param(
-      'gain', nn.initializers.constant(self.gain), (self.features,)
-    )
-    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    each, kind = (self.features,), jnp.float32
+    kernel = self.param('kernel', nn.initializers.normal(1.0), shape, kind)
+    gain = self.param('gain', nn.initializers.constant(self.gain), each, kind)
+    bias = self.param('bias', nn.initializers.zeros, each, kind)
     length = jnp.sqrt(jnp.sum(kernel**2, axis=(0, 1, 2)))
     sides = (columns - 1, 0) if self.right else (columns // 2, columns // 2)
     padding: Any = ((rows - 1, 0), sides)
@@ -102,15 +101,15 @@ class _Conv(nn.Module):
     batch, _, wide, channels = x.shape
     rows, (left, right) = self.window[0], sides
     whole = (batch, rows, left + (at.width >> self.level) + right, channels)
-    memory = self.variable('cache', 'rows', jnp.zeros, whole)
-    start = at.column >> self.level
-    place = (0, 0, left + start, 0)
+    memory = self.variable('cache', 'rows', jnp.zeros, whole, x.dtype)
+    start, zero = at.column >> self.level, jnp.int32(0)
+    place = (zero, zero, left + start, zero)
     seen = lax.dynamic_slice(memory.value, place, (batch, rows, wide, channels))
     news = jnp.concatenate([seen[:, 1:], x], axis=1)
     kept = jnp.where(at.has_news(self.level), news, seen)
     memory.value = lax.dynamic_update_slice(memory.value, kept, place)
     size = (batch, rows, left + wide + right, channels)
-    return lax.dynamic_slice(memory.value, (0, 0, start, 0), size)
+    return lax.dynamic_slice(memory.value, (zero, zero, start, zero), size)
 
 
 class _Block(nn.Module):
@@ -323,12 +322,12 @@ def init_pixelcnn(key: jax.Array, module: PixelCNN) -> PyTree:
     `{'params': ...}`.
   """
   side = 2 ** (_STAGES - 1)
-  images = jnp.zeros((1, side, side, module.channels))
+  images = jnp.zeros((1, side, side, module.channels), jnp.float32)
   leaves, structure = jax.tree.flatten_with_path(module.init(key, images))
   # XLA needs minutes for a draw of each; as one, it drops them unread.
   sizes = [x.size * (path[-1].key == 'kernel') for path, x in leaves]
   draws = jnp.split(
-    jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1]
+    jax.random.normal(key, (sum(sizes),), jnp.float32), np.cumsum(sizes)[:-1]
   )
   drawn = [
     draw.reshape(leaf.shape) if draw.size else leaf
@@ -541,13 +540,13 @@ def in_raster_order(
       chosen = choose(parameters[:, 0, 0], pixel_levels)
       return (right, _with_ones(chosen)[:, None, None]), chosen
 
-    columns = jnp.arange(width)
+    columns = jnp.arange(width, dtype=jnp.int32)
     (right, _), chosen = lax.scan(
       next_pixel, (right, no_pixel), (columns, row_levels)
     )
     above = _with_ones(chosen.swapaxes(0, 1))[:, None]
     return (down, right, above), chosen
 
-  given = (jnp.arange(height), levels.transpose(1, 2, 0, 3))
+  given = (jnp.arange(height, dtype=jnp.int32), levels.transpose(1, 2, 0, 3))
   _, chosen = lax.scan(next_row, (empty_down, empty_right, no_row), given)
   return chosen.transpose(2, 0, 1, 3)

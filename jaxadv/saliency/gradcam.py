@@ -31,7 +31,8 @@ def gradcam(
 
   Returns:
     float32[B, H, W] in [0, 1], resized bilinearly to the picture; the largest
-    value of a map is 1, or 0 where nothing speaks for the class.
+    value of a map is 1, or 0 where nothing speaks for the class. A map is NaN
+    where a gradient is not finite.
 
   Departs from the paper: each map is divided by its largest value.
 
@@ -47,7 +48,10 @@ def gradcam(
     return jnp.sum(jnp.take_along_axis(logits, labels[:, None], axis=-1))
 
   weights = jnp.mean(jax.grad(chosen)(layer), axis=(1, 2), keepdims=True)
+  # What is -inf would be cut off as if it were a number.
+  weights = jnp.where(jnp.isfinite(weights), weights, jnp.nan)
   maps = jax.nn.relu(jnp.sum(weights * layer, axis=-1))
   maps = jax.image.resize(maps, images.shape[:3], 'linear')
   largest = jnp.max(maps, axis=(1, 2), keepdims=True)
-  return jnp.where(largest > 0, maps / jnp.where(largest > 0, largest, 1), 0)
+  # Not `> 0`, which would hide NaN.
+  return jnp.where(largest == 0, 0, maps / jnp.where(largest == 0, 1, largest))

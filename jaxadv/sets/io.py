@@ -133,6 +133,12 @@ def read(directory: str | os.PathLike[str]) -> AdversarialSet:
   if not (directory / 'dataset_info.json').is_file():
     raise DataError(f'{directory} holds no adversarial set')
   builder = tfds.builder_from_directory(directory)
+  metadata = builder.info.metadata or {}
+  if not {'kind', 'provenance'} <= metadata.keys():
+    raise DataError(
+      f'{directory} is a TFDS data set but no adversarial one: it names no '
+      'kind and no provenance; read it with jaxadv.data.sources.load'
+    )
   channels = builder.info.features['image'].shape[-1]
   pictures = load(str(directory), _SPLIT, channels=channels)
   decoders = {'image': tfds.decode.SkipDecoding()}
@@ -145,7 +151,7 @@ def read(directory: str | os.PathLike[str]) -> AdversarialSet:
     source=column('source', np.int32),
     success_float=column('success_float', bool),
     success=column('success', bool),
-    kind=builder.info.metadata['kind'],
+    kind=metadata['kind'],
     class_names=pictures.class_names,
-    provenance=builder.info.metadata['provenance'],
+    provenance=metadata['provenance'],
   )

@@ -13,6 +13,7 @@ from jaxadv.data import images as image_tools
 from jaxadv.data.pipeline import batches
 from jaxadv.data.sources import Pictures
 from jaxadv.errors import UserError
+from jaxadv.inputs import check_numbers
 from jaxadv.saliency.gradcam import gradcam
 from jaxadv.sets.types import AdversarialSet, versions, weights_fingerprint
 
@@ -110,6 +111,9 @@ def natural_plus(
     row is a success where the first reference that errs on the whole picture
     errs on the crop too.
 
+  Raises:
+    DataError: If a saliency map is NaN.
+
   References:
     Li et al., ImageNet-A-Plus, 2021, https://arxiv.org/abs/2102.11731.
   """
@@ -158,7 +162,11 @@ def crop_to_saliency(
   Returns:
     uint8[N, S, S, C] with S the shorter side of the pictures, through
     `images.resize`. A picture whose map is constant is not cropped.
+
+  Raises:
+    DataError: If a map is NaN.
   """
+  check_numbers(maps, 'saliency maps')
   size = min(images.shape[1:3])
   cropped = np.empty((len(images), size, size, images.shape[3]), np.uint8)
   for row, pixels, saliency in zip(cropped, images, maps, strict=True):

@@ -16,7 +16,9 @@ def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
   Returns:
     Same shape and dtype.
   """
-  flip = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
+  # Of this type, or 64-bit JAX draws other numbers.
+  half = jnp.float32(0.5)
+  flip = jax.random.bernoulli(key, half, shape=(images.shape[0], 1, 1, 1))
   return jnp.where(flip, images[:, :, ::-1], images)
 
 
@@ -36,10 +38,13 @@ def random_shift(key: jax.Array, images: jax.Array, pad: int) -> jax.Array:
   """
   shape = images.shape[1:]
   padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-  corners = jax.random.randint(key, (images.shape[0], 2), 0, 2 * pad + 1)
+  corners = jax.random.randint(
+    key, (images.shape[0], 2), 0, 2 * pad + 1, jnp.int32
+  )
 
   def crop(image, corner):
-    return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), shape)
+    start = (corner[0], corner[1], jnp.int32(0))
+    return jax.lax.dynamic_slice(image, start, shape)
 
   return jax.vmap(crop)(padded, corners)
 

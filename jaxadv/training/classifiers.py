@@ -15,11 +15,12 @@ import numpy as np
 from jaxadv import models
 from jaxadv.classifier import Classifier, Normalise, from_linen, predict
 from jaxadv.data.sources import Pictures
+from jaxadv.inputs import as_float, as_labels, as_uint8, check_shape
 from jaxadv.models import init_variables
 from jaxadv.models.names import NetworkName
 from jaxadv.models.pretrained import resized
 from jaxadv.models.weights import native
-from jaxadv.storage import Cache, read_json, write_json
+from jaxadv.storage import Cache, code_version, read_json, write_json
 from jaxadv.training.augment import flip_and_shift, random_shift
 from jaxadv.training.loop import fit
 from jaxadv.training.state import TrainConfig
@@ -107,8 +108,8 @@ def fit_classifier(
   Args:
     key: One key.
     module: A backbone.
-    images: uint8[N, H, H, C].
-    labels: int32[N].
+    images: [N, H, H, C], uint8 or floating in [0, 1].
+    labels: Integers [N].
     config: Epochs, batch size, optimizer and schedule.
     preprocess: From [0, 1] to what the network is to expect; hashable.
     flip: Whether a mirrored picture is still one of its class (photographs
@@ -126,8 +127,14 @@ def fit_classifier(
     `{'params': ..., 'batch_stats': ...}`.
 
   Raises:
+    UserError: If pictures or labels are something else.
     DataError: If the loss is not finite or memory does not suffice.
   """
+  check_shape(images)
+  num_classes = getattr(module, 'num_classes', None)
+  labels = as_labels(labels, len(images), num_classes=num_classes)
+  if images.dtype != np.uint8:
+    images = as_float(images)
   result = fit(
     key,
     _task(module, images.shape[1:], preprocess, flip, perturb),
@@ -189,7 +196,7 @@ def cached_classifier(
   """Trains a backbone of `jaxadv.models`, or finds it in a cache.
 
   Args:
-    key: One key.
+    key: One key; the weights are found again by it.
     cache: Keeps the weights.
     network: The backbone, its width and the size of its pictures.
     train: Pictures to train on.
@@ -197,18 +204,19 @@ def cached_classifier(
     num_epochs: Number of epochs, of the recipe that there is by default.
     image_size: Side of the pictures, in pixels.
     flip: See `fit_classifier`.
-    identity: What tells this training from others, such as the seed that
-      `key` was made from; see `Cache.entry`.
+    identity: What else tells this training from others; see `Cache.entry`.
     batch_size: Pictures at a time when the accuracy is measured.
     mesh: See `fit_classifier`.
     recipe: What `fit` takes as its fifth argument, by default `usual_recipe`;
       the weights are found again by it.
-    fit: `fit_classifier`, or another of the same arguments.
+    fit: `fit_classifier`, or another of the same arguments: a function of a
+      module, by whose name and code the weights are found again.
 
   Returns:
     The network.
 
   Raises:
+    TypeError: If `fit` or `recipe` cannot be told from others by `as_plain`.
     DataError: If the loss is not finite, or memory or disk are full.
   """
   name, width, _ = network
@@ -228,8 +236,11 @@ def cached_classifier(
     )
   )
   settings = identity | {
+    'key': key,
+    'fit': fit,
     'module': module,
     'recipe': recipe,
+    'preprocess': preprocess,
     'flip': flip,
     'train': train.fingerprint,
     'heldout': heldout.fingerprint,
@@ -257,7 +268,8 @@ def cached_classifier(
     accuracy = float(np.mean(logits.argmax(-1) == heldout.labels))
     write_json(folder / 'accuracy.json', {'heldout': accuracy})
 
-  folder = cache.get_or_make('classifier', 1, settings, make)
+  version = code_version(__name__, fit.__module__)
+  folder = cache.get_or_make('classifier', version, settings, make)
   variables = native.read_variables(folder / 'variables.npz', template)
   return Trained(
     module,
@@ -271,8 +283,8 @@ def standardise(images: np.ndarray) -> Normalise:
   """Gives the preprocessing that makes channels zero-mean with unit spread.
 
   Args:
-    images: uint8[N, H, W, C].
+    images: [N, H, W, C], uint8, or floating in [0, 1], which is rounded.
   """
-  scaled = images.reshape(-1, images.shape[-1]) / 255
+  scaled = as_uint8(images).reshape(-1, images.shape[-1]) / 255
   round4 = lambda values: tuple(round(float(v), 4) for v in values)
   return Normalise(round4(scaled.mean(0)), round4(scaled.std(0)))

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxadv.classifier import Classifier
+from jaxadv.errors import DataError, UserError
+from jaxadv.inputs import as_float, check_numbers
 from jaxadv.models import split_variables
 from jaxadv.training.loop import FitResult, fit_members, measure_members
 from jaxadv.training.state import TrainConfig, TrainState
@@ -87,7 +89,7 @@ def task(design: Design, num_outputs: int) -> Task:
     )
     params = {
       'suffix': suffix['params'],
-      'head': head.init(key, jnp.zeros(features.shape))['params'],
+      'head': head.init(key, jnp.zeros(features.shape, jnp.float32))['params'],
     }
     return {'params': params, 'batch_stats': suffix.get('batch_stats', {})}
 
@@ -125,7 +127,17 @@ def _suffix(
     stop=design.features,
     mutable=['batch_stats'],
   )
+  _check_size(x, design.features)
   return x, updates.get('batch_stats', suffix.get('batch_stats', {}))
+
+
+def _check_size(maps: jax.Array, stage: str) -> None:
+  """Refuses maps without pixels, whose mean would be NaN."""
+  if 0 in maps.shape:
+    raise UserError(
+      f'the pictures are too small for the network: nothing of them is left at '
+      f'its stage {stage}; give larger ones, or put Resized before the network'
+    )
 
 
 def prefix_features(
@@ -136,15 +148,20 @@ def prefix_features(
   Args:
     design: The network.
     classifier: The backbone with its weights and preprocessing.
-    images: float32[B, H, W, C] in [0, 1].
+    images: [B, H, W, C], uint8 or floating in [0, 1].
 
   Returns:
     float32[B, h, w, c].
+
+  Raises:
+    UserError: If the pictures are too small for the prefix.
   """
   prefix, _ = split_variables(design.module, classifier.variables, design.split)
-  return design.module.apply(
-    prefix, classifier.preprocess(images), stop=design.split
+  features: jax.Array = design.module.apply(
+    prefix, classifier.preprocess(as_float(images)), stop=design.split
   )
+  _check_size(features, design.split)
+  return features.astype(jnp.float32)
 
 
 def fit_heads(
@@ -187,7 +204,8 @@ def fit_heads(
     'features': features,
     'labels': jnp.asarray(labels, jnp.int32),
     'weights': jnp.asarray(weights, jnp.float32),
-    'suffix': suffix,
+    # Trained in float32, whatever the network is in.
+    'suffix': jax.tree.map(lambda leaf: leaf.astype(jnp.float32), suffix),
   }
   return fit_members(
     keys,
@@ -221,12 +239,16 @@ def pool_logits(
 
   Returns:
     float32[E, P, num_outputs].
+
+  Raises:
+    UserError: As `measure_members`.
+    DataError: If one of them is NaN, or as `measure_members`.
   """
   num_members, num_rows = state.step.shape[0], features.shape[0]
   data = {
     'features': features,
     'labels': jnp.zeros((num_members, num_rows), jnp.int32),
-    'weights': jnp.ones((num_members, 1)),
+    'weights': jnp.ones((num_members, 1), jnp.float32),
   }
   found = measure_members(
     task(design, num_outputs),
@@ -236,6 +258,7 @@ def pool_logits(
     batch_size=batch_size,
     **options,
   )
+  check_numbers(found['logits'].swapaxes(0, 1), 'logits of pictures')
   return found['logits']
 
 
@@ -307,14 +330,30 @@ def pool_rows(
   Returns:
     The features of all rows, their kinds int32[P], and the rows to train and
     to validate on.
+
+  Raises:
+    UserError: If there are no rows to train or to validate on.
+    DataError: If features are not finite; names the picture.
   """
   features, kinds, counts = [], [], []
-  for batches in (train, valid):
+  for name, batches in ('training', train), ('validation', valid):
     count = 0
     for batch in batches:
-      features.append(compute(classifier, batch.images)[batch.mask])
-      kinds.append(np.asarray(batch.kind)[np.asarray(batch.mask)])
+      mask = np.asarray(batch.mask)
+      found = compute(classifier, batch.images)
+      broken = mask & ~np.asarray(_is_finite(found))
+      if broken.any():
+        raise DataError(
+          'what the detector looks at is not finite for the '
+          f'{name} picture of source {np.asarray(batch.source)[broken][0]} and '
+          f'{broken.sum() - 1} others of its batch; look at the logits and '
+          'gradients of the classifier there'
+        )
+      features.append(found[mask])
+      kinds.append(np.asarray(batch.kind)[mask])
       count += len(kinds[-1])
+    if not count:
+      raise UserError(f'there are no {name} pictures; give at least one')
     counts.append(count)
   rows = np.arange(sum(counts))
   return (
@@ -323,3 +362,8 @@ def pool_rows(
     rows[: counts[0]],
     rows[counts[0] :],
   )
+
+
+@jax.jit
+def _is_finite(features: jax.Array) -> jax.Array:
+  return jnp.isfinite(features).all(axis=tuple(range(1, features.ndim)))

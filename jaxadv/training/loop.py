@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from jaxadv.errors import DataError, UserError, explain_out_of_memory
 from jaxadv.hosts import own_copy
-from jaxadv.storage import fingerprint
+from jaxadv.storage import code_version, fingerprint
 from jaxadv.training import checkpoints
 from jaxadv.training.mesh import (
   check_batch_size,
@@ -153,7 +153,9 @@ def fit_members(
     how: 'map' or 'vmap'; default 'map' on CPU and for one member.
     mesh: Splits each batch over its devices; default no splitting.
     checkpoint_dir: A folder for checkpoints of this training alone, from which
-      it resumes. Delete it (`delete_checkpoints`) once the result is stored.
+      it resumes, unless the code of the loop has changed (nothing is known of
+      that of `task`). Delete it (`delete_checkpoints`) once the result is
+      stored.
     checkpoint_every: Epochs from one checkpoint to the next.
     data_identity: What `data` was computed from, for checkpoints to know it
       by; default its bits. Another device may round these differently.
@@ -167,8 +169,8 @@ def fit_members(
     UserError: If there are no rows, the batch does not fit the mesh, 'plateau'
       or the task's judge has nothing to watch, or the checkpoints are of
       another training.
-    DataError: If a loss is not finite (names epoch and member), or memory does
-      not suffice (says what to try).
+    DataError: If a loss or a weight at the end is not finite (names epoch and
+      member), or memory does not suffice (says what to try).
   """
   num_members = keys.shape[0]
   train = _rows('train_indices', train_indices, num_members)
@@ -194,6 +196,7 @@ def fit_members(
     manager = None
     if checkpoint_dir is not None:
       identity = {
+        'code': code_version(__name__),
         'config': config,
         'keys': keys,
         'members': numbers,
@@ -242,7 +245,9 @@ def fit_members(
     name: np.asarray([row[name] for row in rows], np.float32)
     for name in rows[0]
   }
-  return FitResult(own_copy(take_best(state)), history)
+  state = own_copy(take_best(state))
+  _check_weights(state, np.asarray(own_copy(numbers)), rows[-1])
+  return FitResult(state, history)
 
 
 def measure_members(
@@ -345,6 +350,23 @@ def _check_finite(
       f'{name} is not finite in epoch {epoch + 1} of member '
       f'{members[place]} (learning rate {rate:g}): try a learning rate of '
       f'{rate / 10:g}, and look for NaN in the data'
+    )
+
+
+def _check_weights(
+  state: TrainState, members: np.ndarray, row: dict[str, list[float]]
+) -> None:
+  """Refuses weights that the last step broke, of which no loss tells."""
+  finite = np.ones(len(members), bool)
+  for leaf in jax.tree.leaves((state.params, state.batch_stats)):
+    finite &= np.isfinite(np.asarray(leaf).reshape(len(members), -1)).all(1)
+  if not finite.all():
+    place = int(np.argmin(finite))
+    rate = row['learning_rate'][place]
+    raise DataError(
+      f'the weights of member {members[place]} are not finite after the last '
+      f'epoch (learning rate {rate:g}): try a learning rate of {rate / 10:g}, '
+      'and look for NaN in the data'
     )
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxadv.errors import UserError
-from jaxadv.inputs import to_float, to_uint8
+from jaxadv.inputs import as_uint8, to_float
 from jaxadv.models.pixelcnn import PixelCNN, bits_per_dim, init_pixelcnn
 from jaxadv.training.loop import History, fit
 from jaxadv.training.state import TrainConfig
@@ -111,9 +111,10 @@ def fit_pixelcnn(
   Args:
     key: One key.
     module: The network.
-    images: uint8[N, H, W, C], H and W divisible by 4.
-    valid: uint8[M, H, W, C], measured after every epoch, or None. Nothing is
-      selected by it, so test pictures may stand here.
+    images: [N, H, W, C], uint8, or floating in [0, 1], which is rounded; H and
+      W divisible by 4.
+    valid: [M, H, W, C], likewise, measured after every epoch, or None. Nothing
+      is selected by it, so test pictures may stand here.
     config: Epochs, batch size, optimizer and schedule.
     mesh: Splits batches over its devices.
     checkpoint_dir: Folder to resume from after an interruption.
@@ -128,9 +129,10 @@ def fit_pixelcnn(
     DataError: If the loss is not finite or memory does not suffice.
   """
   rows = np.arange(len(images))
+  images = as_uint8(images)
   pictures, valid_rows = images, None
   if valid is not None and len(valid):
-    pictures = np.concatenate([images, valid])
+    pictures = np.concatenate([images, as_uint8(valid, 'valid')])
     valid_rows = np.arange(len(images), len(pictures))
   result = fit(
     key,
@@ -151,8 +153,8 @@ def clean_pictures(batches: Iterable[Batch]) -> np.ndarray:
   """Collects the clean pictures of batches, as 8 bit.
 
   Args:
-    batches: Batches with float32 images in [0, 1]; rows that are padding or
-      of a kind other than 0 are left out.
+    batches: Batches with images uint8 or floating in [0, 1]; rows that are
+      padding or of a kind other than 0 are left out.
 
   Returns:
     uint8[N, H, W, C].
@@ -161,7 +163,7 @@ def clean_pictures(batches: Iterable[Batch]) -> np.ndarray:
     UserError: If there is none.
   """
   found = [
-    np.asarray(to_uint8(batch.images))[
+    as_uint8(batch.images)[
       np.asarray(batch.mask) & (np.asarray(batch.kind) == 0)
     ]
     for batch in batches
@@ -187,13 +189,14 @@ def measure_bits(
   Args:
     module: The network.
     params: Its weights.
-    images: uint8[N, H, W, C].
+    images: [N, H, W, C], uint8, or floating in [0, 1], which is rounded.
     batch_size: Pictures at a time.
 
   Returns:
     float32[N], of which the mean is what papers report.
   """
   found = []
+  images = as_uint8(images)
   for start in range(0, len(images), batch_size):
     part = images[start : start + batch_size]
     padding = [(0, batch_size - len(part))] + [(0, 0)] * 3

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax.contrib import reduce_on_plateau
 
@@ -184,7 +185,8 @@ def learning_rate(
     return jnp.asarray(decay(state.step), jnp.float32)
   if config.schedule == 'exponential':
     # Not a power of a float32, which would be off by 1e-3 after many steps.
-    return config.learning_rate * jnp.exp(state.step * math.log(_DECAY))
+    decay = jnp.exp(state.step * np.float32(math.log(_DECAY)))
+    return config.learning_rate * decay
   return config.learning_rate * state.plateau.scale
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import expit, xlogy
 
 from jaxadv.detectors import entropy_ensemble as unit
-from jaxadv.errors import UserError
+from jaxadv.errors import DataError, UserError
 from jaxadv.types import Batch, Detector
 
 RNG = np.random.default_rng(0)
@@ -44,11 +44,11 @@ def test_temperature_of_a_detector_that_is_never_wrong_is_no_extreme():
   )
 
 
-def _scaled(factor, surrogate=None):
+def _scaled(factor, surrogate=None, zero=0.0):
   """Scores the first pixel; nothing is fitted."""
 
   def score(keys, classifier, state, images):
-    return factor * images[:, 0, 0, 0] + state
+    return factor * (images[:, 0, 0, 0] - zero) + state
 
   return Detector(lambda *arguments: jnp.zeros(()), score, surrogate)
 
@@ -59,17 +59,18 @@ def _batch(n=4000):
   index = np.arange(n, dtype=np.int32)
   mask = index < 0.9 * n
   kind = np.where(mask, 3 * attacked, 3 - 3 * attacked).astype(np.int32)
-  return Batch(logits, index, kind, index, mask)
+  return Batch(logits / 20 + 0.5, index, kind, index, mask)
 
 
 def test_both_are_calibrated_on_the_validation_rows_alone():
   batch = _batch()
-  ensemble = unit.entropy_ensemble(_scaled(8.0), _scaled(-0.5))
+  both = _scaled(20 * 8.0, zero=0.5), _scaled(-20 * 0.5, zero=0.5)
+  ensemble = unit.entropy_ensemble(*both)
   state = ensemble.fit(jax.random.key(0), None, [], [batch])
   # The second is wrong; no temperature helps it but the largest.
   assert state.temperatures[0] == pytest.approx(8, rel=0.1)
   assert state.temperatures[1] > 900
-  plain = unit.entropy_ensemble(_scaled(8.0), _scaled(-0.5), calibrate=False)
+  plain = unit.entropy_ensemble(*both, calibrate=False)
   unfitted = plain.fit(jax.random.key(0), None, [], [batch])
   np.testing.assert_array_equal(unfitted.temperatures, [1, 1])
 
@@ -101,6 +102,21 @@ def test_surrogate_takes_those_of_its_parts():
   images = jnp.ones((1, 1, 1, 1))
   assert float(ensemble.surrogate(None, None, state, images)[0]) == 11
   assert float(ensemble.score(None, None, state, images)[0]) == 1
+
+
+@pytest.mark.parametrize('rule', unit.RULES)
+@pytest.mark.parametrize('place', [0, 1])
+def test_a_score_that_is_nan_is_not_outvoted(rule, place):
+  pair = [jnp.array([2.0]), jnp.array([-3.0])]
+  pair[place] = jnp.array([jnp.nan])
+  assert np.isnan(unit.RULES[rule](*pair)).all()
+
+
+def test_logits_that_are_nan_calibrate_nothing():
+  attacked = np.arange(40) % 2 == 0
+  logits = np.where(np.arange(40) == 7, np.nan, 1.0)
+  with pytest.raises(DataError, match='1 of 40 logits'):
+    unit.temperature(logits, attacked)
 
 
 def test_unknown_rule_names_the_known_ones():

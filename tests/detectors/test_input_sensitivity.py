@@ -163,7 +163,9 @@ def test_second_derivative_of_the_smooth_network(relu_case):
     double = lambda tree: jax.tree.map(
       lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), tree
     )
-    classifier, images = double(classifier), double(images)
+    variables, images = double(classifier.variables), double(images)
+    # Not a Classifier, whose logits are float32.
+    classifier = lambda images: Victim().apply(variables, images)
     towards = np.random.default_rng(0).normal(size=images.shape)
 
     def slope(images):

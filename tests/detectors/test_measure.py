@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from jaxadv.data.sources import pictures_from_arrays
+from jaxadv.detectors import network
 from jaxadv.detectors.measure import measure
 from jaxadv.detectors.network import network_detector
+from jaxadv.errors import UserError
 from jaxadv.training import TrainConfig
-from jaxadv.types import Detector
+from jaxadv.types import Batch, Detector
 
 
 def _pictures(num=50, size=16):
@@ -75,3 +77,26 @@ def test_network_detector_learns_noise_and_can_be_differentiated(key):
     jax.grad(lambda x: detector.score(None, None, found.state, x).sum())
   )(jnp.asarray(clean.images[:2] / 255, jnp.float32))
   assert jnp.isfinite(gradient).all() and jnp.abs(gradient).max() > 0
+
+
+def test_network_detector_takes_grey_pictures_of_its_size(monkeypatch):
+  """They used to end in an error of Flax."""
+  stub = Detector(
+    lambda key, network, train, valid: network.variables,
+    lambda keys, network, state, images: images.mean(axis=(1, 2, 3)),
+  )
+  monkeypatch.setattr(network, 'backbone_detector', lambda *arguments: stub)
+  grey = _pictures(8)[0].images[..., :1]
+  index = np.arange(8, dtype=np.int32)
+  batch = Batch(grey, index, index % 2, index, np.ones(8, bool))
+  detector = network_detector(width=0.02, image_size=16)
+  state = detector.fit(jax.random.key(0), None, [batch], [batch])
+  first = state.trained['params']['block1']['block1_conv1']['kernel']
+  assert first.shape[2] == 1
+  assert detector.score(None, None, state, grey).shape == (8,)
+  for images in grey[:, :8], grey[:, :8, :8]:
+    odd = [batch._replace(images=images)]
+    with pytest.raises(UserError, match=r'8x\d+ pixels, .* for 16x16'):
+      detector.score(None, None, state, images)
+    with pytest.raises(UserError, match=r'8x\d+ pixels, .* for 16x16'):
+      detector.fit(jax.random.key(0), None, odd, [batch])

@@ -4,6 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from jaxadv.errors import UserError
+from jaxadv.inputs import to_uint8
 from jaxadv.metrics.roc import auc
 from jaxadv.types import picture_keys
 from tests.detectors import cases
@@ -85,6 +87,32 @@ def test_rows_of_padding_teach_nothing(case, fit):
   )
   for a, b in zip(leaves(state), leaves(fit(case)), strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+@over_all
+def test_takes_8_bit_pictures_and_refuses_what_is_neither(case, fit):
+  """Converted before anything else, as test_borders sees."""
+  keys = picture_keys(jax.random.key(2), np.arange(4))
+  levels = to_uint8(cases.pictures(3, 4, STRONG).images)
+  functions = [case.detector.score, case.detector.surrogate]
+  for function in filter(None, functions):
+    found = jax.eval_shape(function, keys, case.classifier, fit(case), levels)
+    assert (found.shape, found.dtype) == ((4,), np.float32)
+    for images in levels.astype(np.float32), levels.astype(np.int64):
+      with pytest.raises(UserError, match='divide by 255|must be uint8'):
+        function(keys, case.classifier, fit(case), images)
+
+
+@over_all
+def test_pictures_of_other_channels_are_a_sentence(case, fit):
+  if case.name in ('tws', 'log_sensitivity', 'confidence'):
+    pytest.skip('it has no weights of its own')
+  for channels in 1, 2:
+    images = cases.pictures(3, 4, STRONG).images[..., :channels]
+    with pytest.raises(UserError, match='do not fit the netw|as many channels'):
+      jax.eval_shape(
+        case.detector.score, None, case.classifier, fit(case), images
+      )
 
 
 @over_all

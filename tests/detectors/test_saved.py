@@ -14,6 +14,7 @@ from jaxadv.classifier import Normalise, Resized, from_linen
 from jaxadv.detectors import saved
 from jaxadv.detectors.backbone import backbone_detector
 from jaxadv.errors import DataError, UserError
+from jaxadv.inputs import to_float, to_uint8
 from jaxadv.storage import read_npz
 from jaxadv.training import TrainState
 from tests.detectors import cases
@@ -191,3 +192,24 @@ def test_pictures_of_another_size_are_refused(folder):
   score, _ = saved.load(folder)
   with pytest.raises(UserError, match='16, 16, 3'):
     score(np.zeros((2, 32, 32, 3), np.float32))
+
+
+def test_8_bit_pictures_score_as_the_same_in_floats(folder):
+  score, _ = saved.load(folder)
+  levels = to_uint8(pictures())
+  wanted = score(to_float(levels))
+  np.testing.assert_array_equal(score(levels), wanted)
+  np.testing.assert_allclose(
+    score(levels / np.float64(255)), wanted, rtol=1e-4, atol=1e-4
+  )
+  with pytest.raises(UserError, match='divide by 255'):
+    score(levels.astype(np.float32))
+
+
+def test_scores_that_are_nan_never_leave(copy, fitted):
+  design, classifier, variables = fitted
+  broken = jax.tree.map(lambda leaf: leaf * jnp.nan, variables)
+  saved.save(copy, design, classifier, broken, ABOUT)
+  score, _ = saved.load(copy)
+  with pytest.raises(DataError, match='5 of 5 scores are NaN'):
+    score(pictures())

@@ -294,11 +294,74 @@ def test_what_is_no_file_of_weights(where, message, tmp_path):
     published.find('resnet18', 1, 224, tmp_path / where)
 
 
-def test_broken_and_headless_files(tmp_path):
-  for name in ('bad.h5', 'bad.npz', 'bad.safetensors'):
-    (tmp_path / name).write_bytes(b'this is no such file')
-    with pytest.raises(DataError, match=name):
-      published.num_classes(tmp_path / name)
+def _whole(path):
+  arrays = {'fc1/kernel': np.ones((40, 5)), 'fc1/bias': np.zeros(5)}
+  match path.suffix:
+    case '.npz':
+      np.savez(path, **arrays)
+    case '.safetensors':
+      safetensors.numpy.save_file(arrays, path)
+    case '.h5':
+      with h5py.File(path, 'w') as file:
+        file.attrs['layer_names'] = [b'fc1']
+        group = file.create_group('fc1')
+        group.attrs['weight_names'] = [name.encode() for name in arrays]
+        for name, array in arrays.items():
+          group[name] = array
+  return path.read_bytes()
+
+
+@pytest.mark.parametrize('suffix', ['.h5', '.npz', '.safetensors'])
+@pytest.mark.parametrize(
+  'broken',
+  [
+    lambda whole: b'',
+    lambda whole: b'<!DOCTYPE html><html>404 Not Found</html>',
+    lambda whole: whole[:20],
+    lambda whole: whole[: len(whole) // 2],
+    lambda whole: whole[:-1],
+  ],
+  ids=['empty', 'page', 'start', 'half', 'but the last byte'],
+)
+def test_broken_weights_are_named_in_a_sentence(tmp_path, suffix, broken):
+  path = tmp_path / f'bad{suffix}'
+  path.write_bytes(broken(_whole(path)))
+  with pytest.raises(DataError, match=f'cannot read .*bad{suffix}'):
+    published.num_classes(path)
+
+
+def _other_layers(file):
+  file.attrs['layer_names'] = 3
+
+
+def _a_layer_that_is_an_array(file):
+  file.attrs['layer_names'] = [b'fc1']
+  file['fc1'] = np.ones(3)
+
+
+def _a_weight_that_is_a_group(file):
+  file.attrs['layer_names'] = [b'fc1']
+  file.create_group('fc1').attrs['weight_names'] = [b'kernel']
+  file['fc1'].create_group('kernel')
+
+
+@pytest.mark.parametrize(
+  'fill',
+  [
+    lambda file: None,
+    _other_layers,
+    _a_layer_that_is_an_array,
+    _a_weight_that_is_a_group,
+  ],
+)
+def test_an_h5_of_something_else_is_named(tmp_path, fill):
+  with h5py.File(tmp_path / 'other.h5', 'w') as file:
+    fill(file)
+  with pytest.raises(DataError, match='other.h5 as Keras weights'):
+    published.num_classes(tmp_path / 'other.h5')
+
+
+def test_headless_files(tmp_path):
   np.savez(tmp_path / 'notop.npz', **{'fc1/bias': np.zeros(3)})
   with pytest.raises(UserError, match='predictions'):
     published.num_classes(tmp_path / 'notop.npz')

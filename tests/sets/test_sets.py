@@ -122,6 +122,12 @@ def test_write_and_read_refuse(tmp_path):
     io.write(_example(0), tmp_path / 'set')
   (tmp_path / 'empty').mkdir()
   io.write(_example(), tmp_path / 'empty')
+  metadata = tmp_path / 'empty' / 'metadata.json'
+  kept = metadata.read_bytes()
+  metadata.unlink()
+  with pytest.raises(DataError, match='names no '):
+    io.read(tmp_path / 'empty')
+  metadata.write_bytes(kept)
   (file,) = (tmp_path / 'empty').glob('*array_record*')
   file.write_bytes(file.read_bytes()[:-50])
   with pytest.raises(DataError, match=file.name):

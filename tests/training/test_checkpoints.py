@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 
 from jaxadv.errors import UserError
-from jaxadv.training import data_mesh, delete_checkpoints, fit, fit_members
+from jaxadv.training import (
+  data_mesh,
+  delete_checkpoints,
+  fit,
+  fit_members,
+  loop,
+)
 from tests.training.nets import (
   CONFIG,
   TASK,
@@ -100,7 +106,7 @@ def test_keeps_two_and_resumes_on_other_devices(tmp_path):
   delete_checkpoints(tmp_path)
 
 
-def test_checkpoints_of_another_training_are_refused(tmp_path):
+def test_checkpoints_of_another_training_are_refused(tmp_path, monkeypatch):
   config = dataclasses.replace(CONFIG, num_epochs=1)
   data = make_data()
   keys = KEY[None]
@@ -121,3 +127,7 @@ def test_checkpoints_of_another_training_are_refused(tmp_path):
     train(train=TRAIN[::-1])
   with pytest.raises(UserError, match=r'\(data: '):
     train(data=make_data(seed=1))
+  # As after an edit of the loop: half of the epochs would be another's.
+  monkeypatch.setattr(loop, 'code_version', lambda name: f'another {name}')
+  with pytest.raises(UserError, match=r'code: .* now\)'):
+    train()

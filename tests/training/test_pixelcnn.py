@@ -8,6 +8,7 @@ import pytest
 from jaxadv.errors import UserError
 from jaxadv.models.pixelcnn import PixelCNN
 from jaxadv.training import TrainConfig, data_mesh
+from jaxadv.training import pixelcnn as unit
 from jaxadv.training.pixelcnn import (
   RECIPE,
   clean_pictures,
@@ -109,5 +110,26 @@ def test_only_clean_rows_are_learned_from():
   found = clean_pictures([batch, batch])
   assert found.dtype == np.uint8
   np.testing.assert_array_equal(found.ravel(), [0, 3, 0, 3])
+  levels = batch._replace(
+    images=np.arange(4, dtype=np.uint8)[:, None, None, None]
+  )
+  np.testing.assert_array_equal(clean_pictures([levels, batch]), found)
   with pytest.raises(UserError, match='kind 0'):
     clean_pictures([batch._replace(kind=batch.kind + 1)])
+
+
+def test_pictures_in_floats_are_not_divided_by_255_again(monkeypatch):
+  """They used to be, and a density of black pictures came out."""
+  seen = []
+  monkeypatch.setattr(
+    unit, 'fit', lambda key, task, data, *others, **options: seen.append(data)
+  )
+  levels = np.arange(64, dtype=np.uint8).reshape(4, 4, 4, 1)
+  for images in levels, levels.astype(np.float32) / 255:
+    with pytest.raises(AttributeError):  # Nothing is fitted.
+      fit_pixelcnn(jax.random.key(0), MODULE, images, images)
+  for data in seen:
+    np.testing.assert_array_equal(data['images'][:4], levels)
+    np.testing.assert_array_equal(data['images'][4:], levels)
+  with pytest.raises(UserError, match='divide by 255'):
+    fit_pixelcnn(jax.random.key(0), MODULE, levels.astype(np.float32))

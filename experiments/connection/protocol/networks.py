@@ -93,7 +93,7 @@ def network_of(
     name.name,
     module,
     classifier,
-    fingerprint([classifier.variables, classifier.preprocess]),
+    fingerprint([module, classifier.variables, classifier.preprocess]),
     accuracy,
     batch_norm=any(bool(leaf.any()) for leaf in means),
   )

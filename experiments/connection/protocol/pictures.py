@@ -23,7 +23,13 @@ from jaxadv.sets.io import read, write
 from jaxadv.sets.natural import natural as natural_set
 from jaxadv.sets.natural import natural_plus
 from jaxadv.sets.types import AdversarialSet
-from jaxadv.storage import Cache, fingerprint, read_npz, write_npz
+from jaxadv.storage import (
+  Cache,
+  code_version,
+  fingerprint,
+  read_npz,
+  write_npz,
+)
 
 Note = Callable[[str], None]
 # Of the held-out pictures, this many times `num_pictures` are the pool of
@@ -292,18 +298,21 @@ def _attacked(
   victim: networks.Network,
   clean: sources.Pictures,
 ) -> AdversarialSet:
+  key = networks.stream(config, f'attack {kind}')
   made_from = {
     'kind': kind,
     'settings': settings,
     'victim': victim.identity,
     'pictures': clean.fingerprint,
-    'seed': config.seed,
+    # Draws of a picture go by its id, which the set holds too.
+    'source': clean.source,
+    'key': key,
   }
 
   def make_set(folder, work):
     attacked = build(
       make(kind, **settings),
-      networks.stream(config, f'attack {kind}'),
+      key,
       victim.classifier,
       clean,
       kind=kind,
@@ -315,7 +324,8 @@ def _attacked(
     )
     write(attacked, folder / 'set')
 
-  folder = cache.get_or_make('adversarial_set', 1, made_from, make_set)
+  version = code_version(__name__)
+  folder = cache.get_or_make('adversarial_set', version, made_from, make_set)
   return read(folder / 'set')
 
 
@@ -344,6 +354,7 @@ def _errors(
   made_from = {
     'references': [network.identity for network in references],
     'pictures': pool.fingerprint,
+    'source': pool.source,
     'n': config.num_pictures,
   }
 
@@ -357,7 +368,8 @@ def _errors(
     )
     write(found, folder / 'natural')
 
-  folder = cache.get_or_make('natural_set', 1, made_from, make_set)
+  version = code_version(__name__)
+  folder = cache.get_or_make('natural_set', version, made_from, make_set)
   found = read(folder / 'natural')
   crops = functools.partial(_crops, config, cache, references)
   return {
@@ -475,7 +487,8 @@ def _crops(
     )
     write_npz(folder / 'crops.npz', images=made.images, success=made.success)
 
-  folder = cache.get_or_make('crops', 1, made_from, make_crops)
+  version = code_version(__name__)
+  folder = cache.get_or_make('crops', version, made_from, make_crops)
   made = read_npz(folder / 'crops.npz')
   return found._replace(
     images=made['images'],

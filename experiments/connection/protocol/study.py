@@ -149,6 +149,7 @@ def run_cell(
   )
   sides = split(config, sets)
   shuffled = shuffled_labels(config, sets)
+  key = networks.stream(config, f'detectors {cell.name}')
   made_from = {
     'design': design,
     'recipe': recipe,
@@ -158,13 +159,11 @@ def run_cell(
     'tested': names,
     'pictures': {name: fingerprint(s.images) for name, s in sets.items()},
     'rows': [fingerprint(side) for side in sides],
-    'seed': [config.seed, cell.settings['seed']],
+    'feature_dtype': config.feature_dtype,
+    'key': key,
   }
-
   if 'shuffled' in trained:
-    made_from['shuffled_with'] = SHUFFLED_WITH
-  if config.feature_dtype != 'float32':
-    made_from['feature_dtype'] = config.feature_dtype
+    made_from['shuffled'] = [SHUFFLED_WITH, fingerprint(shuffled)]
 
   def make(folder: Path, work: Path) -> None:
     note(f'detectors {cell.name}', 0.0)
@@ -185,9 +184,7 @@ def run_cell(
       np.stack([np.concatenate([side[0], side[i]]) for i in partners])
       for side in sides[:2]
     )
-    keys = jax.random.split(
-      networks.stream(config, f'detectors {cell.name}'), len(trained)
-    )
+    keys = jax.random.split(key, len(trained))
     together = pool.whole is not None
     groups = [slice(None)] if together else [[e] for e in range(len(trained))]
 
@@ -244,7 +241,8 @@ def run_cell(
     native.write_variables(folder / 'detectors.npz', state.variables)
     storage.write_npz(folder / 'history.npz', **history)
 
-  folder = study.cache.get_or_make('detectors', 1, made_from, make)
+  version = storage.code_version(__name__)
+  folder = study.cache.get_or_make('detectors', version, made_from, make)
   test_rows = sides[2]
   sources = np.concatenate([s.source for s in sets.values()])
   scores = CellScores(

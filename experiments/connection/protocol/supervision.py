@@ -171,6 +171,8 @@ def _identify(
   network, design = study.backbone_design(prepared, cell)
   recipe = TrainConfig(num_epochs=config.detector_epochs)
   sides = study.split(config, sets)
+  name = f'identifier {category} {cell.name}'
+  key = networks.stream(config, name)
   made_from = {
     'design': design,
     'recipe': recipe,
@@ -181,11 +183,10 @@ def _identify(
     'pictures': {name: fingerprint(s.images) for name, s in sets.items()},
     'rows': [fingerprint(side) for side in sides],
     'feature_dtype': config.feature_dtype,
-    'seed': [config.seed, cell.settings['seed']],
+    'key': key,
   }
 
   def make(folder: Path, work: Path) -> None:
-    name = f'identifier {category} {cell.name}'
     note(name, 0.0)
     pool = study.pool_features(prepared, design, network)
     chosen = [list(sets).index(kind) for kind in ('clean', *kinds)]
@@ -195,7 +196,7 @@ def _identify(
       [np.repeat(np.arange(len(chosen)), side.shape[1]) for side in sides[:2]]
     )
     fitted = identifiers.fit_identifiers(
-      networks.stream(config, name)[None],
+      key[None],
       design,
       network.classifier,
       pool.take(rows),
@@ -225,7 +226,8 @@ def _identify(
     native.write_variables(folder / 'identifier.npz', fitted.state.variables)
     storage.write_npz(folder / 'history.npz', **fitted.history)
 
-  folder = prepared.cache.get_or_make('identifier', 1, made_from, make)
+  version = storage.code_version(__name__)
+  folder = prepared.cache.get_or_make('identifier', version, made_from, make)
   return storage.read_npz(folder / 'logits.npz')['logits']
 
 

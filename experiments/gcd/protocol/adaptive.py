@@ -381,6 +381,7 @@ def attack_white(
     For each run what `measured` gives.
   """
   config, victim = study.config, guarded_victim(white.guard)
+  key = studies.stream(config, f'white {attack}')
   targeted = attack.endswith('_t')
 
   def make(value):
@@ -394,7 +395,7 @@ def attack_white(
     evaluations = attacks.evaluate_over(
       make,
       range(len(turns)),
-      studies.stream(config, f'white {attack}'),
+      key,
       victim,
       white.pictures.images,
       white.pictures.labels,
@@ -412,8 +413,10 @@ def attack_white(
     'settings': studies.attack_settings(white_config(config), attack),
     'betas': config.betas,
     'turns': turns,
+    'key': key,
   } | identity(study, white)
-  folder = study.cache.get_or_make('gcd_white', 1, made_from, compute)
+  version = storage.code_version(__name__)
+  folder = study.cache.get_or_make('gcd_white', version, made_from, compute)
   return [
     storage.read_npz(folder / f'{number}.npz') for number in range(len(turns))
   ]
@@ -433,8 +436,11 @@ def identity(study: Study, white: White) -> dict[str, Any]:
     'victim': study.victim.identity,
     'smooth': white.guard.smooth,
     'detectors': storage.fingerprint(jax.tree.leaves(white.guard)),
+    'module': detection.module_of(study.config),
     'pictures': white.pictures.fingerprint,
-    'seed': study.config.seed,
+    # Draws of a picture go by its id.
+    'source': white.pictures.source,
+    'targets': white.targets,
   }
 
 
@@ -493,6 +499,7 @@ def attack_pipeline(
   reading, alpha = repair_setting(config)
   score = repair.pooled_score(study, 'ensemble')
   tuned = repair.fine_tuned(study, alpha, reading, score)
+  key = studies.stream(config, f'white pipeline {attack}')
 
   def pipeline(combine: rectifier.Combine) -> Classifier:
     repaired = rectifier.rectified(
@@ -507,7 +514,6 @@ def attack_pipeline(
 
   def compute(folder, work):
     del work
-    key = studies.stream(config, f'white pipeline {attack}')
     found = attacks.evaluate(
       plain_attack(config, attack),
       key,
@@ -535,6 +541,10 @@ def attack_pipeline(
     'repair': storage.fingerprint(jax.tree.leaves(pipeline('mean'))),
     'reading': reading,
     'num_draws': config.num_draws,
+    'key': key,
   } | identity(study, white)
-  folder = study.cache.get_or_make('gcd_white_pipeline', 1, made_from, compute)
+  version = storage.code_version(__name__)
+  folder = study.cache.get_or_make(
+    'gcd_white_pipeline', version, made_from, compute
+  )
   return storage.read_npz(folder / 'found.npz')

@@ -40,7 +40,8 @@ def fitted_scores(
   Args:
     study: The study.
     name: Of the detector.
-    made_from: What its fit depends on, apart from the victim.
+    made_from: What its fit depends on, apart from the victim; its random key
+      above all.
     tested: Attacks to be tested on, besides clean pictures.
     n: The first so many test pictures.
     fit: `() -> (detector, state, key)`.
@@ -56,7 +57,6 @@ def fitted_scores(
     'tested': {
       k: storage.fingerprint(test_images(study, k)[:n]) for k in kinds
     },
-    'seed': study.config.seed,
   }
 
   def make(folder, work):
@@ -74,7 +74,8 @@ def fitted_scores(
     }
     storage.write_npz(folder / 'scores.npz', **scores)
 
-  folder = study.cache.get_or_make('gcd_baseline', 1, made_from, make)
+  version = storage.code_version(__name__)
+  folder = study.cache.get_or_make('gcd_baseline', version, made_from, make)
   return storage.read_npz(folder / 'scores.npz')
 
 
@@ -98,8 +99,9 @@ def tws_scores(study: Study, tested: Sequence[str]) -> dict[str, np.ndarray]:
   rows = [np.flatnonzero(kinds == side)[:NUM_TUNED] for side in (False, True)]
   tuned_on = pipeline.select(jax.device_get(several), np.concatenate(rows))
 
+  key = studies.stream(config, 'tws')
+
   def fit():
-    key = studies.stream(config, 'tws')
     found = tune(
       key,
       study.victim.classifier,
@@ -115,6 +117,7 @@ def tws_scores(study: Study, tested: Sequence[str]) -> dict[str, np.ndarray]:
     settings,
     storage.fingerprint(clean),
     storage.fingerprint(tuned_on),
+    key,
   ]
   return fitted_scores(
     study, 'tws', made_from, tested, config.tws_pictures, fit
@@ -148,17 +151,18 @@ def density(study: Study) -> tuple[PixelCNN, Any, dict[str, float]]:
     learning_rate=config.pixelcnn_rate,
     schedule='exponential',
   )
+  key = studies.stream(config, 'pixelcnn')
   made_from = {
     'module': module,
     'recipe': recipe,
     'pictures': pictures.fingerprint,
     'test': study.clean['test'].fingerprint,
-    'seed': config.seed,
+    'key': key,
   }
 
   def make(folder, work):
     params = fit_pixelcnn(
-      studies.stream(config, 'pixelcnn'),
+      key,
       module,
       pictures.images,
       config=recipe,
@@ -178,7 +182,8 @@ def density(study: Study) -> tuple[PixelCNN, Any, dict[str, float]]:
       },
     )
 
-  folder = study.cache.get_or_make('pixelcnn', 1, made_from, make)
+  version = storage.code_version(__name__)
+  folder = study.cache.get_or_make('pixelcnn', version, made_from, make)
   template = jax.eval_shape(
     lambda: init_pixelcnn(jax.random.key(0), module)['params']
   )
@@ -235,8 +240,9 @@ def mahalanobis_scores(
   train = studies.detector_batches(study, taught, 'train')
   valid = studies.detector_batches(study, taught, 'valid')
 
+  key = studies.stream(study.config, f'mds {" ".join(taught)}')
+
   def fit():
-    key = studies.stream(study.config, f'mds {" ".join(taught)}')
     state = detector.fit(key, study.victim.classifier, train, valid)
     return detector, state, None
 
@@ -246,6 +252,7 @@ def mahalanobis_scores(
     study.train.fingerprint,
     storage.fingerprint(train.batch),
     storage.fingerprint(valid.batch),
+    key,
   ]
   n = study.config.num_test
   return fitted_scores(study, 'mds', made_from, tested, n, fit)

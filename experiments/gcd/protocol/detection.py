@@ -139,6 +139,7 @@ def learn(
     return None
   train, valid = sides
   detector = detector_of(config, name)
+  key = studies.stream(config, f'detector {name} {" ".join(taught)}')
   made_from = {
     'detector': name,
     'module': module_of(config),
@@ -147,9 +148,8 @@ def learn(
     'taught': {a: studies.attack_settings(config, a) for a in taught},
     'train': storage.fingerprint(train.batch),
     'valid': storage.fingerprint(valid.batch),
-    'seed': config.seed,
+    'key': key,
   }
-  key = studies.stream(config, f'detector {name} {" ".join(taught)}')
 
   def make(folder, work):
     del work  # A minute of work at most: nothing to resume.
@@ -159,7 +159,8 @@ def learn(
       {'scale': state.scale._asdict(), 'variables': state.variables},
     )
 
-  folder = study.cache.get_or_make('gcd_detector', 1, made_from, make)
+  version = storage.code_version(__name__)
+  folder = study.cache.get_or_make('gcd_detector', version, made_from, make)
   found = native.read_variables(folder / 'state.npz', _template(study, name))
   state = FeatureState(Scale(**found['scale']), found['variables'])
 
@@ -180,7 +181,7 @@ def learn(
       for kind in ('clean', *tested)
     }
   }
-  folder = study.cache.get_or_make('gcd_scores', 1, asked, make_scores)
+  folder = study.cache.get_or_make('gcd_scores', version, asked, make_scores)
   scores = storage.read_npz(folder / 'scores.npz')
   return Learnt(
     detector,

@@ -190,25 +190,26 @@ def fine_tuned(
   images, labels = np.asarray(taught.images), np.asarray(taught.labels)
   attacked = np.asarray(taught.kind) != 0
   recipe = dataclasses.replace(FINE_TUNING, num_epochs=config.repair_epochs)
+  key_copies = studies.stream(config, 'masked copies')
+  key_tuning = studies.stream(config, 'fine-tuning')
   made_from = {
-    'victim': victim.identity,
     'detector': storage.fingerprint(jax.tree.leaves(score)),
+    'module': detection.module_of(config),
     'pictures': storage.fingerprint(taught),
     'alpha': float(alpha),
     'mask': mask,
     'copies': config.repair_copies,
     'recipe': recipe,
-    'seed': config.seed,
+    'keys': [key_copies, key_tuning],
   }
 
   def fit(work):
-    key = studies.stream(config, 'masked copies')
     seen = _remembered(study, score, images[attacked])
     parts = []
     for start in range(0, np.sum(attacked), ROWS):
       rows = slice(start, start + ROWS)
       copies = rectifier.masked_copies(
-        jax.random.fold_in(key, start),
+        jax.random.fold_in(key_copies, start),
         standing_in(seen.gradient[rows]),
         images[attacked][rows],
         alpha,
@@ -217,7 +218,7 @@ def fine_tuned(
       )
       parts.append(copies.images)
     return rectifier.fine_tune(
-      studies.stream(config, 'fine-tuning'),
+      key_tuning,
       victim.module,
       victim.classifier.variables,
       np.concatenate(parts, axis=1),
@@ -236,7 +237,9 @@ def fine_tuned(
 def _remembered(study: Study, score: Score, images: np.ndarray) -> Seen:
   """`look`, kept: every masking rate needs the same."""
   made_from = {
+    'victim': study.victim.identity,
     'detector': storage.fingerprint(jax.tree.leaves(score)),
+    'module': detection.module_of(study.config),
     'pictures': storage.fingerprint(images),
   }
 
@@ -244,7 +247,8 @@ def _remembered(study: Study, score: Score, images: np.ndarray) -> Seen:
     del work
     storage.write_npz(folder / 'seen.npz', **look(score, images)._asdict())
 
-  folder = study.cache.get_or_make('gcd_seen', 1, made_from, make)
+  version = storage.code_version(__name__)
+  folder = study.cache.get_or_make('gcd_seen', version, made_from, make)
   return Seen(**storage.read_npz(folder / 'seen.npz'))
 
 

@@ -60,26 +60,28 @@ def hardened(study: Study, attack: str) -> Classifier:
   pictures = sources.subset(study.train, slice(0, count))
   # That of the victim, continued.
   recipe = usual_recipe(config.hardened_epochs, len(pictures.labels))
+  flip = may_mirror(config.dataset)
+  key = studies.stream(config, f'hardened {attack}')
   made_from = {
     'attack': attack,
     'settings': studies.attack_settings(config, 'pgd')
     if attack == 'pgd'
     else {'num_steps': config.hardened_steps, 'max_norm': max_norm(config)},
-    'victim': victim.identity,
     'pictures': pictures.fingerprint,
     'recipe': recipe,
-    'seed': config.seed,
+    'flip': flip,
+    'key': key,
   }
 
   def fit(work):
     return fit_classifier(
-      studies.stream(config, f'hardened {attack}'),
+      key,
       victim.module,
       pictures.images,
       pictures.labels,
       recipe,
       preprocess=victim.classifier.preprocess,
-      flip=may_mirror(config.dataset),
+      flip=flip,
       perturb=perturb_of(config, attack),
       start=victim.classifier.variables,
       mesh=studies.mesh(),

@@ -196,7 +196,9 @@ def trained_victim(
     return Trained(
       module,
       classifier,
-      storage.fingerprint([classifier.variables, classifier.preprocess]),
+      storage.fingerprint(
+        [module, classifier.variables, classifier.preprocess]
+      ),
       float(np.mean(logits.argmax(-1) == heldout.labels)),
     )
   return cached_classifier(
@@ -215,25 +217,31 @@ def trained_victim(
 
 
 def retrained(
-  study: Study, kind: str, made_from: Any, fit: Callable[[Path], PyTree]
+  study: Study,
+  kind: str,
+  made_from: dict[str, Any],
+  fit: Callable[[Path], PyTree],
 ) -> Classifier:
   """Gives the victim other weights, or finds them in the cache.
 
   Args:
     study: The study.
     kind: Of the entry of the cache.
-    made_from: What the weights depend on.
-    fit: Given a folder for its checkpoints, returns the variables.
+    made_from: What the weights depend on, apart from the victim.
+    fit: A function of a module, by whose code the weights are found again;
+      given a folder for its checkpoints, returns the variables.
 
   Returns:
     The classifier.
   """
   victim = study.victim.classifier
+  made_from = made_from | {'victim': study.victim.identity}
 
   def make(folder, work):
     native.write_variables(folder / 'variables.npz', fit(work))
 
-  folder = study.cache.get_or_make(kind, 1, made_from, make)
+  version = storage.code_version(__name__, fit.__module__)
+  folder = study.cache.get_or_make(kind, version, made_from, make)
   return dataclasses.replace(
     victim,
     variables=native.read_variables(folder / 'variables.npz', victim.variables),
@@ -321,11 +329,15 @@ def attacked_pictures(
   clean: dict[str, Pictures],
 ) -> dict[str, Attacked]:
   """Attacks the clean pictures of all sides, or finds them in the cache."""
+  key = stream(config, f'attack {attack}')
   made_from = {
     'attack': attack,
     'settings': attack_settings(config, attack),
     'victim': victim.identity,
     'pictures': {side: clean[side].fingerprint for side in SIDES},
+    # Draws and targets of a picture go by its id.
+    'source': [clean[side].source for side in SIDES],
+    'key': key,
     'seed': config.seed,
   }
 
@@ -335,7 +347,7 @@ def attacked_pictures(
     )
     found = attacks.evaluate(
       attack_of(config, attack),
-      stream(config, f'attack {attack}'),
+      key,
       victim.classifier,
       joined.images,
       joined.labels,
@@ -357,7 +369,8 @@ def attacked_pictures(
       linf=found.linf,
     )
 
-  folder = cache.get_or_make('gcd_attacked', 1, made_from, make)
+  version = storage.code_version(__name__)
+  folder = cache.get_or_make('gcd_attacked', version, made_from, make)
   columns = storage.read_npz(folder / 'attacked.npz')
   ends = np.cumsum([len(clean[side].labels) for side in SIDES])[:-1]
   parts = {name: np.split(column, ends) for name, column in columns.items()}

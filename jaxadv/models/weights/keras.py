@@ -36,6 +36,15 @@ _AUTOMATIC = {
   'conv2d': r'conv(?:olution)?2d(?:_(\d+))?',
   'batch_normalization': r'batch_?normalization(?:_(\d+))?',
 }
+# What h5py raises for a file that is broken or holds something else.
+_BROKEN_H5 = (
+  OSError,
+  KeyError,
+  ValueError,
+  TypeError,
+  AttributeError,
+  RuntimeError,
+)
 # The layer of logits in the published files of ResNet and DenseNet, which
 # Keras loads by position.
 _OLD_LAYERS = {'probs': 'predictions', 'fc1000': 'predictions'}
@@ -201,12 +210,14 @@ def read_h5(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         for weight in map(_text, group.attrs['weight_names']):
           leaf = weight.split('/')[-1].removesuffix(':0')
           leaf = re.sub(r'_\d+$', '', leaf.removeprefix(f'{layer}_'))
-          arrays[f'{name}/{_OLD.get(leaf, leaf)}'] = np.asarray(group[weight])
+          arrays[f'{name}/{_OLD.get(leaf, leaf)}'] = np.asarray(
+            group[weight][()]
+          )
         if f'{name}/pointwise_kernel' not in arrays:  # else it is separable
           old = f'{name}/depthwise_kernel'
           if old in arrays:
             arrays[f'{name}/kernel'] = arrays.pop(old)
-  except (OSError, KeyError) as error:
+  except _BROKEN_H5 as error:
     raise DataError(
       f'cannot read {os.fspath(path)} as Keras weights: {error}'
     ) from error

@@ -314,7 +314,7 @@ def _check_against_first(path: Path) -> None:
   if not record.exists():
     with replacing(record) as file:
       file.write(line.encode())
-  elif record.read_text(encoding='utf-8') != line:
+  elif record.read_bytes() != line.encode():
     raise DataError(
       f'{path} is not the file that was downloaded first: its SHA-256 is '
       f'{digest}, {record} has another; remove both to download it again'

@@ -24,6 +24,16 @@ _LEAVES = {
   'mean': 'running_mean',
   'var': 'running_var',
 }
+# What safetensors raises for a file that is broken, or of a type of number
+# that NumPy does not have.
+_BROKEN_SAFETENSORS = (
+  OSError,
+  KeyError,
+  ValueError,
+  TypeError,
+  AttributeError,
+  safetensors.SafetensorError,
+)
 # By rank: convolutions from OIHW to HWIO, dense layers from (out, in).
 _AXES = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 
@@ -62,7 +72,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   """
   try:
     return safetensors.numpy.load_file(path)
-  except (OSError, KeyError, TypeError, safetensors.SafetensorError) as error:
+  except _BROKEN_SAFETENSORS as error:
     raise DataError(f'cannot read {os.fspath(path)}: {error}') from error
 
 
