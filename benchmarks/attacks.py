@@ -25,8 +25,8 @@ from jax.sharding import Mesh
 from benchmarks import nets, peers
 from benchmarks.compare import OURS, Limits, Row, Setting, Subject, compare
 from jaxadv.errors import UserError
-from jaxadv.inputs import to_float
 from jaxadv.training import data_mesh
+from jaxadv.units import to_float
 from jaxadv.utils import keep_freed_memory
 
 

@@ -22,11 +22,11 @@ from jaxadv.attacks import pgd
 from jaxadv.classifier import Classifier, from_linen
 from jaxadv.data import sources
 from jaxadv.errors import UserError
-from jaxadv.inputs import to_float
 from jaxadv.models.layers import Conv
 from jaxadv.norms import linf_ball
 from jaxadv.storage import Cache, read_npz, write_npz
 from jaxadv.types import PyTree, picture_keys
+from jaxadv.units import to_float
 
 CLASSES = 10
 GREY = ('digits', 'mnist')  # sets of which one channel is read

@@ -35,7 +35,6 @@ from jaxadv.detectors.pixels import pixel_detector
 from jaxadv.detectors.saliency import saliency_detector
 from jaxadv.detectors.tws import tws
 from jaxadv.identifiers.backbone import backbone_identifier
-from jaxadv.inputs import to_uint8
 from jaxadv.models.pixelcnn import PixelCNN
 from jaxadv.saliency.gradcam import gradcam
 from jaxadv.training import (
@@ -48,6 +47,7 @@ from jaxadv.training import (
 from jaxadv.training.augment import flip_and_shift
 from jaxadv.training.classifiers import fit_classifier
 from jaxadv.types import Batch, picture_keys
+from jaxadv.units import to_uint8
 from tests.detectors import cases
 
 RNG = np.random.default_rng(0)

@@ -26,13 +26,13 @@ from jaxadv.defences import rectifier
 from jaxadv.defences.pixel_defend import pixel_defend
 from jaxadv.defences.total_variance import total_variance
 from jaxadv.experiment import Cell
-from jaxadv.inputs import to_float
 from jaxadv.metrics.figures import Figure, mean
 from jaxadv.metrics.intervals import mean_interval
 from jaxadv.reports import Claim, Record, Row, Table
 from jaxadv.reports import Figure as Drawing
 from jaxadv.reports.verdicts import Comparison, judge
 from jaxadv.types import picture_keys
+from jaxadv.units import to_float
 
 __all__ = ['cells', 'get_config', 'plan', 'run']
 

@@ -24,13 +24,13 @@ from jaxadv.classifier import predict
 from jaxadv.defences import rectifier
 from jaxadv.errors import UserError
 from jaxadv.experiment import Cell
-from jaxadv.inputs import to_float, to_uint8
 from jaxadv.metrics.figures import Figure
 from jaxadv.metrics.intervals import mean_interval
 from jaxadv.reports import Claim, Record, Row, Table
 from jaxadv.reports import Figure as Drawing
 from jaxadv.reports.verdicts import Comparison, judge
 from jaxadv.types import picture_keys
+from jaxadv.units import to_float, to_uint8
 
 __all__ = ['cells', 'get_config', 'plan', 'run']
 

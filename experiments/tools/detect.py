@@ -20,10 +20,10 @@ from jaxadv.data.listing import listing, warn_of_others
 from jaxadv.detectors import saved
 from jaxadv.errors import DataError, UserError, explain_out_of_memory
 from jaxadv.experiment import Cell, Options, check_options, option
-from jaxadv.inputs import to_float
 from jaxadv.metrics.intervals import wilson
 from jaxadv.metrics.roc import threshold_at_fpr
 from jaxadv.reports import tables
+from jaxadv.units import to_float
 
 RATE = 'called attacked (%)'
 # Pictures in the report with the highest, and with the lowest scores.

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxadv.inputs import to_float, to_uint8
 from jaxadv.models.pixelcnn import (
   NUM_LEVELS,
   PixelCNN,
@@ -19,6 +18,7 @@ from jaxadv.models.pixelcnn import (
 from jaxadv.training import TrainConfig
 from jaxadv.training.pixelcnn import RECIPE, clean_pictures, fit_pixelcnn
 from jaxadv.types import Batch, Purifier, PyTree, make_purifier
+from jaxadv.units import to_float, to_uint8
 from jaxadv.utils import check_range
 
 

@@ -22,9 +22,9 @@ from jax import lax
 
 from jaxadv import norms
 from jaxadv.errors import UserError
-from jaxadv.inputs import to_float, to_uint8
 from jaxadv.models import layers
 from jaxadv.types import PyTree
+from jaxadv.units import to_float, to_uint8
 
 NUM_LEVELS = 256
 _STAGES = 3  # at full, half and quarter size

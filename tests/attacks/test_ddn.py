@@ -9,8 +9,8 @@ import pytest
 
 from jaxadv import attacks, norms
 from jaxadv.classifier import from_function
-from jaxadv.inputs import to_float, to_uint8
 from jaxadv.types import picture_keys
+from jaxadv.units import to_float, to_uint8
 
 
 @pytest.fixture(scope='module')

@@ -11,9 +11,9 @@ from jaxadv import attacks, norms
 from jaxadv.attacks import evaluate, evaluate_over, robust_accuracy_curve
 from jaxadv.classifier import from_function
 from jaxadv.errors import DataError, UserError
-from jaxadv.inputs import to_float
 from jaxadv.losses import succeeded
 from jaxadv.types import picture_keys
+from jaxadv.units import to_float
 
 PGD = attacks.make('pgd', epsilon=0.03, step_size=0.01, num_steps=5)
 

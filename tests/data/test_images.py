@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from jaxadv import inputs
+from jaxadv import units
 from jaxadv.data import images
 
 
@@ -18,14 +18,14 @@ def _pictures(*shape, seed=0):
 
 def test_eight_bits_survive_float_and_back_on_host_and_device_alike():
   levels = np.arange(256, dtype=np.uint8)
-  floats = inputs.to_float(levels)
+  floats = units.to_float(levels)
   assert floats.dtype == np.float32
   assert floats[0] == 0 and floats[255] == 1 and np.all(np.diff(floats) > 0)
   np.testing.assert_allclose(floats, levels / 255, rtol=1e-6)
-  np.testing.assert_array_equal(inputs.to_uint8(floats), levels)
-  on_device = jax.jit(inputs.to_float)(jnp.asarray(levels))
+  np.testing.assert_array_equal(units.to_uint8(floats), levels)
+  on_device = jax.jit(units.to_float)(jnp.asarray(levels))
   np.testing.assert_array_equal(on_device, floats)
-  back = jax.jit(inputs.to_uint8)(on_device)
+  back = jax.jit(units.to_uint8)(on_device)
   assert back.dtype == np.uint8
   np.testing.assert_array_equal(back, levels)
 
@@ -33,8 +33,8 @@ def test_eight_bits_survive_float_and_back_on_host_and_device_alike():
 def test_rounding_is_half_to_even_and_clips():
   values = np.array([-0.2, 0.5 / 255, 1.5 / 255, 2.5 / 255, 1.7], np.float32)
   expected = [0, 0, 2, 2, 255]
-  np.testing.assert_array_equal(inputs.to_uint8(values), expected)
-  np.testing.assert_array_equal(inputs.to_uint8(jnp.asarray(values)), expected)
+  np.testing.assert_array_equal(units.to_uint8(values), expected)
+  np.testing.assert_array_equal(units.to_uint8(jnp.asarray(values)), expected)
 
 
 def test_resize_takes_the_central_square():

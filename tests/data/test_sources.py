@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from jaxadv import inputs
+from jaxadv import units
 from jaxadv.data import fake, images, sources
 from jaxadv.errors import DataError, UserError
 from jaxadv.sets import io as sets_io
@@ -299,7 +299,7 @@ def test_large_pictures_are_decoded_in_order(tmp_path):
 def test_npz(tmp_path):
   path = tmp_path / 'own.npz'
   pictures = fake.generated_pictures(6, 8, num_classes=3, channels=1)
-  floats = inputs.to_float(pictures.images)
+  floats = units.to_float(pictures.images)
   for stored in (pictures.images, floats, floats[..., 0].astype(np.float64)):
     np.savez(path, images=stored, labels=pictures.labels)
     read = load(str(path), 'train[:4]', channels=1)

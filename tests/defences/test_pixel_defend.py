@@ -9,8 +9,8 @@ import pytest
 
 from jaxadv.defences.pixel_defend import pixel_defend
 from jaxadv.errors import UserError
-from jaxadv.inputs import to_float, to_uint8
 from jaxadv.models.pixelcnn import PixelCNN, init_pixelcnn, level_logits
+from jaxadv.units import to_float, to_uint8
 
 RADIUS = 20
 

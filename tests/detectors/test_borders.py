@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from jaxadv.errors import DataError, UserError
-from jaxadv.inputs import to_float, to_uint8
 from jaxadv.types import (
   Batch,
   Detector,
@@ -15,6 +14,7 @@ from jaxadv.types import (
   make_purifier,
   picture_keys,
 )
+from jaxadv.units import to_float, to_uint8
 from tests.detectors import cases
 from tests.detectors.cases import STRONG
 

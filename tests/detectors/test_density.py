@@ -12,8 +12,8 @@ from jaxadv.detectors.density import (
   density_detector,
   rank_among,
 )
-from jaxadv.inputs import to_float
 from jaxadv.models.pixelcnn import PixelCNN, bits_per_dim, init_pixelcnn
+from jaxadv.units import to_float
 
 MODULE = PixelCNN(num_filters=3, num_blocks=0, num_mixtures=2, channels=1)
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from jaxadv.errors import UserError
-from jaxadv.inputs import to_uint8
 from jaxadv.metrics.roc import auc
 from jaxadv.types import picture_keys
+from jaxadv.units import to_uint8
 from tests.detectors import cases
 from tests.detectors.cases import NONE, STRONG
 

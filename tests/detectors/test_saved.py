@@ -14,9 +14,9 @@ from jaxadv.classifier import Normalise, Resized, from_linen
 from jaxadv.detectors import saved
 from jaxadv.detectors.backbone import backbone_detector
 from jaxadv.errors import DataError, UserError
-from jaxadv.inputs import to_float, to_uint8
 from jaxadv.storage import read_npz
 from jaxadv.training import TrainState
+from jaxadv.units import to_float, to_uint8
 from tests.detectors import cases
 
 # Of the last block of a VGG of this width.

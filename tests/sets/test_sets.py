@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxadv import inputs
+from jaxadv import units
 from jaxadv.attacks.pgd import fgsm
 from jaxadv.classifier import from_function, predict
 from jaxadv.data import fake, images, pipeline
@@ -136,7 +136,7 @@ def test_write_and_read_refuse(tmp_path):
 
 def test_predictions_do_not_depend_on_the_batch():
   victim = _victim()
-  logits = victim(jnp.asarray(inputs.to_float(PICTURES.images)))
+  logits = victim(jnp.asarray(units.to_float(PICTURES.images)))
   for batch_size in (1, 16, 64):
     np.testing.assert_array_equal(
       predict(victim, PICTURES.images, batch_size).argmax(-1),

@@ -14,7 +14,7 @@ import numpy as np
 from jaxadv.classifier import Classifier
 from jaxadv.detectors.backbone import Design, prefix_features
 from jaxadv.errors import explain_out_of_memory
-from jaxadv.inputs import to_float
+from jaxadv.units import to_float
 
 
 class Features(NamedTuple):

@@ -28,9 +28,9 @@ from jaxadv.data import sources
 from jaxadv.data.sources import Pictures
 from jaxadv.defences import rectifier
 from jaxadv.detectors.entropy_ensemble import more_certain, temperature
-from jaxadv.inputs import to_float
 from jaxadv.norms import l2, linf_ball
 from jaxadv.types import Detector, picture_keys
+from jaxadv.units import to_float
 
 # Which of DET_IS and DET_org stand guard.
 FORMS = {

@@ -31,8 +31,8 @@ from jaxadv.detectors.entropy_ensemble import (
   entropy_ensemble,
   temperature,
 )
-from jaxadv.inputs import to_float
 from jaxadv.types import Detector, picture_keys
+from jaxadv.units import to_float
 
 READINGS: tuple[Reading, ...] = ('threshold', 'fraction')
 # Pictures at a time; few, so that little is wasted on filling the last batch.

@@ -20,13 +20,13 @@ from jaxadv.data import sources
 from jaxadv.data.known import may_mirror
 from jaxadv.defences.adversarial_training import attacked_batches, moving_all
 from jaxadv.defences.purified import purified
-from jaxadv.inputs import to_float
 from jaxadv.training.classifiers import (
   Perturb,
   fit_classifier,
   usual_recipe,
 )
 from jaxadv.types import Purifier, picture_keys
+from jaxadv.units import to_float
 
 # Attacks that networks are trained with.
 TRAINED_WITH = ('pgd', 'ddn')
