@@ -24,7 +24,7 @@ from jaxadv.data import sources
 from jaxadv.errors import UserError
 from jaxadv.models.layers import Conv
 from jaxadv.norms import linf_ball
-from jaxadv.storage import Cache, read_npz, write_npz
+from jaxadv.storage import Cache, code_version, read_npz, write_npz
 from jaxadv.types import PyTree, picture_keys
 from jaxadv.units import to_float
 
@@ -181,7 +181,7 @@ def trained(
     )
 
   entry = Cache(cache_dir or folder / 'jaxadv').get_or_make(
-    'benchmark_net', 1, config, make
+    'benchmark_net', code_version(__name__), config, make
   )
   weights = read_npz(entry / 'weights.npz')
   variables = traverse_util.unflatten_dict(weights, sep='/')

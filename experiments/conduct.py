@@ -21,6 +21,8 @@ from jaxadv.reports import tables
 # What comes before the cells, in units of a cell, for the progress bar.
 PREPARING = 3
 NUM_PIECES = 12
+# What says in the file of a cell which code it was made by.
+_CODE = 'code_version'
 
 
 class Findings(NamedTuple):
@@ -165,19 +167,24 @@ def _finished_cells(
 
   Returns:
     {cell: result}, and the names of the cells that other shards still have to
-    do.
+    do, or did with other code.
   """
   mine = {c.name for c in experiment.shard_of(what.cells, config.shard)}
+  # Cells of another shard count if they were made by the same code.
+  version = storage.code_version(what.work.run.__module__)
   found: dict[str, Any] = {}
   missing = []
   for cell in what.cells:
     path = folder / 'cells' / f'{cell.name}.npz'
     if cell.name in mine:
       found[cell.name] = what.work.run(study, cell, progress.note)
-      storage.write_npz(path, **what.work.pack(found[cell.name]))
+      arrays = what.work.pack(found[cell.name])
+      storage.write_npz(path, **arrays, **{_CODE: version})
       progress.advance()
-    elif path.exists():
-      found[cell.name] = what.work.unpack(storage.read_npz(path))
+      continue
+    arrays = storage.read_npz(path) if path.exists() else {}
+    if arrays.pop(_CODE, None) == version:
+      found[cell.name] = what.work.unpack(arrays)
     else:
       missing.append(cell.name)
   return found, missing

@@ -53,7 +53,17 @@ class Normalise:
   std: tuple[float, ...]
 
   def __call__(self, images: jax.Array) -> jax.Array:
-    """Maps float32[B, H, W, C] in [0, 1] to what the network expects."""
+    """Maps float32[B, H, W, C] in [0, 1] to what the network expects.
+
+    Raises:
+      UserError: If the pictures have another number of channels.
+    """
+    channels = images.shape[-1]
+    if not {len(self.mean), len(self.std)} <= {1, channels}:
+      raise UserError(
+        f'Normalise has {len(self.mean)} means and {len(self.std)} spreads '
+        f'but the pictures have {channels} channels; give as many, or one'
+      )
     return (images - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
 

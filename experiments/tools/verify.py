@@ -42,8 +42,6 @@ from jaxadv.training.classifiers import cached_classifier
 from jaxadv.training.mesh import all_devices
 
 CHECKS = 'checks'
-# To be raised when finished cells hold something else.
-VERSION = 2
 QUESTION = (
   'How many pictures does {} classify correctly when they are attacked?'
 )
@@ -221,7 +219,8 @@ def identity(settings: Settings) -> dict[str, Any]:
   about = experiment.result_config(settings)
   del about['attacks'], about['checks']
   epsilons = list(radii_of(settings).values())
-  return {'experiment': 'verify', 'version': VERSION} | (
+  version = storage.code_version(measuring.__name__)
+  return {'experiment': 'verify', 'code': version} | (
     about | {'epsilons': epsilons}
   )
 

@@ -28,7 +28,7 @@ from jaxadv.data.readers.records import (
   decode_all,
 )
 from jaxadv.errors import DataError, DoubtWarning, UserError
-from jaxadv.storage import Cache
+from jaxadv.storage import Cache, code_version
 
 # Of a set with a single split, what is learnt from.
 TRAIN_SHARE = 0.25
@@ -551,4 +551,7 @@ def _prepare_digits(cache_dir: str | os.PathLike[str] | None) -> Path:
       file.rename(folder / file.name)
 
   cache = Cache(cache_dir or Path(default) / 'jaxadv')
-  return cache.get_or_make('data', 1, {'name': 'digits'}, make, alone=True)
+  version = code_version('jaxadv.data.builders.digits.builder')
+  return cache.get_or_make(
+    'data', version, {'name': 'digits'}, make, alone=True
+  )

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxadv.errors import UserError
-from jaxadv.inputs import as_uint8, to_float
+from jaxadv.inputs import as_uint8
 from jaxadv.models.pixelcnn import PixelCNN, bits_per_dim, init_pixelcnn
 from jaxadv.training.loop import History, fit
 from jaxadv.training.state import TrainConfig
 from jaxadv.training.tasks import Task
 from jaxadv.types import Batch, PyTree
+from jaxadv.units import to_float
 
 AVERAGE = 0.9995
 RECIPE = TrainConfig(
