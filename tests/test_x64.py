@@ -251,8 +251,7 @@ LOOSE = {'network': 2e-2, 'identifier': 2e-2, 'adversarial_training': 1e-2}
 
 
 # What compiles in a moment; the others run with the slow tests.
-FAST = ('confidence', 'tws', 'tvm_released', 'gradcam', 'augmentation')
-FAST += ('plateau', 'rectifier_vote')
+FAST = ('confidence', 'gradcam', 'augmentation')
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])

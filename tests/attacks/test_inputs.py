@@ -339,7 +339,7 @@ def test_what_is_no_key_is_told(digits, key):
 
 
 def test_the_older_keys_are_keys_too(digits):
-  attack = pgd(linf_ball(0.1), 0.02, 2)
+  attack = pgd(linf_ball(0.1), num_steps=2)
   run = lambda key: evaluate(
     attack, key, digits.logits, digits.images, digits.labels
   )
