@@ -52,6 +52,20 @@ class Normalise:
   mean: tuple[float, ...]
   std: tuple[float, ...]
 
+  def __post_init__(self) -> None:
+    """Refuses numbers that are not those of pictures in [0, 1].
+
+    Raises:
+      UserError: If a mean is far off, or a spread is not above 0.
+    """
+    if max(map(abs, self.mean), default=0) > 2:
+      raise UserError(
+        f'mean is {self.mean} but pictures lie in [0, 1]; divide mean and std '
+        'by 255'
+      )
+    if not all(spread > 0 for spread in self.std):
+      raise UserError(f'std is {self.std} but must be above 0')
+
   def __call__(self, images: jax.Array) -> jax.Array:
     """Maps float32[B, H, W, C] in [0, 1] to what the network expects.
 

@@ -251,11 +251,15 @@ def as_arguments(
   images = jnp.asarray(as_float(images))
   check_shape(images)
   num = images.shape[0]
+  if getattr(keys, 'dtype', None) == jnp.uint32 and keys.ndim == 2:
+    keys = jax.random.wrap_key_data(keys)  # The older ones.
   is_key = isinstance(keys, jax.Array) and jax.dtypes.issubdtype(
     keys.dtype, jax.dtypes.prng_key
   )
   if not is_key or keys.shape != (num,):
-    given = f'{keys.dtype}{list(keys.shape)}' if is_key else repr(keys)
+    given = f'{keys!s:.40}'
+    if hasattr(keys, 'dtype'):
+      given = f'{keys.dtype}{list(keys.shape)}'
     raise UserError(
       f'keys are {given} but must be one key a picture, key[{num}]; make them '
       f'with picture_keys(jax.random.key(0), jnp.arange({num}))'
@@ -272,7 +276,16 @@ def picture_keys(key: jax.Array, source: jax.Array) -> jax.Array:
 
   Returns:
     key[B], `key` folded with each id.
+
+  Raises:
+    UserError: If `key` or `source` is something else.
   """
+  source = jnp.asarray(source)
+  if source.ndim != 1:
+    raise UserError(
+      f'source has the shape {source.shape} but must be one id a picture, as '
+      'jnp.arange(64)'
+    )
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(as_key(key), source)
 
 

@@ -16,6 +16,7 @@ from jaxadv.attacks.drive import Composite
 from jaxadv.attacks.inputs import (
   attack_inputs,
   check_outputs,
+  guessing,
   try_classifier,
 )
 from jaxadv.attacks.pgd import pgd
@@ -34,6 +35,8 @@ from jaxadv.utils import check_range
 SATURATED = 87.0
 
 _NUM_NOISES = 10
+# Doubts that are measured here, on all pictures.
+_MEASURED = ('random_outputs', 'zero_gradients', 'vanishing_gradients')
 _FACTORS = (0.5, 1.0, 2.0, 4.0)
 
 
@@ -41,7 +44,7 @@ class Finding(NamedTuple):
   """One sign that robustness is overestimated.
 
   Attributes:
-    name: 'broken_gradients', 'batch_dependent', 'doubtful_outputs',
+    name: 'guessing', 'broken_gradients', 'batch_dependent', 'doubtful_outputs',
       'random_outputs', 'saturated_logits', 'zero_gradients',
       'vanishing_gradients', 'success_falls', 'blind_attack_wins' or
       'black_box_wins'.
@@ -265,7 +268,11 @@ def check(
   found = [
     Finding(name, f'the classifier: {sentence}')
     for name, sentence in doubts.items()
-    if name != 'random_outputs'  # Which are measured, too.
+    if name not in _MEASURED
+  ]
+  found += [
+    Finding('guessing', f'the classifier: {sentence}')
+    for sentence in guessing(correct, look.logits.shape[1])
   ]
   return Report(
     found

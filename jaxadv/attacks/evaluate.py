@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +26,18 @@ from jaxadv.attacks.inputs import (
   check_attack,
   check_classifier,
   check_targets,
+  guessing,
+  warn,
 )
 from jaxadv.attacks.wrap import one_shot
 from jaxadv.classifier import as_classifier
 from jaxadv.data.images import encode
-from jaxadv.errors import DataError, UserError, explain_out_of_memory
+from jaxadv.errors import (
+  DataError,
+  DoubtWarning,
+  UserError,
+  explain_out_of_memory,
+)
 from jaxadv.inputs import as_key, check_result
 from jaxadv.losses import succeeded
 from jaxadv.metrics.accuracy import Share, share
@@ -44,6 +52,7 @@ from jaxadv.storage import (
 )
 from jaxadv.types import Attack, ClassifierLike, bound, picture_keys
 from jaxadv.units import to_float, to_uint8
+from jaxadv.utils import check_whole
 
 Progress = Callable[[int, int], None]
 Radius = float | jax.Array
@@ -67,6 +76,7 @@ class Evaluation:
     l1: float64[N], sum of the changes of all channels in image units.
     l2: float64[N], Euclidean norm of the change in image units.
     linf: float64[N], largest change of a channel in image units.
+    targeted: Whether success is to reach a class.
   """
 
   images: np.ndarray
@@ -78,24 +88,24 @@ class Evaluation:
   l1: np.ndarray
   l2: np.ndarray
   linf: np.ndarray
+  targeted: bool = False
 
   def __repr__(self) -> str:
     """Gives the figures, and no arrays."""
     num, *shape = self.images.shape
     reached = self.correct & self.success
     size = lambda norm: float(np.median(getattr(self, norm)[reached]))
-    sizes = (
-      f', median change L2 {size("l2"):.4g} and Linf {size("linf"):.4g}'
-      if reached.any()
-      else ''
-    )
-    return (
-      f'Evaluation of {num} pictures of {"x".join(map(str, shape))}: clean '
-      f'accuracy {self.clean_accuracy:.1%}, robust accuracy '
-      f'{self.robust_accuracy:.1%}, attack success rate '
-      f'{self.attack_success_rate:.1%}, of which survive 8 bit '
-      f'{self.survives_uint8:.1%}{sizes}'
-    )
+    rates = {'clean accuracy': self.clean_accuracy}
+    rates['robust accuracy'] = self.robust_accuracy
+    if self.correct.any():
+      rates['attack success rate'] = self.attack_success_rate
+    sizes = ''
+    if reached.any():
+      rates['of which survive 8 bit'] = self.survives_uint8
+      sizes = f', median change L2 {size("l2"):.4g}, Linf {size("linf"):.4g}'
+    shares = ', '.join(f'{name} {rate:.1%}' for name, rate in rates.items())
+    pictures = f'{num} picture{"s" * (num > 1)} of {"x".join(map(str, shape))}'
+    return f'Evaluation of {pictures}: {shares}{sizes}'
 
   def save_pngs(self, folder: str | os.PathLike[str]) -> list[Path]:
     """Writes the attacked pictures, rounded to 8 bit, as PNG files.
@@ -214,8 +224,8 @@ def evaluate(
 
   Warns:
     DoubtWarning: If the classifier has a gradient that is not finite (such
-      entries count as 0), gives what looks like probabilities, or depends on
-      the batch that a picture is in.
+      entries count as 0) or 0, gives what looks like probabilities, depends on
+      the batch that a picture is in, or is no better than guessing.
   """
   check_attack(attack)
   run = _Run(
@@ -282,15 +292,11 @@ def evaluate_over(
     ... )
     >>> [each.robust_accuracy for each in found]
   """
-  epsilons = np.atleast_1d(np.asarray(epsilons)).tolist()
-  if not epsilons or not all(isinstance(e, int | float) for e in epsilons):
+  epsilons = _as_numbers(epsilons)
+  if isinstance(make, Attack | Composite) or not callable(make):
     raise UserError(
-      f'epsilons are {epsilons} but must be numbers; give at least one'
-    )
-  if isinstance(make, Attack | Composite):
-    raise UserError(
-      'make is an attack but must be a function that makes one, as in '
-      'lambda epsilon: pgd(linf_ball(epsilon))'
+      f'make is {make!r:.40} but must be a function that makes an attack, as '
+      'in lambda epsilon: pgd(linf_ball(epsilon))'
     )
   run = _Run(
     make=make,
@@ -306,6 +312,16 @@ def evaluate_over(
     for epsilon in epsilons
   ]
   return _evaluate(run, epsilons, folders, progress)
+
+
+def _as_numbers(epsilons: Any) -> list[float]:
+  """Gives radii as a list, or says why that cannot be."""
+  values = np.atleast_1d(np.asarray(epsilons)).tolist()
+  if not values or not all(isinstance(value, int | float) for value in values):
+    raise UserError(
+      f'epsilons are {values} but must be numbers such as 8 / 255, at least one'
+    )
+  return values
 
 
 def robust_accuracy_curve(
@@ -330,9 +346,19 @@ def robust_accuracy_curve(
     `interval`.
 
   Raises:
-    UserError: If the norm is unknown or the evaluations differ in length.
+    UserError: If the norm is unknown, an epsilon is no number, or the
+      evaluations are targeted or differ in length.
+
+  Warns:
+    DoubtWarning: If an epsilon lies beyond what budget attacks tried.
   """
   several = [found] if isinstance(found, Evaluation) else found
+  epsilons = _as_numbers(epsilons)
+  if any(each.targeted for each in several):
+    raise UserError(
+      'an evaluation is targeted, whose successes are no errors of the '
+      'classifier; robust accuracy is that under untargeted attacks'
+    )
   if norm not in ('linf', 'l2', 'l1', 'l0'):
     raise UserError(f'norm is {norm!r} but must be one of linf, l2, l1, l0')
   if len({len(each.correct) for each in several}) != 1:
@@ -346,6 +372,19 @@ def robust_accuracy_curve(
     axis=0,
   )
   num_values = several[0].images[0].size
+  reach = np.max([getattr(each, norm)[each.correct] for each in several])
+  held = np.isinf(distance) & correct
+  given_up = np.max(
+    [np.where(held, getattr(each, norm), 0) for each in several], initial=0
+  )
+  # What a budget attack without success leaves fills its budget.
+  if given_up and max(epsilons) > 1.01 * reach:
+    warnings.warn(
+      f'nothing was tried beyond {reach:.4g} in {norm}, so that the curve is '
+      f'too high at {max(epsilons):.4g}; evaluate at the largest epsilon, too',
+      DoubtWarning,
+      stacklevel=2,
+    )
   return [
     share(correct & exceeds(distance, epsilon, norm, num_values))
     for epsilon in epsilons
@@ -380,7 +419,7 @@ def _evaluate(
     check_attack(attack)
     check_targets(run.inputs, attack.targeted)
   with explain_out_of_memory(run.batch_size):
-    check_classifier(run.classifier, run.key, run.inputs)
+    num_classes = check_classifier(run.classifier, run.key, run.inputs)
   compiled = {each.make: _compiled(each) for each in runs}
   num_rows = len(run.inputs.labels)
   total = num_rows * len(values)
@@ -414,7 +453,8 @@ def _evaluate(
           name = f'rows-{rows[0]}-{len(rows)}.npz'
           write_npz(folder / name, rows=rows, **chunk._asdict())
         report(before + start + len(rows), total)
-      found.append(_measured(run.inputs.images, outcome))
+      found.append(_measured(run.inputs, outcome))
+  warn(guessing(found[0].correct, num_classes), stacklevel=4)
   return found
 
 
@@ -479,7 +519,17 @@ def _compiled(run: _Run) -> Callable[[float, np.ndarray], _Outcome]:
       clean, labels, aims, source = hosts.put(batch, place)
       judge = functools.partial(_judge, classifier, key, source)
       seen = judge(clean, labels, _CLEAN, targeted=False)
-      result = program(np.float32(value), classifier, key, clean, aims, source)
+      try:
+        result = program(
+          np.float32(value), classifier, key, clean, aims, source
+        )
+      except ValueError as error:
+        if 'do not support JVP' not in str(error):
+          raise
+        raise UserError(
+          'the attack follows a gradient but the classifier has none, as it '
+          'calls back to Python; attack it by queries, with square or hsv'
+        ) from error
       rounded = to_uint8(result.images)
       judge_aims = functools.partial(judge, labels=aims, targeted=targeted)
       success = result.success
@@ -519,8 +569,9 @@ def _judge(classifier, key, source, images, labels, turn, *, targeted):
   return _Judgement(succeeded(logits, labels, targeted=targeted), broken)
 
 
-def _measured(clean: np.ndarray, outcome: _Outcome) -> Evaluation:
+def _measured(inputs: AttackInputs, outcome: _Outcome) -> Evaluation:
   """Adds the sizes of the changes, in pieces, because it takes float64."""
+  clean = inputs.images
   sizes = [
     distortion(clean[start : start + 128], outcome.images[start : start + 128])
     for start in range(0, len(clean), 128)
@@ -528,6 +579,7 @@ def _measured(clean: np.ndarray, outcome: _Outcome) -> Evaluation:
   kept = outcome._asdict()
   del kept['broken']
   return Evaluation(
+    targeted=inputs.targets is not None,
     **kept,
     **{
       name: np.concatenate([getattr(size, name) for size in sizes])
@@ -538,8 +590,13 @@ def _measured(clean: np.ndarray, outcome: _Outcome) -> Evaluation:
 
 def _check_devices(run: _Run) -> None:
   batch_size, mesh = run.batch_size, run.mesh
-  if batch_size < 1:
-    raise UserError(f'batch_size is {batch_size} but must be at least 1')
+  check_whole('batch_size', batch_size, 1)
+  if run.num_slots is not None:
+    check_whole('num_slots', run.num_slots, 1)
+  if mesh is not None and not isinstance(mesh, Mesh):
+    raise UserError(
+      f'mesh is {mesh!r:.40} but must be a Mesh, such as training.data_mesh()'
+    )
   if mesh is not None and (
     'data' not in mesh.shape or mesh.size != mesh.shape['data']
   ):
@@ -571,7 +628,7 @@ def _identity(run: _Run, value: float) -> dict[str, str]:
     inputs.aims[:1],
   )
   parts = {
-    'attack': (program.as_text(), float(value)),
+    'attack or classifier': (program.as_text(), float(value)),
     'weights': jax.tree.leaves(run.classifier),
     'key': run.key,
     **inputs._asdict(),
@@ -584,6 +641,8 @@ def _claim(folder: Path, identity: dict[str, str]) -> None:
   record = folder / 'identity.json'
 
   def open_record() -> dict[str, str]:
+    if folder.exists() and not folder.is_dir():
+      raise UserError(f'resume_dir is {folder}, a file; give a folder')
     if not record.exists():
       write_json(record, identity)
     return read_json(record)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import InvalidRngError, ModifyScopeVariableError
 from jax.errors import TracerArrayConversionError
 from numpy.typing import ArrayLike
 
@@ -152,7 +153,7 @@ def check_outputs(classifier: Any, key: jax.Array, inputs: AttackInputs) -> Any:
     inputs: What is attacked.
 
   Returns:
-    Its jaxpr.
+    Its jaxpr, whose output is float32[1, K].
 
   Raises:
     UserError: If it fails on such pictures, gives no logits, or lacks a class
@@ -171,6 +172,11 @@ def check_outputs(classifier: Any, key: jax.Array, inputs: AttackInputs) -> Any:
     advice = ''
     if isinstance(error, TracerArrayConversionError):
       advice = '; it must be traceable by JAX: use jax.numpy in it, not numpy'
+    elif isinstance(error, ModifyScopeVariableError | InvalidRngError):
+      advice = (
+        '; it is in train mode: put it into inference mode, as '
+        "from_linen(..., call_arguments={'train': False}) does"
+      )
     raise UserError(
       f'the classifier fails on pictures of {"x".join(map(str, shape))} '
       f'(height, width, channels): {type(error).__name__}: {reason}{advice}'
@@ -184,13 +190,16 @@ def check_outputs(classifier: Any, key: jax.Array, inputs: AttackInputs) -> Any:
 
 def check_classifier(
   classifier: Any, key: jax.Array, inputs: AttackInputs
-) -> None:
+) -> int:
   """Refuses a classifier that cannot be attacked, and warns of doubtful ones.
 
   Args:
     classifier: A classifier.
     key: One key.
     inputs: What is attacked.
+
+  Returns:
+    Its number of classes.
 
   Raises:
     UserError: As `check_outputs`, or if it is random and does not say so.
@@ -214,6 +223,7 @@ def check_classifier(
   if 'random_outputs' in found:
     raise UserError(found['random_outputs'])
   warn(found.values())
+  return first.out_avals[0].shape[1]
 
 
 def _numbers(constant: Any) -> np.ndarray:
@@ -231,22 +241,42 @@ def _logits(classifier, key, images, labels, source):
   return raw(images, *extra).astype(jnp.float32)
 
 
+class _Seen(NamedTuple):
+  """What a few pictures show, a row each; see `try_classifier`."""
+
+  logits: Any
+  broken: Any
+  flat: Any
+  vanishing: Any
+
+
 @jax.jit
 def _look(classifier, key, images, labels, source):
-  """Gives logits, and where their gradient is finite: [B, K] and bool[B]."""
+  """Gives logits, and what the gradients of margin and cross-entropy are."""
+  logits, pullback = jax.vjp(
+    lambda images: _logits(classifier, key, images, labels, source), images
+  )
 
-  def margins(images):
-    logits = _logits(classifier, key, images, labels, source)
-    return jnp.sum(losses.margin(logits, labels)), logits
+  def gradient(loss):
+    total = lambda logits: jnp.sum(loss(logits, labels))
+    return pullback(jax.grad(total)(logits))[0]
 
-  gradient, logits = jax.grad(margins, has_aux=True)(images)
-  return logits, jnp.isfinite(gradient).all(axis=range(1, gradient.ndim))
+  slope, steepness = gradient(losses.margin), gradient(losses.cross_entropy)
+  rest = range(1, images.ndim)
+  flat = (slope == 0).all(axis=rest)
+  return _Seen(
+    logits,
+    ~jnp.isfinite(slope).all(axis=rest),
+    flat,
+    ~flat & (steepness == 0).all(axis=rest),
+  )
 
 
 @jax.jit
 def _look_without_gradient(*given):
   logits = _logits(*given)
-  return logits, jnp.ones(len(logits), bool)
+  unknown = jnp.zeros(len(logits), bool)
+  return _Seen(logits, unknown, unknown, unknown)
 
 
 def try_classifier(
@@ -264,9 +294,11 @@ def try_classifier(
 
   Returns:
     Sentences by name: 'broken_gradients' if its gradient is not finite,
-    'batch_dependent' if its logits depend on what else is in the batch,
-    'random_outputs' if they differ from call to call without a declaration,
-    and 'doubtful_outputs' as `jaxadv.inputs.doubts`.
+    'zero_gradients' and 'vanishing_gradients' if it is 0, or that of the
+    cross-entropy alone, at half of the pictures, 'batch_dependent' if its
+    logits depend on what else is in the batch, 'random_outputs' if they differ
+    from call to call without a declaration, and 'doubtful_outputs' as
+    `jaxadv.inputs.doubts`.
 
   Raises:
     DataError: If it gives NaN.
@@ -291,11 +323,12 @@ def try_classifier(
   except Exception:  # It has no gradient, and black-box attacks want none.
     look = _look_without_gradient
 
-  def call(company: np.ndarray) -> list[np.ndarray]:
-    return [np.asarray(leaf) for leaf in look(*given(company))]
+  def call(company: np.ndarray) -> _Seen:
+    return _Seen(*map(np.asarray, look(*given(company))))
 
   found = {}
-  logits, finite = call(noisy)
+  seen = call(noisy)
+  logits = seen.logits
   broken = np.isnan(logits).any(axis=1)
   if broken.any():
     first = np.argmax(broken)
@@ -304,21 +337,32 @@ def try_classifier(
       f'the classifier gives NaN for the picture in row {both[first]}{added}; '
       'check its weights and preprocessing'
     )
-  if not finite.all():
+  tried = f'of the {len(logits)} pictures tried'
+  if seen.broken.any():
     found['broken_gradients'] = (
-      f'its gradient is NaN or infinite at {np.sum(~finite)} of {len(finite)} '
-      f'pictures, the first is row {both[np.argmin(finite)]}; such entries '
-      'count as 0, which makes attacks weaker: mend it, as '
+      f'its gradient is NaN or infinite at {seen.broken.sum()} {tried}, such '
+      f'as row {both[np.argmax(seen.broken)]}; such entries count as 0, which '
+      'makes attacks weaker: mend it, as '
       'where(x > 0, sqrt(where(x > 0, x, 1)), 0) mends a square root'
+    )
+  if seen.flat.mean() >= 0.5:
+    found['zero_gradients'] = (
+      f'its gradient is 0 at {seen.flat.sum()} {tried}, so that attacks which '
+      'follow it do nothing; give the step that hides it a stand-in with bpda, '
+      'or attack by queries with square'
+    )
+  if seen.vanishing.mean() >= 0.5:
+    found['vanishing_gradients'] = (
+      f'the cross-entropy has no gradient at {seen.vanishing.sum()} {tried}, '
+      "as the logits lie so far apart; use loss='margin' or 'dlr'"
     )
   if sentences := doubts(logits):
     found['doubtful_outputs'] = '; '.join(sentences)
   if getattr(classifier, 'stochastic', False):
     return found
-  elsewhere, _ = call(1 - pictures)
+  elsewhere = call(1 - pictures).logits
   if _differ(logits[:_NUM_TRIED], elsewhere[:_NUM_TRIED]):
-    again, _ = call(noisy)
-    if _differ(logits, again):
+    if _differ(logits, call(noisy).logits):
       found['random_outputs'] = _UNDECLARED
     else:
       found['batch_dependent'] = (
@@ -336,7 +380,32 @@ def _differ(logits: np.ndarray, others: np.ndarray) -> bool:
   return bool(np.any(far))
 
 
-def warn(sentences: Iterable[str]) -> None:
+def guessing(correct: np.ndarray, num_classes: int) -> list[str]:
+  """Says that a classifier is no better than guessing, if so.
+
+  Args:
+    correct: bool[N], whether clean pictures are classified correctly; fewer
+      than twenty say nothing.
+    num_classes: Number of classes.
+
+  Returns:
+    A sentence, or none.
+  """
+  chance, num = 1 / num_classes, len(correct)
+  # What guessing hardly ever exceeds: one time in twenty.
+  usual = chance + 1.64 * (chance * (1 - chance) / num) ** 0.5
+  if num < 20 or correct.mean() > usual:
+    return []
+  return [
+    f'it is right on {correct.mean():.1%} of the clean pictures, which is not '
+    f'clearly better than guessing among {num_classes} classes; check the '
+    'labels and the preprocessing'
+  ]
+
+
+def warn(sentences: Iterable[str], stacklevel: int = 5) -> None:
   """Warns of doubts about a classifier, in the name of who called for them."""
   for sentence in sentences:
-    warnings.warn(f'the classifier: {sentence}', DoubtWarning, stacklevel=5)
+    warnings.warn(
+      f'the classifier: {sentence}', DoubtWarning, stacklevel=stacklevel
+    )

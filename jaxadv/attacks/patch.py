@@ -194,6 +194,10 @@ def lavan(
 
 
 def _check_placement(scales: tuple[float, float], max_angle: float) -> None:
+  if not isinstance(scales, tuple | list) or len(scales) != 2:
+    raise UserError(
+      f'scales are {scales} but must be two, the smallest and the largest'
+    )
   for scale in scales:
     check_range('scales', scale, 0, 1, open_low=True)
   check_range('max_angle', max_angle, 0, 180)

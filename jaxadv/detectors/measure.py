@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxadv.attacks.inputs import attack_inputs, check_classifier
 from jaxadv.classifier import Classifier, as_classifier
 from jaxadv.data import pipeline
+from jaxadv.errors import DoubtWarning, UserError
 from jaxadv.inputs import as_key
 from jaxadv.metrics import roc
 from jaxadv.types import Detector, PyTree, picture_keys
@@ -76,8 +78,25 @@ def measure(
       `jaxadv.attacks.evaluate`.
   """
   key = as_key(key)
-  known = pipeline.stored(clean)
-  both = pipeline.concatenate([known, pipeline.stored(attacked, kind=1)])
+  if not isinstance(detector, Detector):
+    raise UserError(
+      f'detector is {detector!r:.60} but must be a Detector; call the function '
+      'that makes it, or put one together with types.make_detector'
+    )
+  if len(shares) != 3:
+    raise UserError(
+      f'shares are {tuple(shares)} but must be three: to train, validate, test'
+    )
+  known, changed = pipeline.stored(clean), pipeline.stored(attacked, kind=1)
+  both = pipeline.concatenate([known, changed])
+  if not np.isin(changed.source, known.source).any():
+    warnings.warn(
+      'no attacked picture has the source id of a clean one; if they are '
+      'versions of the same pictures, give them the same ids, or a picture may '
+      'be learnt and its other version tested',
+      DoubtWarning,
+      stacklevel=2,
+    )
   if classifier is not None:
     classifier = as_classifier(classifier)
     inputs = attack_inputs(known.images, known.labels, known.source)

@@ -13,7 +13,13 @@ from sklearn.linear_model import RidgeClassifier
 
 from jaxadv import attacks
 from jaxadv.attacks import evaluate, pgd
-from jaxadv.classifier import from_function, from_linen, from_nnx, predict
+from jaxadv.classifier import (
+  Normalise,
+  from_function,
+  from_linen,
+  from_nnx,
+  predict,
+)
 from jaxadv.data.sources import load, subset
 from jaxadv.detectors.baselines import log_sensitivity_detector
 from jaxadv.detectors.measure import measure
@@ -433,8 +439,9 @@ class Dropping(nnx.Module):
 
 def test_an_nnx_model_in_train_mode_is_put_into_inference_mode(digits):
   model = Dropping(nnx.Rngs(0))
-  found = quiet(evaluate, FGSM, KEY, model, digits.images, digits.labels)
-  wrapped = evaluate(FGSM, KEY, from_nnx(model), digits.images, digits.labels)
+  labels = predict(model, digits.images).argmax(-1)
+  found = quiet(evaluate, FGSM, KEY, model, digits.images, labels)
+  wrapped = evaluate(FGSM, KEY, from_nnx(model), digits.images, labels)
   np.testing.assert_array_equal(found.images, wrapped.images)
 
 
@@ -467,3 +474,92 @@ def test_variables_may_hold_functions(digits):
   wrapped = evaluate(FGSM, KEY, classifier, digits.images, digits.labels)
   bare = evaluate(FGSM, KEY, module, digits.images, digits.labels)
   np.testing.assert_array_equal(wrapped.images, bare.images)
+
+
+@pytest.mark.parametrize(
+  ('hide', 'words'),
+  [
+    (lambda logits, x: logits(jnp.round(x * 255) / 255), 'gradient is 0 at 8'),
+    (lambda logits, x: 1e4 * logits(x), 'cross-entropy has no gradient at 8'),
+  ],
+)
+def test_a_gradient_that_is_hidden_is_told(digits, hide, words):
+  logits = lambda images: hide(digits.logits, images)
+  with pytest.warns(DoubtWarning, match=words):
+    evaluate(FGSM, KEY, logits, digits.images, digits.labels)
+  with pytest.warns(DoubtWarning, match=words):
+    attacks.universal_perturbation(
+      KEY, logits, digits.images, digits.labels, 0.1, num_epochs=1
+    )
+
+
+def test_a_classifier_that_guesses_is_told(digits):
+  wrong = (digits.labels + 1) % 10
+  with pytest.warns(
+    DoubtWarning, match='right on 0.0% .* better than guessing'
+  ):
+    evaluate(FGSM, KEY, digits.logits, digits.images, wrong)
+  constant = lambda images: jnp.tile(jnp.arange(10.0), (len(images), 1))
+  with pytest.warns(DoubtWarning, match='better than guessing among 10'):
+    evaluate(FGSM, KEY, constant, digits.images, digits.labels)
+
+
+def test_a_classifier_that_calls_back_to_python_is_attacked_by_queries(digits):
+  def logits(images):
+    shape = jax.ShapeDtypeStruct((len(images), 10), jnp.float32)
+    return jax.pure_callback(
+      lambda x: np.asarray(digits.logits(np.asarray(x))), shape, images
+    )
+
+  with pytest.raises(UserError, match='by queries, with square or hsv'):
+    evaluate(FGSM, KEY, logits, digits.images, digits.labels)
+  found = quiet(
+    evaluate,
+    attacks.square(8 / 255, 20),
+    KEY,
+    logits,
+    digits.images,
+    digits.labels,
+  )
+  assert found.attack_success_rate > 0
+
+
+def test_curves_are_of_untargeted_attacks_within_what_was_tried(digits):
+  run = functools.partial(evaluate, key=KEY, classifier=digits.logits)
+  given = {'images': digits.images, 'labels': digits.labels}
+  targeted = run(
+    attacks.fgsm(8 / 255, targeted=True),
+    targets=(digits.labels + 1) % 10,
+    **given,
+  )
+  with pytest.raises(UserError, match='targeted, whose successes'):
+    attacks.robust_accuracy_curve(targeted, [0.1], 'linf')
+  small = run(attacks.fgsm(1 / 255), **given)
+  with pytest.warns(DoubtWarning, match='nothing was tried beyond 0.00392'):
+    attacks.robust_accuracy_curve(small, [1 / 255, 8 / 255], 'linf')
+  quiet(attacks.robust_accuracy_curve, small, [1 / 255], 'linf')
+  nearest = run(attacks.ddn(20), **given)
+  quiet(attacks.robust_accuracy_curve, nearest, [0.1, 100], 'l2')
+  with pytest.raises(UserError, match='must be numbers such as 8 / 255'):
+    attacks.robust_accuracy_curve(small, ['8/255'], 'linf')
+
+
+def test_a_normalisation_of_0_to_255_is_refused():
+  with pytest.raises(UserError, match='divide mean and std by 255'):
+    Normalise((123.0, 116.0, 103.0), (58.0, 57.0, 57.0))
+  with pytest.raises(UserError, match='std is .* must be above 0'):
+    Normalise((0.5,), (0.0,))
+  with pytest.raises(UserError, match='3 means .* have 1 channel'):
+    Normalise((0.5,) * 3, (0.5,) * 3)(jnp.zeros((1, 4, 4, 1)))
+
+
+def test_measure_tells_what_does_not_fit(digits):
+  pictures = digits.pictures
+  others = pictures._replace(source=pictures.source + 10_000)
+  detector = log_sensitivity_detector()
+  with pytest.warns(DoubtWarning, match='source id of a clean one'):
+    measure(KEY, detector, digits.logits, pictures, others)
+  with pytest.raises(UserError, match='call the function that makes it'):
+    measure(KEY, log_sensitivity_detector, digits.logits, pictures, pictures)
+  with pytest.raises(UserError, match='without images, labels, source'):
+    measure(KEY, detector, digits.logits, pictures, digits.images)
