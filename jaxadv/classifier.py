@@ -26,6 +26,7 @@ from jaxadv.errors import (
 )
 from jaxadv.inputs import (
   as_float,
+  as_floating,
   as_logits,
   check_shape,
   doubts,
@@ -143,7 +144,8 @@ class Classifier:
     """Computes logits.
 
     Args:
-      images: float32[B, H, W, C] in [0, 1].
+      images: [B, H, W, C], float32 in [0, 1], or uint8. The range is looked
+        at in NumPy arrays alone.
       keys: key[B], for a stochastic classifier only.
 
     Returns:
@@ -151,8 +153,10 @@ class Classifier:
       images that are not finite are 0.
 
     Raises:
-      UserError: If `apply` gives anything else, or `keys` are missing.
+      UserError: If the pictures are something else, `apply` gives anything
+        else, or `keys` are missing.
     """
+    images = jnp.asarray(as_floating(images))
     logits = self.unchecked(finite_gradient(images), keys)
     # Pictures in float64 are somebody's check of a derivative.
     dtype = jnp.promote_types(images.dtype, jnp.float32)
@@ -190,9 +194,8 @@ class Classifier:
         'this classifier was built without named layers; use from_linen, or '
         'pass feature_map to from_function'
       )
-    return self.feature_map(
-      self.variables, self.preprocess(images), tuple(names)
-    )
+    shown = self.preprocess(jnp.asarray(as_floating(images)))
+    return self.feature_map(self.variables, shown, tuple(names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +287,8 @@ def predict(
       padding = [(0, batch_size - len(part))] + [(0, 0)] * 3
       found.append(_logits(classifier, np.pad(part, padding))[: len(part)])
     logits = np.concatenate(found)
-  broken = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
+  # Minus infinity is how a class is masked.
+  broken = np.flatnonzero((np.isnan(logits) | np.isposinf(logits)).any(axis=-1))
   if broken.size:
     raise DataError(
       f'{broken.size} of {len(images)} pictures get logits that are not '

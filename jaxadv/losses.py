@@ -77,8 +77,8 @@ def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
   The margin divided by the distance of the largest logit to the third
   largest; unlike the margin it does not change when all logits are scaled.
-  Equal logits count as one: between copies of two classes, the ratio would be
-  constant.
+  Equal logits count as one, and minus infinity as none; of two that are left,
+  the ratio would be constant, and the margin stays as it is.
 
   Args:
     logits: float32[B, K], K at least 3.
@@ -96,8 +96,8 @@ def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
     https://arxiv.org/abs/2003.01690, section 4.1, equation 6.
   """
   _need_classes('dlr', logits, 3)
-  top = _largest(logits, 3)
-  return margin(logits, labels) / (top[0] - top[2] + 1e-12)
+  highest, _, third = _largest(logits, 3)
+  return _ratio(margin(logits, labels), highest, third)
 
 
 def targeted_dlr(
@@ -123,10 +123,11 @@ def targeted_dlr(
     Croce and Hein, 2020, https://arxiv.org/abs/2003.01690, equation 7.
   """
   _need_classes('targeted_dlr', logits, 4)
-  top = _largest(logits, 4)
-  scale = top[0] - (top[2] + top[3]) / 2
+  highest, second, third, fourth = _largest(logits, 4)
+  # Of three alone, the ratio to the third would be constant for that class.
+  fourth = jnp.where(jnp.isfinite(fourth), fourth, second)
   ahead = logit_of(logits, targets) - logit_of(logits, labels)
-  return ahead / (scale + 1e-12)
+  return _ratio(ahead, highest, (third + fourth) / 2)
 
 
 LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -159,16 +160,22 @@ def loss(name: str | Loss) -> Loss:
 
 
 def _largest(logits: jax.Array, num: int) -> list[jax.Array]:
-  """The largest different logits, float32[B] each; with ties if they lack."""
-  with_ties, _ = jax.lax.top_k(logits, num)
+  """The largest different logits, float32[B] each; minus infinity for none."""
   values = [jnp.max(logits, axis=-1)]
   for _ in range(num - 1):
     lower = jnp.where(logits < values[-1][:, None], logits, -jnp.inf)
     values.append(jnp.max(lower, axis=-1))
-  return [
-    jnp.where(jnp.isfinite(value), value, with_ties[:, rank])
-    for rank, value in enumerate(values)
-  ]
+  return values
+
+
+def _ratio(lead: jax.Array, highest: jax.Array, low: jax.Array) -> jax.Array:
+  """A lead by the distance of two logits; as it is where there is no second.
+
+  Of two classes alone, others masked or copies of them, a ratio of their
+  logits would be constant.
+  """
+  scale = jnp.where(jnp.isfinite(low), highest - low, 1)
+  return lead / (scale + 1e-12)
 
 
 def _need_classes(name: str, logits: jax.Array, least: int) -> None:

@@ -121,3 +121,13 @@ def test_difference_of_logits_ratio_counts_equal_logits_once():
   np.testing.assert_array_equal(plain, doubled)
   slope = jax.grad(lambda z: losses.dlr(z, labels).sum())(twice)
   assert jnp.all(jnp.abs(slope).max(axis=1) > 0.1)
+
+
+def test_masked_classes_are_none_to_dlr():
+  masked = jnp.array([[2.0, 1.0, 0.5, -jnp.inf]])
+  labels = jnp.array([0])
+  assert losses.dlr(masked, labels) == pytest.approx(-1 / 1.5)
+  slope = jax.grad(lambda z: losses.dlr(z, labels).sum())
+  two = jnp.array([[2.0, 1.0, -jnp.inf, -jnp.inf]])
+  assert losses.dlr(two, labels) == -1.0
+  np.testing.assert_array_equal(slope(two)[0, :2], [-1.0, 1.0])

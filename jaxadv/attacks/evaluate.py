@@ -52,7 +52,7 @@ from jaxadv.storage import (
 )
 from jaxadv.types import Attack, ClassifierLike, bound, picture_keys
 from jaxadv.units import to_float, to_uint8
-from jaxadv.utils import check_whole
+from jaxadv.utils import check_range, check_whole
 
 Progress = Callable[[int, int], None]
 Radius = float | jax.Array
@@ -354,6 +354,7 @@ def robust_accuracy_curve(
   """
   several = [found] if isinstance(found, Evaluation) else found
   epsilons = _as_numbers(epsilons)
+  check_range('epsilons', epsilons, 0, 1 if norm == 'linf' else float('inf'))
   if any(each.targeted for each in several):
     raise UserError(
       'an evaluation is targeted, whose successes are no errors of the '
@@ -443,7 +444,7 @@ def _evaluate(
         chunk = compiled[each.make](value, rows)
         if chunk.broken.any():
           raise DataError(
-            'the classifier gives NaN for the picture in row '
+            'the classifier gives NaN or infinity for the picture in row '
             f'{rows[np.argmax(chunk.broken)]}, clean or attacked; check its '
             'weights and preprocessing'
           )
@@ -560,12 +561,12 @@ class _Judgement(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames='targeted')
 def _judge(classifier, key, source, images, labels, turn, *, targeted):
-  """Tells which rows are successes, and which get a NaN.
+  """Tells which rows are successes, and which get NaN or infinity.
 
   Apart from the attack, so that one compilation serves all attacks.
   """
   logits = bound(classifier, picture_keys(key, source), turn)(images)
-  broken = jnp.any(jnp.isnan(logits), axis=-1)
+  broken = jnp.any(jnp.isnan(logits) | jnp.isposinf(logits), axis=-1)
   return _Judgement(succeeded(logits, labels, targeted=targeted), broken)
 
 

@@ -29,6 +29,8 @@ _UNDECLARED = (
 # Pictures that a classifier is tried on, and the noise added to half of them.
 _NUM_TRIED = 4
 _NOISE = 8 / 255
+# Levels up to this one alone are what scikit-learn's digits have, or 0 and 1.
+_DARK = 16
 
 
 class AttackInputs(NamedTuple):
@@ -77,6 +79,13 @@ def attack_inputs(
   check_shape(array)
   if array.dtype != np.uint8:
     array = as_float(array)
+  elif 0 < array.max() <= _DARK:
+    warnings.warn(
+      f'the pictures are uint8 but hold no value above {array.max()}, nearly '
+      'black; scale them to 255, or to [0, 1] as floats',
+      DoubtWarning,
+      stacklevel=3,
+    )
   num = len(array)
   host = lambda name, values: as_labels(np.asarray(values), num, name)
   return AttackInputs(
@@ -301,7 +310,7 @@ def try_classifier(
     `jaxadv.inputs.doubts`.
 
   Raises:
-    DataError: If it gives NaN.
+    DataError: If it gives NaN or infinity.
   """
   white = 255 if inputs.images.dtype == np.uint8 else 1
   extreme = (inputs.images == 0) | (inputs.images == white)
@@ -313,29 +322,30 @@ def try_classifier(
   noisy = np.clip(pictures + noise, 0, 1).astype(np.float32)
   both = np.tile(rows, 2)
 
-  def given(company: np.ndarray) -> tuple[Any, ...]:
-    tried = np.concatenate([pictures, company])
+  def given(*parts: np.ndarray) -> tuple[Any, ...]:
+    tried = np.concatenate(parts)
     return classifier, key, tried, inputs.labels[both], inputs.source[both]
 
   look = _look
   try:
-    jax.eval_shape(look, *given(noisy))
+    jax.eval_shape(look, *given(pictures, noisy))
   except Exception:  # It has no gradient, and black-box attacks want none.
     look = _look_without_gradient
 
-  def call(company: np.ndarray) -> _Seen:
-    return _Seen(*map(np.asarray, look(*given(company))))
+  def call(*parts: np.ndarray) -> _Seen:
+    return _Seen(*map(np.asarray, look(*given(*parts))))
 
   found = {}
-  seen = call(noisy)
+  seen = call(pictures, noisy)
   logits = seen.logits
-  broken = np.isnan(logits).any(axis=1)
+  # Minus infinity is how a class is masked.
+  broken = (np.isnan(logits) | np.isposinf(logits)).any(axis=1)
   if broken.any():
     first = np.argmax(broken)
     added = f' with noise of {_NOISE:.3f} added' if first >= _NUM_TRIED else ''
     raise DataError(
-      f'the classifier gives NaN for the picture in row {both[first]}{added}; '
-      'check its weights and preprocessing'
+      f'the classifier gives NaN or infinity for the picture in row '
+      f'{both[first]}{added}; check its weights, preprocessing and dtype'
     )
   tried = f'of the {len(logits)} pictures tried'
   if seen.broken.any():
@@ -358,17 +368,17 @@ def try_classifier(
     )
   if sentences := doubts(logits):
     found['doubtful_outputs'] = '; '.join(sentences)
-  if getattr(classifier, 'stochastic', False):
-    return found
-  elsewhere = call(1 - pictures).logits
-  if _differ(logits[:_NUM_TRIED], elsewhere[:_NUM_TRIED]):
-    if _differ(logits, call(noisy).logits):
+  # In other company and in another place of the batch.
+  elsewhere = call(1 - pictures, pictures).logits
+  if _differ(logits[:_NUM_TRIED], elsewhere[_NUM_TRIED:]):
+    if _differ(logits, call(pictures, noisy).logits):
       found['random_outputs'] = _UNDECLARED
     else:
       found['batch_dependent'] = (
-        'the logits of a picture depend on the others in its batch, and '
-        'results on the batch size; let it normalise with stored statistics, '
-        'as in inference, not with those of the batch'
+        'the logits of a picture depend on the others in its batch or on its '
+        'place there, and results on the batch size; let it normalise with '
+        'stored statistics, as in inference, and draw noise from the keys of '
+        'a stochastic classifier'
       )
   return found
 

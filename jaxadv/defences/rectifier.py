@@ -21,7 +21,13 @@ import numpy as np
 from jaxadv.attacks.adaptive import Score, bpda
 from jaxadv.classifier import Classifier, as_pytree, from_function, identity
 from jaxadv.errors import UserError, explain_out_of_memory
-from jaxadv.inputs import as_float, as_uint8, check_numbers, finite_gradient
+from jaxadv.inputs import (
+  as_float,
+  as_floating,
+  as_uint8,
+  check_numbers,
+  finite_gradient,
+)
 from jaxadv.norms import Radius, per_row, total
 from jaxadv.training import (
   Task,
@@ -86,6 +92,7 @@ def suspects(
   # The gradient of the score itself: that of the cross-entropy is the same
   # times a positive number a row, which changes neither reading but vanishes
   # in float32 where the detector is sure.
+  images = jnp.asarray(as_floating(images))
   gradient = jax.grad(lambda x: jnp.sum(score(finite_gradient(x))))(images)
   gradient = jnp.abs(gradient)
   channels = [gradient[..., i] for i in range(gradient.shape[-1])]
@@ -182,6 +189,7 @@ def mask_pixels(
     Li et al., 2020, section 3 (rectifier).
   """
   check_range('probability', probability, 0, 1)
+  images = jnp.asarray(as_floating(images))
   shape = images.shape[1:]
 
   def draw(key):

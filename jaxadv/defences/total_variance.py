@@ -10,6 +10,7 @@ import numpy as np
 import scipy.fft
 
 from jaxadv.errors import UserError
+from jaxadv.inputs import as_floating
 from jaxadv.norms import l2, per_row, total
 from jaxadv.types import Purifier, make_purifier
 from jaxadv.utils import check_range
@@ -133,6 +134,7 @@ def reconstruct(
   Returns:
     float32[B, H, W, C] in [0, 1]; a picture of which nothing is kept is black.
   """
+  images = jnp.asarray(as_floating(images))
   shrink = _shrink_lines if objective == 'printed' else _shrink_pixels
 
   def nearer(copies):

@@ -21,6 +21,7 @@ from jaxadv.detectors.feature_network import (
   feature_detector,
 )
 from jaxadv.errors import DataError, UserError
+from jaxadv.inputs import as_floating
 from jaxadv.losses import logit_of
 from jaxadv.norms import l2, linf, per_row
 from jaxadv.training import TrainConfig
@@ -129,6 +130,7 @@ def _directions(
     odds = log_odds_against(classifier(images))
     return jnp.sum(odds), odds
 
+  images = jnp.asarray(as_floating(images))
   directions, odds = jax.grad(total, has_aux=True)(images)
   return odds, directions
 

@@ -16,6 +16,7 @@ from jaxadv.detectors.feature_network import (
 )
 from jaxadv.detectors.input_sensitivity import unit_size
 from jaxadv.detectors.pixels import standardising
+from jaxadv.inputs import as_floating
 from jaxadv.losses import logit_of
 from jaxadv.norms import per_row
 from jaxadv.training import TrainConfig
@@ -42,6 +43,7 @@ def logit_saliency(classifier: ClassifierLike, images: jax.Array) -> jax.Array:
     logits = classifier(images)
     return jnp.sum(logit_of(logits, jnp.argmax(logits, axis=-1))), logits
 
+  images = jnp.asarray(as_floating(images))
   maps, logits = jax.grad(total, has_aux=True)(images)
   # The gradient of a NaN can be a number.
   broken = per_row(jnp.any(jnp.isnan(logits), axis=-1), maps)

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 
 from jaxadv.errors import UserError
 from jaxadv.metrics.intervals import Interval, wilson
+from jaxadv.metrics.roc import as_flags
 
 
 class Share(NamedTuple):
@@ -43,10 +44,10 @@ def share(holds: ArrayLike, among: ArrayLike | None = None) -> Share:
     The share.
 
   Raises:
-    UserError: If the shapes differ.
+    UserError: If the shapes differ, or a value is neither True nor False.
   """
-  holds = np.asarray(holds, bool)
-  among = np.ones_like(holds) if among is None else np.asarray(among, bool)
+  holds = as_flags(holds, 'holds')
+  among = np.ones_like(holds) if among is None else as_flags(among, 'among')
   if holds.shape != among.shape:
     raise UserError(
       f'shapes {holds.shape} and {among.shape} differ; give one value a picture'

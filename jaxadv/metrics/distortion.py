@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxadv.errors import UserError
-from jaxadv.inputs import as_float
+from jaxadv.inputs import as_float, check_shape
 from jaxadv.units import in_image_units
 
 # By how much a value in [0, 1] is off in float32, twice at most.
@@ -57,6 +57,7 @@ def distortion(clean: ArrayLike, attacked: ArrayLike) -> Distortion:
       f'clean pictures {clean.shape} and attacked pictures {attacked.shape}; '
       'give both as [n, height, width, channels]'
     )
+  check_shape(clean, 'clean pictures')
   size = np.abs(attacked - clean)
   if mixed:
     # Whoever divided by 255 may have rounded otherwise than we do.

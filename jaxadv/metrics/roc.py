@@ -58,10 +58,32 @@ def checked_scores(scores: ArrayLike, what: str = 'scores') -> np.ndarray:
   return scores
 
 
+def as_flags(values: ArrayLike, what: str) -> np.ndarray:
+  """Gives what holds or not as bool, or says why that cannot be.
+
+  Args:
+    values: bool[n], or numbers 0 and 1.
+    what: What the error calls them.
+
+  Returns:
+    bool[n].
+
+  Raises:
+    UserError: If a value is something else, as scores in the wrong place are.
+  """
+  array = np.asarray(values)
+  if array.dtype != bool and not np.isin(array, (0, 1)).all():
+    raise UserError(
+      f'{what} holds other values than True and False, such as '
+      f'{array[~np.isin(array, (0, 1))].flat[0]}'
+    )
+  return array.astype(bool)
+
+
 def _checked(
   scores: ArrayLike, positive: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray]:
-  scores, positive = checked_scores(scores), np.asarray(positive, bool)
+  scores, positive = checked_scores(scores), as_flags(positive, 'positive')
   if positive.shape != scores.shape:
     raise UserError(
       f'{scores.shape} scores and {positive.shape} classes; give as many of '

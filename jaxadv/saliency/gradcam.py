@@ -7,6 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxadv.inputs import as_floating
+
 
 def gradcam(
   front: Callable[[jax.Array], jax.Array],
@@ -41,6 +43,7 @@ def gradcam(
     Gradient-based Localization, 2017, https://arxiv.org/abs/1610.02391,
     section 3, equations 1 and 2.
   """
+  images = jnp.asarray(as_floating(images))
   layer = front(images)
 
   def chosen(layer):

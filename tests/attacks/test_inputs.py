@@ -217,7 +217,7 @@ def test_a_classifier_that_breaks_beside_the_pictures_is_refused(digits):
     off_levels = jnp.abs(flat * 255 - jnp.round(flat * 255)) > 0.01
     return jnp.where(off_levels, jnp.nan, flat) @ digits.weights
 
-  with pytest.raises(DataError, match='NaN for the picture .* with noise'):
+  with pytest.raises(DataError, match='NaN or infinity for .* with noise'):
     evaluate(attacks.ddn(), KEY, logits, digits.images, digits.labels)
 
 
@@ -227,7 +227,7 @@ def test_a_classifier_that_breaks_on_attacked_pictures_is_refused(digits):
     return jnp.where(bright[:, None], jnp.nan, digits.logits(images))
 
   attack = attacks.one_shot(lambda keys, images: 1 - images)
-  with pytest.raises(DataError, match='NaN .* clean or attacked'):
+  with pytest.raises(DataError, match='NaN or infinity .* clean or attacked'):
     evaluate(attack, KEY, logits, digits.images // 2, digits.labels)
 
 
@@ -563,3 +563,76 @@ def test_measure_tells_what_does_not_fit(digits):
     measure(KEY, log_sensitivity_detector, digits.logits, pictures, pictures)
   with pytest.raises(UserError, match='without images, labels, source'):
     measure(KEY, detector, digits.logits, pictures, digits.images)
+
+
+@pytest.mark.parametrize('num_left', [2, 3, 5])
+@pytest.mark.parametrize('masked', [-np.inf, -1e9])
+def test_classes_may_be_masked(digits, num_left, masked):
+  rows = digits.labels < num_left
+  images, labels = digits.images[rows], digits.labels[rows]
+  left = jnp.arange(10) < num_left
+
+  def logits(images):
+    return jnp.where(left, digits.logits(images), masked)
+
+  def alone(images):
+    return digits.logits(images)[:, :num_left]
+
+  run = functools.partial(evaluate, key=KEY, images=images, labels=labels)
+  ball = linf_ball(64 / 255)
+  wanted = run(pgd(ball, loss='margin'), classifier=alone).robust_accuracy
+  assert wanted < 0.9
+  for attack in (
+    attacks.apgd_t(ball, 20),
+    attacks.apgd(ball, 20, loss='dlr'),
+    pgd(ball, loss='dlr'),
+  ):
+    found = run(attack, classifier=logits).robust_accuracy
+    assert found <= wanted + 0.1
+
+
+def test_luck_of_a_stochastic_classifier_is_no_success(digits):
+  def logits(images, keys):
+    noise = jax.vmap(lambda key: jax.random.normal(key, (10,)))(keys)
+    return digits.logits(images) + 0.3 * noise
+
+  report = attacks.check(
+    KEY,
+    from_function(logits, stochastic=True),
+    digits.images,
+    digits.labels,
+    epsilon=1e-5,
+    num_steps=2,
+    num_queries=50,
+  )
+  assert report.numbers['success_square'] < 0.7
+  assert 'blind_attack_wins' not in [f.name for f in report.warnings]
+
+
+def test_a_place_in_the_batch_that_matters_is_told(digits):
+  def logits(images):
+    noise = jax.random.normal(jax.random.key(1), images.shape)
+    return digits.logits(images + 0.3 * noise)
+
+  with pytest.warns(DoubtWarning, match='or on its place there'):
+    evaluate(FGSM, KEY, logits, digits.images, digits.labels)
+
+
+def test_nearly_black_pictures_are_doubted(digits):
+  with pytest.warns(DoubtWarning, match='no value above 1, nearly black'):
+    evaluate(
+      FGSM,
+      KEY,
+      digits.logits,
+      (digits.images > 127).astype(np.uint8),
+      digits.labels,
+    )
+
+
+def test_a_classifier_takes_8_bit_pictures(digits):
+  classifier = from_function(digits.logits)
+  wanted = classifier(to_float(digits.images))
+  np.testing.assert_array_equal(classifier(digits.images), wanted)
+  np.testing.assert_array_equal(jax.jit(classifier)(digits.images), wanted)
+  with pytest.raises(UserError, match='divide by 255'):
+    classifier(digits.images.astype(np.float32))

@@ -112,3 +112,8 @@ def test_infinite_scores_have_a_curve():
   np.testing.assert_array_equal(curve.threshold[:2], np.inf)
   assert curve.threshold[-1] == -np.inf
   assert roc.fpr_at_tpr(scores, positive, 1.0) == pytest.approx(1 / 3)
+
+
+def test_scores_in_the_place_of_classes_are_refused():
+  with pytest.raises(UserError, match='positive holds other values'):
+    roc.auc([1, 1, 0, 0], [0.9, 0.8, 0.0, 0.1])
