@@ -147,8 +147,9 @@ def code_version(*modules: str) -> str:
 
   That of the modules given, and of all that they import from their own
   packages and from `jaxadv`, wherever they do so, as bytecode without
-  docstrings and asserts: to edit comments or docstrings changes nothing, to
-  edit anything else does. The installed versions of the packages that compute
+  docstrings and asserts: to edit comments or docstrings changes nothing (to
+  write a first docstring may), to edit anything else does. Code that is
+  imported by a name in a string is not seen. The installed versions of the packages that compute
   count as well, and so does Python's, whose bytecode changes: a cache is no
   longer found after an upgrade.
 
