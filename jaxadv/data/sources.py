@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -57,7 +58,7 @@ class Pictures(NamedTuple):
 
 
 def load(
-  name: str,
+  name: str | os.PathLike[str],
   split: str = 'all',
   *,
   data_dir: str | os.PathLike[str] | None = None,
@@ -90,6 +91,7 @@ def load(
       the path of an .npz with `images` (uint8, or floating in [0, 1],
       [N, H, W] or [N, H, W, C]), `labels` (integers [N], each from 0 on
       present) and perhaps `class_names`, of which some may be absent.
+      A path may be a `pathlib.Path`.
     split: A split in the language of TFDS: 'test', 'train[:5000]',
       'train[80%:]', 'train+test'. 'all' is the union of the splits; own
       pictures without split folders have one split, 'train'.
@@ -124,8 +126,14 @@ def load(
   if channels not in (1, 3):
     raise UserError(f'channels is {channels} but must be 1 or 3')
   for argument, value in (('image_size', image_size), ('limit', limit)):
+    if value is not None and not isinstance(value, Integral):
+      raise UserError(
+        f'{argument} is {value!r} but must be a whole number'
+        + '; pictures become square' * (argument == 'image_size')
+      )
     if value is not None and value < 1:
       raise UserError(f'{argument} is {value} but must be at least 1')
+  classes = None if classes is None else _class_numbers(classes)
   opened, records = _records(name, split, data_dir, cache_dir)
   chosen = choose(records, _order(records.n, rows, seed), classes, limit)
   if not len(chosen):
@@ -145,7 +153,7 @@ def load(
 
 
 def open_records(
-  name: str,
+  name: str | os.PathLike[str],
   split: str = 'all',
   *,
   data_dir: str | os.PathLike[str] | None = None,
@@ -170,7 +178,7 @@ def open_records(
 
 
 def overlap(
-  name: str,
+  name: str | os.PathLike[str],
   first: str,
   second: str,
   *,
@@ -202,7 +210,7 @@ def overlap(
 
 
 def splits(
-  name: str,
+  name: str | os.PathLike[str],
   *,
   data_dir: str | os.PathLike[str] | None = None,
   cache_dir: str | os.PathLike[str] | None = None,
@@ -408,11 +416,16 @@ def disjoint(*sets: Pictures) -> tuple[Pictures, ...]:
 
 
 def _open(
-  name: str,
+  name: str | os.PathLike[str],
   data_dir: str | os.PathLike[str] | None,
   cache_dir: str | os.PathLike[str] | None,
 ) -> Opened:
   """Finds out what `name` names."""
+  if not isinstance(name, (str, os.PathLike)):
+    raise UserError(
+      f'the data set is a {type(name).__name__} but must be a name or a path'
+    )
+  name = os.fspath(name)
   if name == 'digits':
     return open_tfds(name, _prepare_digits(cache_dir))
   root = _data_dir(data_dir)
@@ -482,7 +495,7 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 
 def _records(
-  name: str,
+  name: str | os.PathLike[str],
   split: str,
   data_dir: str | os.PathLike[str] | None,
   cache_dir: str | os.PathLike[str] | None,
@@ -492,7 +505,9 @@ def _records(
   return opened, opened.records(_ranges(name, split, opened.sizes))
 
 
-def _ranges(name: str, split: str, sizes: Mapping[str, int]) -> list[Range]:
+def _ranges(
+  name: str | os.PathLike[str], split: str, sizes: Mapping[str, int]
+) -> list[Range]:
   """Turns a split in the language of TFDS into (name, start, stop)."""
   if len(sizes) == 1:
     # TFDS cannot slice 'all'.
@@ -534,6 +549,18 @@ def _order(n: int, rows: Iterable[int] | None, seed: int | None) -> np.ndarray:
       f'rows holds {given[outside][0]} but the split has rows 0 to {n - 1}'
     )
   return given
+
+
+def _class_numbers(classes: Collection[int]) -> list[int]:
+  """Gives the labels to keep as whole numbers."""
+  listed = list(classes) if isinstance(classes, Iterable) else classes
+  given = np.asarray(listed)
+  if given.ndim != 1 or (given.size and given.dtype.kind not in 'iu'):
+    raise UserError(
+      f'classes is {classes!r} but must list whole numbers, such as [3, 5]; '
+      'they are positions in class_names'
+    )
+  return given.tolist()
 
 
 def _prepare_digits(cache_dir: str | os.PathLike[str] | None) -> Path:
