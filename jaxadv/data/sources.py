@@ -7,12 +7,13 @@ import difflib
 import hashlib
 import os
 import re
+import reprlib
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -133,7 +134,9 @@ def load(
       )
     if value is not None and value < 1:
       raise UserError(f'{argument} is {value} but must be at least 1')
-  classes = None if classes is None else _class_numbers(classes)
+  if classes is not None:
+    what = 'positions in class_names'
+    classes = _whole_numbers('classes', classes, what).tolist()
   opened, records = _records(name, split, data_dir, cache_dir)
   chosen = choose(records, _order(records.n, rows, seed), classes, limit)
   if not len(chosen):
@@ -542,7 +545,7 @@ def _order(n: int, rows: Iterable[int] | None, seed: int | None) -> np.ndarray:
     return np.random.default_rng(seed).permutation(n)
   if rows is None:
     return np.arange(n)
-  given = np.fromiter(rows, int)
+  given = _whole_numbers('rows', rows, 'positions in the split')
   outside = (given < 0) | (given >= n)
   if outside.any():
     raise UserError(
@@ -551,16 +554,15 @@ def _order(n: int, rows: Iterable[int] | None, seed: int | None) -> np.ndarray:
   return given
 
 
-def _class_numbers(classes: Collection[int]) -> list[int]:
-  """Gives the labels to keep as whole numbers."""
-  listed = list(classes) if isinstance(classes, Iterable) else classes
-  given = np.asarray(listed)
-  if given.ndim != 1 or (given.size and given.dtype.kind not in 'iu'):
+def _whole_numbers(name: str, given: Any, what: str) -> np.ndarray:
+  """Gives a list of whole numbers as int[n]; a mask is none."""
+  numbers = np.asarray(list(given) if isinstance(given, Iterable) else given)
+  if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in 'iu'):
     raise UserError(
-      f'classes is {classes!r} but must list whole numbers, such as [3, 5]; '
-      'they are positions in class_names'
+      f'{name} is {reprlib.repr(given)} but must list whole numbers, such as '
+      f'[3, 5]: {what}'
     )
-  return given.tolist()
+  return numbers.astype(int)
 
 
 def _prepare_digits(cache_dir: str | os.PathLike[str] | None) -> Path:

@@ -196,11 +196,13 @@ def test_a_set_without_data_dir_says_how_to_prepare_it():
     {'classes': 3},
     {'classes': [3.5]},
     {'classes': [True, False]},
+    {'rows': [1.5]},
+    {'rows': np.arange(1797) < 5},
   ],
 )
-def test_wrong_arguments(wrong):
+def test_wrong_arguments(digits_cache, wrong):
   with pytest.raises(UserError, match=f'{next(iter(wrong))} is'):
-    load('digits', **wrong)
+    load('digits', cache_dir=digits_cache, **wrong)
 
 
 def test_classes_come_as_any_whole_numbers(digits_cache):

@@ -166,8 +166,8 @@ def test_false_alarms_stay_below_what_was_asked(cell, folders, tmp_path):
 
 def test_clean_pictures_that_measure_no_false_alarms_are_told(tmp_path):
   for name in (
-    'all/clean/1.png',
-    'all/clean/2.png',
+    'all/in/1.png',
+    'all/in/2.png',
     'all/3.png',
     'other/4.png',
   ):
