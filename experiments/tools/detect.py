@@ -8,7 +8,7 @@ import io
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -173,6 +173,9 @@ def run(config: Config, workdir: str) -> reports.Record:
   if config.fpr:
     threshold = threshold_at_fpr(found['clean'].scores, config.fpr)
   images = found['images']
+  doubts = warnings(
+    config, {role: scored.files for role, scored in found.items()}
+  )
   write_scores(target / 'scores.csv', images, threshold)
   order = np.argsort(-images.scores, kind='stable')
   shown = {'highest': order[:NUM_SHOWN], 'lowest': order[::-1][:NUM_SHOWN]}
@@ -180,7 +183,8 @@ def run(config: Config, workdir: str) -> reports.Record:
   record = reports.Record(
     experiment='detect',
     variant=config.variant,
-    config=experiment.result_config(config) | {'detector_is': about._asdict()},
+    config=experiment.result_config(config)
+    | {'threshold': threshold, 'detector_is': about._asdict()},
     provenance=reports.provenance(
       seeds=[],
       seconds=time.monotonic() - started,
@@ -203,10 +207,12 @@ def run(config: Config, workdir: str) -> reports.Record:
     ),
     question=f'Which pictures in {folder.name} does the detector call attacked?'
     f' It is {describe(about)}.',
-    answer=f'{count} of {len(images.files)} at the threshold {threshold:.4g}.',
+    answer=f'{count} of {len(images.files)} at the threshold {threshold:.4g}.'
+    + f' Warnings: {len(doubts)}, see below; trust it the less.' * bool(doubts),
+    warnings=tuple(doubts),
     tables=(
       reports.Table(
-        title='Pictures called attacked',
+        title='Share of the pictures',
         metric=RATE,
         lines=('pictures',),
         column='column',
@@ -261,6 +267,45 @@ def describe(about: saved.About) -> str:
     f'pictures of {about.data}{quality}, for {about.image_size}x'
     f'{about.image_size} pixels'
   )
+
+
+def warnings(config: Config, files: Mapping[str, Sequence[str]]) -> list[str]:
+  """Says what makes the clean pictures a bad measure of false alarms.
+
+  Args:
+    config: The config.
+    files: Paths below `images`, and below `clean` if that is given.
+
+  Returns:
+    A sentence each.
+  """
+  if 'clean' not in files:
+    return []
+  found = []
+  clean, images = (
+    {_file(Path(getattr(config, role)) / name) for name in files[role]}
+    for role in ('clean', 'images')
+  )
+  if shared := len(clean & images):
+    found.append(
+      f'pictures of --clean that are those of --images, too: {shared} of '
+      f'{len(clean)}; count false alarms on others, which are known to be clean'
+    )
+  n = len(files['clean'])
+  if 0 < config.fpr * n < 1 - 1e-9:
+    found.append(
+      f'too few clean pictures for --fpr={config.fpr:g}: the threshold is the '
+      f'highest score of {n}, above which {100 * wilson(0, n)[1]:.2g} % of '
+      'others may lie; give at least '
+      f'{math.ceil(1 / config.fpr - 1e-9)}'
+    )
+  return found
+
+
+def _file(path: Path) -> tuple[int, int]:
+  """Tells a file, under whatever name."""
+  about = path.stat()
+  return about.st_dev, about.st_ino
 
 
 def picture_files(role: str, folder: str) -> list[str]:

@@ -6,9 +6,11 @@ takes any function from pictures to logits.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -358,9 +360,9 @@ def measure(
   labels: ArrayLike,
   workdir: str,
   *,
-  attacks: Sequence[str | tuple[str, Own]] = Settings.attacks,
+  attacks: str | tuple[str, Own] | Sequence[str | tuple[str, Own]] = (),
   norm: str = Settings.norm,
-  epsilons: Sequence[str | float] = (),
+  epsilons: str | float | Sequence[str | float] = (),
   checks: bool = True,
   class_names: Sequence[str] = (),
   name: str = 'the classifier',
@@ -380,10 +382,12 @@ def measure(
       hyperparameters as in 'pgd:num_steps=40'; those usual in the norm if
       empty. An attack of yours is a pair ('name', attack): a function
       `epsilon -> Attack` if it has a budget, epsilon being traced, or an
-      `Attack`, of which a success counts where its change is small enough.
+      `Attack`, of which a success counts where its change is small enough. A
+      single one need not be in a list.
     norm: 'linf', 'l2' or 'l1'.
-    epsilons: Radii in image units, numbers or text such as '8/255'; those
-      usual in the norm if empty.
+    epsilons: Radii in image units, numbers or text such as '8/255', or a
+      single one; those usual in the norm if empty. A number k / 255 is shown
+      as such; text is shown as it is.
     checks: Whether to look for signs that attacks fail for the wrong reason.
     class_names: One a class, for the pictures of the report.
     name: What the classifier is, for the report.
@@ -407,26 +411,25 @@ def measure(
     ... )
   """
   started = time.monotonic()
-  settings = Settings(
-    attacks=tuple(text for text in attacks if isinstance(text, str)),
-    norm=norm,
-    epsilons=tuple(map(str, epsilons)),
-    checks=checks,
-    seed=seed,
-    batch_size=batch_size,
-  )
-  attack_list = [
-    named.read_attack(each, norm)
-    if isinstance(each, str)
-    else named.own_attack(*each)
-    for each in attacks
-  ] or attacks_of(settings)
+  with _without_dashes():
+    check_choices('norm', [norm], named.NORMS)
+    attack_list = [named.given_attack(each, norm) for each in _listed(attacks)]
+    settings = Settings(
+      attacks=tuple(each.text for each in attack_list if each.own is None),
+      norm=norm,
+      epsilons=tuple(map(named.write_epsilon, _listed(epsilons))),
+      checks=checks,
+      seed=seed,
+      batch_size=batch_size,
+    )
+  attack_list = attack_list or attacks_of(settings)
   inputs = attack_inputs(images, labels)
   pictures, shape = inputs.images, inputs.images.shape[1:]
   classifier = as_classifier(classifier)
   outputs = check_outputs(classifier, jax.random.key(0), inputs).out_avals[0]
-  check_names(attack_list)
-  check(settings, attack_list, shape, outputs.shape[-1])
+  with _without_dashes():
+    check_names(attack_list)
+    check(settings, attack_list, shape, outputs.shape[-1])
   attack_list = [
     named.with_program(attack, classifier, shape) for attack in attack_list
   ]
@@ -451,6 +454,29 @@ def measure(
     )
   assert measured is not None  # There are no other shards.
   return report(settings, measured, [], folder, started)
+
+
+def _listed(given: Any) -> list[Any]:
+  """Makes a list of one of what is no list, or an attack with its name."""
+  pair = isinstance(given, tuple) and len(given) == 2
+  own = (
+    pair
+    and isinstance(given[0], str)
+    and not isinstance(given[1], (str, tuple, list))
+  )
+  number = getattr(given, 'ndim', None) == 0  # An array, but nothing to list.
+  if own or number or isinstance(given, str) or not isinstance(given, Iterable):
+    return [given]
+  return list(given)
+
+
+@contextlib.contextmanager
+def _without_dashes() -> Iterator[None]:
+  """Names arguments in errors as a caller in Python does."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(re.sub(r'--(?=[a-z])', '', str(error))) from error
 
 
 def load_pictures(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ _MIRRORED = re.compile(
 )
 
 
-def may_mirror(name: str) -> bool:
+def may_mirror(name: str | os.PathLike[str]) -> bool:
   """Tells whether a mirrored picture of a data set is one of its class.
 
   A mirrored 2 is no 2, and of pictures that are not known it cannot be told;

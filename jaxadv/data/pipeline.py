@@ -7,7 +7,7 @@ A stored set is a `Batch` whose images are uint8; `take` indexes it inside
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -36,6 +36,24 @@ class Labelled(Protocol):
     """int32[N]."""
 
 
+def check_fields(pictures: Any, names: Iterable[str]) -> None:
+  """Checks that what was given as a set of pictures is one.
+
+  Args:
+    pictures: Anything.
+    names: The attributes that it must have.
+
+  Raises:
+    UserError: If some are missing, as an array has none of them.
+  """
+  missing = [name for name in names if not hasattr(pictures, name)]
+  if missing:
+    raise UserError(
+      f'the pictures are a {type(pictures).__name__} without '
+      f'{", ".join(missing)}; make them with data.sources.pictures_from_arrays'
+    )
+
+
 def stored(pictures: Labelled, kind: int = 0) -> Batch:
   """Puts pictures into the form in which sets are stored.
 
@@ -52,16 +70,7 @@ def stored(pictures: Labelled, kind: int = 0) -> Batch:
       range.
     DataError: If a picture holds NaN.
   """
-  missing = [
-    name
-    for name in ('images', 'labels', 'source')
-    if not hasattr(pictures, name)
-  ]
-  if missing:
-    raise UserError(
-      f'the pictures are a {type(pictures).__name__} without '
-      f'{", ".join(missing)}; make them with data.sources.pictures_from_arrays'
-    )
+  check_fields(pictures, ('images', 'labels', 'source'))
   images = as_uint8(pictures.images)
   check_shape(images)
   n = len(images)

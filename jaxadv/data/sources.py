@@ -7,11 +7,13 @@ import difflib
 import hashlib
 import os
 import re
+import reprlib
 import warnings
 from collections.abc import Collection, Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -57,7 +59,7 @@ class Pictures(NamedTuple):
 
 
 def load(
-  name: str,
+  name: str | os.PathLike[str],
   split: str = 'all',
   *,
   data_dir: str | os.PathLike[str] | None = None,
@@ -90,6 +92,7 @@ def load(
       the path of an .npz with `images` (uint8, or floating in [0, 1],
       [N, H, W] or [N, H, W, C]), `labels` (integers [N], each from 0 on
       present) and perhaps `class_names`, of which some may be absent.
+      A path may be a `pathlib.Path`.
     split: A split in the language of TFDS: 'test', 'train[:5000]',
       'train[80%:]', 'train+test'. 'all' is the union of the splits; own
       pictures without split folders have one split, 'train'.
@@ -124,8 +127,16 @@ def load(
   if channels not in (1, 3):
     raise UserError(f'channels is {channels} but must be 1 or 3')
   for argument, value in (('image_size', image_size), ('limit', limit)):
+    if value is not None and not isinstance(value, Integral):
+      raise UserError(
+        f'{argument} is {value!r} but must be a whole number'
+        + '; pictures become square' * (argument == 'image_size')
+      )
     if value is not None and value < 1:
       raise UserError(f'{argument} is {value} but must be at least 1')
+  if classes is not None:
+    what = 'positions in class_names'
+    classes = _whole_numbers('classes', classes, what).tolist()
   opened, records = _records(name, split, data_dir, cache_dir)
   chosen = choose(records, _order(records.n, rows, seed), classes, limit)
   if not len(chosen):
@@ -145,7 +156,7 @@ def load(
 
 
 def open_records(
-  name: str,
+  name: str | os.PathLike[str],
   split: str = 'all',
   *,
   data_dir: str | os.PathLike[str] | None = None,
@@ -170,7 +181,7 @@ def open_records(
 
 
 def overlap(
-  name: str,
+  name: str | os.PathLike[str],
   first: str,
   second: str,
   *,
@@ -202,7 +213,7 @@ def overlap(
 
 
 def splits(
-  name: str,
+  name: str | os.PathLike[str],
   *,
   data_dir: str | os.PathLike[str] | None = None,
   cache_dir: str | os.PathLike[str] | None = None,
@@ -408,11 +419,16 @@ def disjoint(*sets: Pictures) -> tuple[Pictures, ...]:
 
 
 def _open(
-  name: str,
+  name: str | os.PathLike[str],
   data_dir: str | os.PathLike[str] | None,
   cache_dir: str | os.PathLike[str] | None,
 ) -> Opened:
   """Finds out what `name` names."""
+  if not isinstance(name, (str, os.PathLike)):
+    raise UserError(
+      f'the data set is a {type(name).__name__} but must be a name or a path'
+    )
+  name = os.fspath(name)
   if name == 'digits':
     return open_tfds(name, _prepare_digits(cache_dir))
   root = _data_dir(data_dir)
@@ -482,7 +498,7 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 
 def _records(
-  name: str,
+  name: str | os.PathLike[str],
   split: str,
   data_dir: str | os.PathLike[str] | None,
   cache_dir: str | os.PathLike[str] | None,
@@ -492,7 +508,9 @@ def _records(
   return opened, opened.records(_ranges(name, split, opened.sizes))
 
 
-def _ranges(name: str, split: str, sizes: Mapping[str, int]) -> list[Range]:
+def _ranges(
+  name: str | os.PathLike[str], split: str, sizes: Mapping[str, int]
+) -> list[Range]:
   """Turns a split in the language of TFDS into (name, start, stop)."""
   if len(sizes) == 1:
     # TFDS cannot slice 'all'.
@@ -527,13 +545,24 @@ def _order(n: int, rows: Iterable[int] | None, seed: int | None) -> np.ndarray:
     return np.random.default_rng(seed).permutation(n)
   if rows is None:
     return np.arange(n)
-  given = np.fromiter(rows, int)
+  given = _whole_numbers('rows', rows, 'positions in the split')
   outside = (given < 0) | (given >= n)
   if outside.any():
     raise UserError(
       f'rows holds {given[outside][0]} but the split has rows 0 to {n - 1}'
     )
   return given
+
+
+def _whole_numbers(name: str, given: Any, what: str) -> np.ndarray:
+  """Gives a list of whole numbers as int[n]; a mask is none."""
+  numbers = np.asarray(list(given) if isinstance(given, Iterable) else given)
+  if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in 'iu'):
+    raise UserError(
+      f'{name} is {reprlib.repr(given)} but must list whole numbers, such as '
+      f'[3, 5]: {what}'
+    )
+  return numbers.astype(int)
 
 
 def _prepare_digits(cache_dir: str | os.PathLike[str] | None) -> Path:

@@ -40,7 +40,8 @@ def parse_network(text: str) -> NetworkName:
     size = int(numbers[1]) if len(numbers) > 1 else 0
   except ValueError:
     width = size = -1
-  if not 0 < width <= 4 or size < 0 or len(numbers) > 2:
+  least = 1 if len(numbers) > 1 else 0
+  if not 0 < width <= 4 or size < least or len(numbers) > 2:
     raise UserError(
       f'network {text!r} has no usable width or size; write name:width:size '
       'with a width in (0, 4] and a size in pixels, such as vgg16:0.25 or '

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxadv.attacks.drive import Composite
 from jaxadv.attacks.evaluate import Progress, evaluate
 from jaxadv.classifier import Classifier, predict
+from jaxadv.data.pipeline import check_fields
 from jaxadv.data.sources import Pictures, subset
 from jaxadv.errors import UserError
 from jaxadv.sets.types import (
@@ -43,8 +44,10 @@ def correct_pictures(
     `Pictures` with their source ids.
 
   Raises:
-    UserError: If the victim classifies fewer than `n` correctly.
+    UserError: If the victim classifies fewer than `n` correctly, or the
+      pictures are an array.
   """
+  check_fields(pictures, Pictures._fields)
   rows = np.flatnonzero(
     predict(classifier, pictures.images, batch_size).argmax(-1)
     == pictures.labels
@@ -92,9 +95,11 @@ def build(
     An `AdversarialSet` with a row for each picture, successful or not.
 
   Raises:
-    UserError: If there is no such kind, or as `evaluate`.
+    UserError: If there is no such kind, or the pictures are an array, or as
+      `evaluate`.
     DataError: As `evaluate`.
   """
+  check_fields(pictures, Pictures._fields)
   kind_index(kind)
   found = evaluate(
     attack,

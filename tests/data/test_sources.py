@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 
 from jaxadv import units
 from jaxadv.data import fake, images, sources
+from jaxadv.data.known import may_mirror
 from jaxadv.errors import DataError, UserError
 from jaxadv.sets import io as sets_io
 from jaxadv.sets.types import AdversarialSet
@@ -182,11 +183,33 @@ def test_a_set_without_data_dir_says_how_to_prepare_it():
 
 
 @pytest.mark.parametrize(
-  'wrong', [{'channels': 2}, {'image_size': 0}, {'limit': 0}]
+  'wrong',
+  [
+    {'channels': 2},
+    {'image_size': 0},
+    {'image_size': (16, 16)},
+    {'image_size': 16.5},
+    {'limit': 0},
+    {'limit': 0.5},
+    {'classes': ['3']},
+    {'classes': '3'},
+    {'classes': 3},
+    {'classes': [3.5]},
+    {'classes': [True, False]},
+    {'rows': [1.5]},
+    {'rows': np.arange(1797) < 5},
+  ],
 )
-def test_wrong_arguments(wrong):
+def test_wrong_arguments(digits_cache, wrong):
   with pytest.raises(UserError, match=f'{next(iter(wrong))} is'):
-    load('digits', **wrong)
+    load('digits', cache_dir=digits_cache, **wrong)
+
+
+def test_classes_come_as_any_whole_numbers(digits_cache):
+  run = lambda classes: load(
+    'digits', cache_dir=digits_cache, classes=classes, limit=5
+  ).labels.tolist()
+  assert run({3}) == run(np.array([3], np.uint8)) == run(range(3, 4)) == [3] * 5
 
 
 def test_sets_in_another_format_or_without_labels(data_dir):
@@ -294,6 +317,40 @@ def test_large_pictures_are_decoded_in_order(tmp_path):
     Image.fromarray(picture).save(path, 'PNG')
     assert os.path.getsize(path) > 10_000
   np.testing.assert_array_equal(load(str(tmp_path)).images, pixels)
+
+
+def test_paths_are_taken_as_text_is(tmp_path):
+  path = tmp_path / 'own.npz'
+  np.savez(path, images=np.ones((4, 4, 4), np.uint8), labels=np.arange(4))
+  assert load(path).fingerprint == load(str(path)).fingerprint
+  assert load(path).name == 'own.npz'
+  assert sources.splits(path) == {'train': 4}
+  assert sources.overlap(path, 'train[:3]', 'train[2:]') == 1
+  assert sources.open_records(path).n == 4
+  assert not may_mirror(path)
+  for wrong in (3, None, np.ones((2, 4, 4, 3))):
+    with pytest.raises(UserError, match='must be a name or a path'):
+      load(wrong)
+
+
+@pytest.mark.parametrize(
+  'names, said',
+  [
+    (['x', 'y'], r"images=f\['x'\], labels=f\['y'\]"),
+    (
+      ['x_test', 'x_train', 'y_train', 'y_test'],
+      r"images=f\['x_train'\], labels=f\['y_train'\]",
+    ),
+    (['arr_0'], r"images=f\['arr_0'\], labels=LABELS"),
+    (['images', 'Y'], r"images=f\['images'\], labels=f\['Y'\]"),
+    (['a', 'b'], 'holds a, b but must hold images and labels$'),
+  ],
+)
+def test_npz_with_other_names_says_how_to_rename(tmp_path, names, said):
+  path = tmp_path / 'own.npz'
+  np.savez(path, **{name: np.zeros(2) for name in names})
+  with pytest.raises(UserError, match=said):
+    load(path)
 
 
 def test_npz(tmp_path):

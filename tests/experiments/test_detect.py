@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -159,6 +160,42 @@ def test_false_alarms_stay_below_what_was_asked(cell, folders, tmp_path):
   rows = json.loads((tmp_path / 'results.json').read_text())['rows']
   alarms = {row['pictures']: row['value'] for row in rows}
   assert alarms['known to be clean (set the threshold)'] <= 20
+  config = json.loads((tmp_path / 'results.json').read_text())['config']
+  assert config['threshold'] == pytest.approx(threshold) != 0
+
+
+def test_clean_pictures_that_measure_no_false_alarms_are_told(tmp_path):
+  for name in (
+    'all/in/1.png',
+    'all/in/2.png',
+    'all/3.png',
+    'other/4.png',
+  ):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(name.encode())
+
+  def told(clean, fpr=0.0):
+    folders = {
+      'images': str(tmp_path / 'all'),
+      'clean': str(tmp_path / clean) if clean else '',
+    }
+    files = {
+      role: tool.picture_files(role, folder)
+      for role, folder in folders.items()
+      if folder
+    }
+    return tool.warnings(tool.Config(**folders, fpr=fpr), files)
+
+  assert not told('') and not told('other') and not told('other', 1 - 1e-12)
+  assert ': 3 of 3;' in told('all')[0]
+  assert ': 2 of 2;' in told('all/in')[0]
+  os.link(tmp_path / 'all' / '3.png', tmp_path / 'other' / '5.png')
+  assert ': 1 of 2;' in told('other')[0]
+  assert not told('other', 0.5)[1:]
+  few = told('other', 0.001)[1]
+  assert '--fpr=0.001' in few and 'of 2, above which 66 %' in few
+  assert few.endswith('at least 1000')
 
 
 def test_a_broken_picture_stops_or_is_listed(cell, folders, tmp_path, capsys):

@@ -157,6 +157,7 @@ def test_the_same_network_from_a_file(verified, files, command, tmp_path):
   'arguments, parts',
   [
     (['--model=vgg12'], ['vgg12', 'vgg11']),
+    (['--model=vgg11:0.25:0'], ['vgg11:0.25:0', 'no usable']),
     (['--attacks=pgd,fgms'], ['fgms', 'perhaps fgsm', 'auto_attack']),
     (['--attacks=pgd,pgd'], ['twice']),
     (['--attacks=pgd:steps=3'], ['steps', 'num_steps']),
@@ -322,6 +323,103 @@ def test_checks_that_do_no_better_leave_the_headline():
   found = measured_by([(STRONG, outcome)], checks_of((0, 0.25, 1)))
   assert '75.0 % [30.1, 95.4] under every attack' in record.answer(found)
   assert 'No check found a sign' in record.answer(found)
+
+
+def test_checks_that_do_a_little_better_count_in_the_headline():
+  """The tolerance is one of the warning, not of the bound."""
+  success = np.ones((2, 100), bool)
+  success[:, 0] = False
+  outcome = outcome_of(success, np.full((2, 100), 0.1), np.ones(100))
+  checks = checks_of((0.99, 1, 1)) | {'n': 100}
+  found = measured_by([(STRONG, outcome)], checks)
+  assert not record.warnings(found)
+  answer = record.answer(found)
+  assert 'at most 0.0 %' in answer and 'which leave 1.0 %' in answer
+  assert 'under every attack' not in answer
+  # Some of the pictures were checked, and the sentence tells of which it is.
+  success[:, 50:] = False
+  found = measured_by([(STRONG, outcome_of(success, outcome.linf))], checks)
+  found = found._replace(
+    outcomes=[(found.outcomes[0][0], outcome._replace(success=success))],
+    checks=checks | {'n': 50},
+  )
+  assert 'at most 0.0 % [0.0, 7.1] of the first 50 ' in record.answer(found)
+  assert 'leave 2.0 % [0.4, 10.5] of these and 51.0 % [' in record.answer(found)
+
+
+def test_every_finding_of_the_checks_is_a_warning():
+  outcome = outcome_of(success=[[0, 0, 0, 0], [1, 0, 0, 0]])
+  checks = checks_of((0, 0.25, 1), warnings=[('a_new_one', 'the sign')])
+  found = measured_by([(STRONG, outcome)], checks)
+  assert record.warnings(found) == ['a new one: the sign']
+  assert 'Warnings: 1' in record.answer(found)
+  assert 'No check found a sign' not in record.answer(found)
+
+
+@pytest.mark.parametrize(
+  'value, text',
+  [
+    (8 / 255, '8/255'),
+    (16 / 255, '16/255'),
+    (8 * (1 / 255), '8/255'),
+    (np.float32(8 / 255), '8/255'),
+    (np.float32(0.03), '0.03'),
+    (0.05, '0.05'),
+    (0.2, '0.2'),
+    (1.0, '1'),
+    (1 / 3, '85/255'),
+    (1 / 7, '0.14285714285714285'),
+    (0.0313725491, '0.0313725491'),
+    (1e-13, '1e-13'),
+    ('0.0313725491', '0.0313725491'),
+  ],
+)
+def test_radii_are_written_as_people_do_and_lose_nothing(value, text):
+  assert named.write_epsilon(value) == text
+  (read,) = named.read_epsilons([text], 'linf').values()
+  assert np.float32(read) == np.float32(value)
+  assert read == pytest.approx(float(value), rel=1e-7)
+
+
+@pytest.mark.parametrize('one', ['fgsm', ('mine', slow)])
+@pytest.mark.parametrize('radius', [8 / 255, '8/255', np.array(8 / 255)])
+def test_a_single_attack_or_radius_needs_no_list(
+  linear, monkeypatch, tmp_path, one, radius
+):
+  monkeypatch.setattr(verify, 'measure_cells', lambda *given: (given, []))
+  monkeypatch.setattr(verify, 'report', lambda _, given, *rest: given)
+  run = lambda **given: verify.measure(*linear, str(tmp_path), **given)
+  settings, attacks, *_ = run(attacks=one, epsilons=radius)
+  assert verify.radii_of(settings) == {'8/255': 8 / 255}
+  listed = run(attacks=[one], epsilons=[radius])
+  assert listed[0] == settings
+  names = [[each.text for each in found] for found in (attacks, listed[1])]
+  assert names[0] == names[1] and len(names[0]) == 1
+
+
+@pytest.mark.parametrize(
+  'given, said',
+  [
+    ({'attacks': 'pdg'}, "^attacks has no choice 'pdg', perhaps pgd"),
+    ({'attacks': ['pgd:x=1']}, '^attacks has .* no hyperparameter'),
+    ({'attacks': [slow(0.1)]}, r"^attacks has an Attack .*\('mine', attack\)"),
+    ({'attacks': slow(0.1)}, '^attacks has an Attack without a name'),
+    ({'attacks': slow}, '^attacks has a function without a name'),
+    ({'attacks': [3]}, '^attacks has an int without a name'),
+    ({'epsilons': None}, '^epsilons has None, which is no number'),
+    ({'epsilons': [(0.1,)]}, r'^epsilons has \(0.1,\), which is no number'),
+    ({'epsilons': 8}, r'^epsilons has 8, .* \(0, 1\]'),
+    ({'norm': 'l7'}, "^norm has no choice 'l7'"),
+    ({'batch_size': 0}, '^batch_size is 0'),
+  ],
+)
+def test_what_python_callers_give_wrongly_is_said_in_a_sentence(
+  linear, tmp_path, given, said
+):
+  with pytest.raises(UserError, match=said) as error:
+    verify.measure(*linear, str(tmp_path / 'run'), **given)
+  assert '--' not in str(error.value)
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(
@@ -505,7 +603,7 @@ def test_attacks_are_added_to_a_finished_workdir(
 @pytest.mark.parametrize(
   'attacks, message',
   [
-    ([('mine', 3)], 'is a int but must be an Attack'),
+    ([('mine', 3)], 'is an int but must be an Attack'),
     ([('mine', lambda epsilon: epsilon)], 'must be an Attack or'),
     ([('mine', deepfool(targeted=True))], 'it is targeted'),
     ([('', slow)], 'no name'),

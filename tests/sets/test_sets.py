@@ -175,6 +175,21 @@ def test_build_judges_before_and_after_rounding():
   assert len(others) == 2 and found.provenance['victim'] in others
 
 
+def test_an_array_in_place_of_pictures_is_refused():
+  array = PICTURES.images
+  with pytest.raises(UserError, match='ndarray without .*from_arrays'):
+    build_tools.correct_pictures(_victim(), array, 5)
+  with pytest.raises(UserError, match='ndarray without .*from_arrays'):
+    build_tools.build(
+      fgsm(0.1),
+      jax.random.key(0),
+      _victim(),
+      array,
+      kind='fgsm',
+      settings={},
+    )
+
+
 def test_natural_pictures_are_the_errors_of_the_reference():
   reference = from_function(
     _logits, jnp.asarray(np.random.default_rng(5).normal(size=(192, 4)))

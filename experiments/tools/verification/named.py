@@ -178,7 +178,7 @@ def own_attack(name: str, own: Own) -> NamedAttack:
     )
   if not callable(own):
     raise UserError(
-      f'the attack {name} is a {type(own).__name__} but must be an Attack, or '
+      f'the attack {name} is {_kind(own)} but must be an Attack, or '
       'a function from epsilon to one'
     )
   has_budget = not isinstance(own, (Attack, Composite))
@@ -247,6 +247,63 @@ def read_epsilons(texts: Sequence[str], norm: str) -> dict[str, float]:
   if len(set(found.values())) < len(texts):
     raise UserError(f'--epsilons has one twice: {", ".join(texts)}')
   return dict(sorted(found.items(), key=lambda pair: pair[1]))
+
+
+def write_epsilon(value: Any) -> str:
+  """Writes a radius as `read_epsilons` reads it, for tables and figures.
+
+  Args:
+    value: A number, which is written in six digits where these are all of it
+      in its dtype, else as grey levels, '8/255', else in full; text stays as
+      it is.
+
+  Raises:
+    UserError: If it is neither.
+  """
+  if isinstance(value, str):
+    return value
+  try:
+    number = float(value)
+  except (TypeError, ValueError):
+    raise UserError(
+      f'epsilons has {value!r}, which is no number; give numbers or text such '
+      "as '8/255'"
+    ) from None
+  kind = getattr(value, 'dtype', np.dtype(float)).type
+
+  def same(other: float) -> bool:
+    return kind(other) == value
+
+  if not math.isfinite(number) or same(float(f'{number:.6g}')):
+    return f'{number:.6g}'
+  levels = round(255 * number)
+  whole = same(levels / 255) or abs(255 * number - levels) < 1e-9
+  return f'{levels}/255' if levels and whole else repr(number)
+
+
+def given_attack(given: Any, norm: str) -> NamedAttack:
+  """Reads an attack as a caller in Python gives it.
+
+  Args:
+    given: As `read_attack` takes it, or a pair as `own_attack` does.
+    norm: One of `NORMS`.
+
+  Raises:
+    UserError: As these two, or if it is neither.
+  """
+  if isinstance(given, str):
+    return read_attack(given, norm)
+  if isinstance(given, (tuple, list)) and len(given) == 2:
+    return own_attack(*given)
+  raise UserError(
+    f'attacks has {_kind(given)} without a name; give a name of the registry '
+    "or a pair, such as ('mine', attack)"
+  )
+
+
+def _kind(given: Any) -> str:
+  name = type(given).__name__
+  return f'{"an" if name[0] in "AEIOUaeiou" else "a"} {name}'
 
 
 def read_numbers(flag: str, texts: Sequence[str]) -> tuple[float, ...]:

@@ -30,7 +30,8 @@ CHECK_PGD = 'PGD of the checks'
 CLEAN = 'clean'
 NORM_NAMES = {'linf': 'Linf', 'l2': 'L2', 'l1': 'L1'}
 # Success may fall by so much of all pictures as epsilon grows, by chance; and
-# the attacks asked for may be this much weaker than the checks.
+# the attacks asked for may be this much weaker than the checks, before they
+# are called weak.
 TOLERANCE = 0.02
 # Points of a curve that is known at every distance.
 NUM_POINTS = 60
@@ -177,8 +178,13 @@ class Bound(NamedTuple):
   by: str
 
   @property
+  def lower(self) -> bool:
+    """Whether fewer pictures withstand the checks."""
+    return self.checked.value < self.asked.value
+
+  @property
   def beats(self) -> bool:
-    """Whether the attacks asked for are the weaker ones."""
+    """Whether they are so many fewer that the attacks asked for are weak."""
     return self.checked.value < self.asked.value - TOLERANCE
 
 
@@ -606,7 +612,8 @@ def _strong_names(norm: str) -> str:
 def answer(measured: Measured) -> str:
   """Gives the result, and what the checks say of it.
 
-  Where the checks did better than the attacks asked for, theirs is the result.
+  Where fewer pictures withstand the checks than the attacks asked for, be it
+  one, theirs is the result.
   """
   clean = share(measured.correct)
   within = (
@@ -617,14 +624,16 @@ def answer(measured: Measured) -> str:
     'clean, and '
   )
   worst, last = measured.worst()[-1], bounds(measured)[-1:]
-  if last and last[0].beats:
+  if last and last[0].lower:
     (bound,) = last
     some = bound.checked.n < clean.n
     text += (
       f'at most {_percent(bound.checked)}'
       + f' of the first {bound.checked.n}' * some
       + f' when attacked {within}: {bound.by} of the checks breaks more than '
-      f'the attacks asked for, which leave {_percent(worst)}.'
+      f'the attacks asked for, which leave {_percent(bound.asked)}'
+      + f' of these and {_percent(worst)} of all' * some
+      + '.'
     )
   else:
     text += f'{_percent(worst)} under every attack {within}.'

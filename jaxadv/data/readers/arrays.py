@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,10 @@ from jaxadv import inputs
 from jaxadv.data.readers.records import Fetched, Opened, Records
 from jaxadv.errors import DataError, UserError
 from jaxadv.storage import read_npz
+
+# What others call images and labels, in lower case; the first that is there.
+_IMAGES = ('images', 'x', 'x_train', 'x_test', 'train_images', 'data', 'arr_0')
+_LABELS = ('labels', 'y', 'y_train', 'y_test', 'train_labels', 'arr_1')
 
 
 def open_npz(path: Path) -> Opened:
@@ -33,7 +38,7 @@ def open_npz(path: Path) -> Opened:
   if missing:
     raise UserError(
       f'{path} holds {", ".join(arrays) or "nothing"} but must hold images '
-      'and labels'
+      f'and labels{_renaming(arrays)}'
     )
   try:
     images = _check_images(arrays['images'])
@@ -56,6 +61,24 @@ def open_npz(path: Path) -> Opened:
     )
 
   return Opened({'train': len(labels)}, names, records)
+
+
+def _renaming(arrays: Mapping[str, np.ndarray]) -> str:
+  """Says how to rename arrays that go by a usual name; '' if none does."""
+  given = [
+    next((n for usual in names for n in arrays if n.lower() == usual), None)
+    for names in (_IMAGES, _LABELS)
+  ]
+  if given == [None, None]:
+    return ''
+  images, labels = (
+    f'f[{name!r}]' if name else missing
+    for name, missing in zip(given, ('IMAGES', 'LABELS'), strict=True)
+  )
+  return (
+    '; rename them with f = numpy.load(FILE) and '
+    f'numpy.savez(OTHER, images={images}, labels={labels})'
+  )
 
 
 def _check_images(images: np.ndarray) -> np.ndarray:

@@ -66,9 +66,10 @@ def open_folder(root: Path) -> Opened:
   }
   left = len(found.pictures) - sum(map(len, files.values()))
   if left:
+    what = 's in {} lie in no class folder and were' if left > 1 else None
+    what = (what or ' in {} lies in no class folder and was').format(root)
     warnings.warn(
-      f'{left} of the pictures in {root} lie in no class folder and were left '
-      'out',
+      f'{left} picture{what} left out',
       DoubtWarning,
       stacklevel=2,
     )
