@@ -149,9 +149,9 @@ def code_version(*modules: str) -> str:
   packages and from `jaxadv`, wherever they do so, as bytecode without
   docstrings and asserts: to edit comments or docstrings changes nothing (to
   write a first docstring may), to edit anything else does. Code that is
-  imported by a name in a string is not seen. The installed versions of the packages that compute
-  count as well, and so does Python's, whose bytecode changes: a cache is no
-  longer found after an upgrade.
+  imported by a name in a string is not seen. The installed versions of the
+  packages that compute count as well, and so does Python's, whose bytecode
+  changes: a cache is no longer found after an upgrade.
 
   Args:
     *modules: Dotted names, such as `__name__`; works from a checkout, an
