@@ -126,8 +126,8 @@ def fingerprint(value: Any) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-# What else decides the numbers in an entry, beside our own code.
-_PACKAGES = (
+# What decides numbers beside our own code.
+PACKAGES = (
   'jax',
   'jaxlib',
   'flax',
@@ -174,7 +174,7 @@ def code_version(*modules: str) -> str:
     waiting |= {
       n for n in imported - digests.keys() if not n.startswith(_WITHOUT)
     }
-  packages = {name: metadata.version(name) for name in _PACKAGES}
+  packages = {name: metadata.version(name) for name in PACKAGES}
   return fingerprint([digests, packages])[:16]
 
 

@@ -5,20 +5,17 @@ Two conversions would round differently, and a picture would differ from itself.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-# A NumPy or JAX array.
-Array = TypeVar('Array')
 
 # A product rather than a quotient: XLA may turn a division by a constant into
 # a product of another rounding, and host and device must agree bit for bit.
 _SCALE = np.float32(1 / 255)
 
 
-def to_uint8(images: Array) -> Array:
+def to_uint8(images: Any) -> Any:
   """Rounds to 8 bit: clip to [0, 1], times 255, half to even.
 
   Args:
@@ -27,11 +24,10 @@ def to_uint8(images: Array) -> Array:
   Returns:
     uint8 of the same shape and kind.
   """
-  scaled = images.clip(0, 1) * np.float32(255)  # type: ignore[attr-defined]
-  return scaled.round().astype(np.uint8)
+  return (images.clip(0, 1) * np.float32(255)).round().astype(np.uint8)
 
 
-def to_float(images: Array) -> Array:
+def to_float(images: Any) -> Any:
   """Scales 8-bit pictures to [0, 1]; `to_uint8` undoes it exactly.
 
   Args:
@@ -40,7 +36,7 @@ def to_float(images: Array) -> Array:
   Returns:
     float32 of the same shape and kind; 255 becomes exactly 1.
   """
-  return images.astype(np.float32) * _SCALE  # type: ignore[attr-defined]
+  return images.astype(np.float32) * _SCALE
 
 
 def in_image_units(images: ArrayLike) -> np.ndarray:

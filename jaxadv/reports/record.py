@@ -26,17 +26,6 @@ VERDICTS = ('held', 'did not', 'cannot tell')
 # Below this number of test pictures a row is flagged wherever it is shown.
 FEW_PICTURES = 100
 
-_PACKAGES = (
-  'jaxadv',
-  'jax',
-  'jaxlib',
-  'flax',
-  'optax',
-  'numpy',
-  'scipy',
-  'scikit-learn',
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
@@ -266,7 +255,7 @@ def provenance(
   kinds = [f'{d.platform} {d.device_kind}' for d in jax.devices()]
   return {
     'versions': {'python': platform.python_version()}
-    | {name: _version(name) for name in _PACKAGES},
+    | {name: _version(name) for name in ('jaxadv', *storage.PACKAGES)},
     'devices': {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
     'seeds': seeds,
     'seconds': round(seconds, 1),
