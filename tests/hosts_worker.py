@@ -84,7 +84,7 @@ def main(folder, address=None, num_hosts=1, index=0):
     lambda weights, images: images.reshape(len(images), -1) @ weights, weights
   )
   images = data['images']
-  labels = np.asarray(linear(images.astype(np.float32))).argmax(-1)
+  labels = np.asarray(linear(images)).argmax(-1)
   attack = make('pgd', epsilon=0.1, step_size=0.05, num_steps=3)
   for _ in range(2):
     attacked = evaluate(

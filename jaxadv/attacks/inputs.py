@@ -266,11 +266,14 @@ def _look(classifier, key, images, labels, source):
     lambda images: _logits(classifier, key, images, labels, source), images
   )
 
-  def gradient(loss):
-    total = lambda logits: jnp.sum(loss(logits, labels))
-    return pullback(jax.grad(total)(logits))[0]
-
-  slope, steepness = gradient(losses.margin), gradient(losses.cross_entropy)
+  cotangents = [
+    jax.grad(lambda logits, loss=loss: jnp.sum(loss(logits, labels)))(logits)
+    for loss in (losses.margin, losses.cross_entropy)
+  ]
+  # One after the other, so that the backward pass is compiled once.
+  slope, steepness = jax.lax.map(
+    lambda cotangent: pullback(cotangent)[0], jnp.stack(cotangents)
+  )
   rest = range(1, images.ndim)
   flat = (slope == 0).all(axis=rest)
   return _Seen(
