@@ -284,6 +284,9 @@ def evaluate_over(
     UserError: As `evaluate`, or if there is no epsilon.
     DataError: As `evaluate`.
 
+  Warns:
+    DoubtWarning: As `evaluate`, or if all epsilons give the same pictures.
+
   Example:
     >>> epsilons = [2 / 255, 4 / 255, 8 / 255]
     >>> found = evaluate_over(
@@ -311,7 +314,17 @@ def evaluate_over(
     None if resume_dir is None else Path(resume_dir) / f'{epsilon:.9g}'
     for epsilon in epsilons
   ]
-  return _evaluate(run, epsilons, folders, progress)
+  found = _evaluate(run, epsilons, folders, progress)
+  first, *others = found
+  if others and first.l0.any():
+    if all(np.array_equal(first.images, each.images) for each in others):
+      warnings.warn(
+        'the attack gives the same pictures at all epsilons; let make use its '
+        'epsilon, as in lambda epsilon: pgd(linf_ball(epsilon))',
+        DoubtWarning,
+        stacklevel=2,
+      )
+  return found
 
 
 def _as_numbers(epsilons: Any) -> list[float]:

@@ -636,3 +636,10 @@ def test_a_classifier_takes_8_bit_pictures(digits):
   np.testing.assert_array_equal(jax.jit(classifier)(digits.images), wanted)
   with pytest.raises(UserError, match='divide by 255'):
     classifier(digits.images.astype(np.float32))
+
+
+def test_an_epsilon_that_is_not_used_is_told(digits):
+  given = (KEY, digits.logits, digits.images, digits.labels)
+  with pytest.warns(DoubtWarning, match='same pictures at all epsilons'):
+    attacks.evaluate_over(lambda epsilon: FGSM, [1 / 255, 8 / 255], *given)
+  quiet(attacks.evaluate_over, attacks.fgsm, [1 / 255, 8 / 255], *given)
