@@ -336,6 +336,7 @@ def test_checks_that_do_a_little_better_count_in_the_headline():
   answer = record.answer(found)
   assert 'at most 0.0 %' in answer and 'which leave 1.0 %' in answer
   assert 'under every attack' not in answer
+  assert answer.endswith('may be chance; no check warns of more.')
   # Some of the pictures were checked, and the sentence tells of which it is.
   success[:, 50:] = False
   found = measured_by([(STRONG, outcome_of(success, outcome.linf))], checks)

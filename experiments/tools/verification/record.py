@@ -645,6 +645,8 @@ def _trust(measured: Measured) -> str:
   number = len(warnings(measured))
   if number:
     found.append(f'Warnings: {number}, see below; trust it the less.')
+  elif any(bound.lower for bound in bounds(measured)[-1:]):
+    found.append('So small a difference may be chance; no check warns of more.')
   elif measured.checks:
     found.append('No check found a sign that this flatters the classifier.')
   if not measured.checks:
