@@ -515,15 +515,17 @@ def as_classifier(classifier: Any) -> Any:
       f'the classifier is {_named(classifier)} but must be a Classifier or a '
       f'function from images to logits; {advice}'
     )
-  if all(map(_is_number, jax.tree.leaves(classifier))) and (
-    not jax.tree_util.all_leaves([classifier])
-  ):
-    return classifier
   if jax.tree_util.all_leaves([classifier]):
     stochastic = getattr(classifier, 'stochastic', False)
     return from_function(classifier, stochastic=stochastic)
+  if all(map(_is_number, jax.tree.leaves(classifier))):
+    return classifier
   # A module that is a pytree itself, such as those of Equinox.
-  return from_function(lambda module, images: module(images), classifier)
+  return from_function(_call, classifier)
+
+
+def _call(module: Callable[..., jax.Array], images: jax.Array) -> jax.Array:
+  return module(images)
 
 
 def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:

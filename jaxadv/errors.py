@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -22,6 +23,24 @@ class DataError(RuntimeError):
 
 class DoubtWarning(UserWarning):
   """What was asked for was done, but its numbers may not mean what they say."""
+
+
+def near_names(
+  word: str, known: Iterable[str], cutoff: float = 0.6
+) -> list[str]:
+  """Gives the known names that were perhaps meant, the nearest first.
+
+  Args:
+    word: What was given.
+    known: Names that there are.
+    cutoff: How alike they have to be, in [0, 1]; case does not count.
+
+  Returns:
+    Three names at most.
+  """
+  names = {name.lower(): name for name in sorted(known)}
+  close = difflib.get_close_matches(word.lower(), names, cutoff=cutoff)
+  return [names[name] for name in close]
 
 
 @contextlib.contextmanager

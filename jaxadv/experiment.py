@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import os
 import shutil
 import sys
@@ -23,7 +22,7 @@ import jax
 import rich.console
 import rich.progress
 
-from jaxadv.errors import UserError
+from jaxadv.errors import UserError, near_names
 from jaxadv.storage import fingerprint
 
 VARIANTS = ('quick', 'small', 'paper')
@@ -126,7 +125,7 @@ def check_choices(
   """
   for name in given:
     if name not in allowed:
-      near = difflib.get_close_matches(name, allowed, n=1)
+      near = near_names(name, allowed)
       meant = f', perhaps {near[0]}' if near else ''
       raise UserError(
         f'{flag} has no choice {name!r}{meant}; choose from '

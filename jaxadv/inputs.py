@@ -77,7 +77,7 @@ def as_float(images: Any, name: str = 'images') -> Any:
   if not _is_known(array) or not array.size:
     return array.astype(np.float32)
   # On the host: inside `jit` even a constant would become traced.
-  values = np.asarray(array).astype(np.float32)
+  values = np.asarray(array).astype(np.float32, copy=False)
   rows = values.reshape(len(values), -1)
   low, high = rows.min(axis=1), rows.max(axis=1)  # NaN comes through both.
   broken = ~(np.isfinite(low) & np.isfinite(high))
@@ -95,7 +95,7 @@ def as_float(images: Any, name: str = 'images') -> Any:
       f'the picture in row {row} of {name} ranges from {low[row]:g} to '
       f'{high[row]:g} but must lie in [0, 1]; {advice}'
     )
-  array = array.astype(np.float32)
+  array = array.astype(np.float32, copy=False)
   if low.min() < 0 or high.max() > 1:
     array = array.clip(0, 1)
   return array

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Collection
@@ -37,7 +36,7 @@ from jaxadv.attacks.pgd import bim, fgsm, pgd
 from jaxadv.attacks.square import square
 from jaxadv.attacks.universal import apply_delta, universal_perturbation
 from jaxadv.attacks.wrap import one_shot
-from jaxadv.errors import UserError
+from jaxadv.errors import UserError, near_names
 from jaxadv.norms import ball
 from jaxadv.types import Attack, AttackResult, picture_keys
 
@@ -250,6 +249,5 @@ def make(name: str, **hyper) -> Attack | Composite:
 
 def _meant(word: str, known: Collection[str]) -> str:
   """Asks for a name like the word given, if there is one."""
-  longer = [name for name in known if word in name]
-  near = longer or difflib.get_close_matches(word, known, 1)
+  near = [name for name in known if word in name] or near_names(word, known)
   return f'; did you mean {near[0]}?' if near else ''

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import warnings
 from collections.abc import Iterable
@@ -28,6 +27,8 @@ _UNDECLARED = (
 )
 # Pictures that a classifier is tried on, and the noise added to half of them.
 _NUM_TRIED = 4
+# Pictures among which these are looked for; a whole set may fill the memory.
+_NUM_SEARCHED = 512
 _NOISE = 8 / 255
 # Levels up to this one alone are what scikit-learn's digits have, or 0 and 1.
 _DARK = 16
@@ -109,10 +110,7 @@ def check_attack(attack: Any) -> None:
     return
   advice = 'build one, as in pgd(linf_ball(8 / 255))'
   if isinstance(attack, str):
-    from jaxadv.attacks import ATTACKS  # Which imports this module.
-
-    near = difflib.get_close_matches(attack, ATTACKS, 1) or ['pgd']
-    advice = f'build it first: attacks.make({near[0]!r}, ...)'
+    advice = f'build it first, as attacks.make({attack!r}, ...) does'
   elif callable(attack):
     name = getattr(attack, '__name__', type(attack).__name__)
     advice = f'if {name} makes attacks, call it first'
@@ -296,8 +294,8 @@ def try_classifier(
 ) -> dict[str, str]:
   """Says what shows when a classifier is called on a few pictures.
 
-  They are the first ones and those with the most black and white values, as
-  they are and with noise.
+  They are the first ones and those of the first hundreds with the most black
+  and white values, as they are and with noise.
 
   Args:
     classifier: A classifier.
@@ -315,8 +313,9 @@ def try_classifier(
   Raises:
     DataError: If it gives NaN or infinity.
   """
-  white = 255 if inputs.images.dtype == np.uint8 else 1
-  extreme = (inputs.images == 0) | (inputs.images == white)
+  some = inputs.images[:_NUM_SEARCHED]
+  white = 255 if some.dtype == np.uint8 else 1
+  extreme = (some == 0) | (some == white)
   order = np.argsort(-extreme.sum(axis=(1, 2, 3)), kind='stable')
   half = _NUM_TRIED // 2
   rows = np.resize(np.append(np.arange(len(order))[:half], order), _NUM_TRIED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import os
 import re
@@ -29,7 +28,7 @@ from jaxadv.data.readers.records import (
   choose,
   decode_all,
 )
-from jaxadv.errors import DataError, DoubtWarning, UserError
+from jaxadv.errors import DataError, DoubtWarning, UserError, near_names
 from jaxadv.storage import Cache, code_version
 
 # Of a set with a single split, what is learnt from.
@@ -477,7 +476,9 @@ def _what_there_is(
   if root and (root / base).is_dir():
     return f'{root / base} holds neither a prepared set nor pictures'
   known = tfds.list_builders(with_community_datasets=False)
-  near = _near(base, sizes) or _near(base, known)
+  near = ' or '.join(
+    near_names(base, sizes, 0.75) or near_names(base, known, 0.75)
+  )
   if near and base.partition('/')[0] not in known:
     return f'no data set {name} {place}; did you mean {near}? There is: {there}'
   target = root or 'DIR'
@@ -488,13 +489,6 @@ def _what_there_is(
     f"data_dir='{target}', file_format='array_record')"
     f'.download_and_prepare()", then pass --data_dir={target}'
   )
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-  """Lists the known names that are spelt like another one."""
-  names = {each.lower(): each for each in sorted(known)}
-  close = difflib.get_close_matches(name.lower(), names, cutoff=0.75)
-  return ' or '.join(names[each] for each in close)
 
 
 def _records(
