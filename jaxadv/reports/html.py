@@ -27,7 +27,7 @@ h3 { margin-bottom: .3rem; }
 .soft, figcaption, .wide + p { color: var(--soft); font-size: .9rem; }
 .verdict { font-weight: 600; }
 .held { color: var(--held); } .did-not { color: var(--not); }
-.cannot-tell { color: var(--open); }
+.cannot-tell, .not-tested { color: var(--open); }
 li { margin: .35rem 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem;
@@ -105,7 +105,7 @@ def _answer(record: Record) -> str:
       name = claim.verdict.replace(' ', '-')
       parts.append(
         f'<li><span class="verdict {name}">{tables.verdict(claim)}:</span> '
-        f'{escape(claim.claim)}.'
+        f'{escape(" ".join([claim.claim + ".", *tables.remarks(claim)]))}'
         f'<br><span class="soft">{escape(tables.evidence(claim.numbers))}'
         '</span></li>'
       )

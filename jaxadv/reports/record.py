@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ import numpy as np
 
 from jaxadv import storage
 from jaxadv.errors import DataError, UserError
+from jaxadv.metrics import figures as metrics
+from jaxadv.metrics.intervals import Interval
 
-VERDICTS = ('held', 'did not', 'cannot tell')
+VERDICTS = ('held', 'did not', 'cannot tell', 'not tested')
 
 # Below this number of test pictures a row is flagged wherever it is shown.
 FEW_PICTURES = 100
@@ -36,17 +38,23 @@ class Claim:
     verdict: One of `VERDICTS`.
     numbers: What the verdict rests on, by name: a number, or [value, low,
       high] with a confidence interval.
+    paper: The verdict of those of its differences that are printed, by their
+      signs; '' where none is.
+    note: Why it was not tested, or what its intervals leave out.
   """
 
   claim: str
   verdict: str
   numbers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  paper: str = ''
+  note: str = ''
 
   def __post_init__(self):
-    if self.verdict not in VERDICTS:
-      raise UserError(
-        f'{self.verdict!r} is no verdict; choose from {", ".join(VERDICTS)}'
-      )
+    for verdict in filter(None, (self.verdict, self.paper)):
+      if verdict not in VERDICTS:
+        raise UserError(
+          f'{verdict!r} is no verdict; choose from {", ".join(VERDICTS)}'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +84,43 @@ class Row:
   def few(self) -> bool:
     """Whether too few pictures stand behind the value to lean on it."""
     return self.n is not None and self.n < FEW_PICTURES
+
+
+def figure_rows(
+  keys: Sequence[Mapping[str, Any]],
+  metric: str,
+  figures: Sequence[metrics.Figure],
+  n: int | Sequence[int],
+  sampling: Sequence[Interval] | None = None,
+) -> list[Row]:
+  """Makes the rows of one table, over which training variance is pooled.
+
+  Args:
+    keys: Of each row.
+    metric: Of all of them; those in '(%)' lie within [0, 100].
+    figures: Of each row, with the printed number.
+    n: Test pictures behind all of them, or behind each.
+    sampling: As of `metrics.figures.intervals`.
+
+  Returns:
+    A row each, with its 95 % interval.
+  """
+  numbers = [n] * len(keys) if isinstance(n, int) else n
+  low, high = (0.0, 100.0) if metric.endswith('(%)') else (-math.inf, math.inf)
+  return [
+    Row(
+      own,
+      metric,
+      figure.value,
+      max(interval.low, low),
+      min(interval.high, high),
+      n=number,
+      paper=figure.paper,
+    )
+    for own, figure, interval, number in zip(
+      keys, figures, metrics.intervals(figures, sampling), numbers, strict=True
+    )
+  ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ _OPENING = {
   'held': 'Held',
   'did not': 'Did not hold',
   'cannot tell': 'Cannot tell',
+  'not tested': 'Not tested',
 }
 
 
@@ -157,11 +158,22 @@ def verdict(claim: Claim) -> str:
 
 
 def sentence(claim: Claim) -> str:
-  """Writes claim, verdict and numbers as one plain sentence."""
+  """Writes claim, verdict and numbers as one plain sentence, then remarks."""
   numbers = evidence(claim.numbers)
-  return (
-    f'{verdict(claim)}: {claim.claim}' + (f' ({numbers})' if numbers else '')
-  ) + '.'
+  opening = f'{verdict(claim)}: {claim.claim}'
+  opening += f' ({numbers}).' if numbers else '.'
+  return ' '.join([opening, *remarks(claim)])
+
+
+def remarks(claim: Claim) -> list[str]:
+  """Gives what is to be said beside a verdict, in sentences."""
+  found = []
+  if claim.paper:
+    opening = _OPENING[claim.paper].lower()
+    found.append(f"By the signs of the paper's own numbers: {opening}.")
+  if claim.note:
+    found.append(f'{claim.note[0].upper()}{claim.note[1:]}.')
+  return found
 
 
 def cell(row: Row | None, decimals: int) -> list[str]:
@@ -246,9 +258,12 @@ def comma_separated(record: Record) -> str:
   """
   file = io.StringIO()
   writer = csv.writer(file, lineterminator='\n')
-  writer.writerow(['claim', 'verdict', 'numbers'])
+  writer.writerow(['claim', 'verdict', 'numbers', 'paper', 'note'])
   for claim in record.claims:
-    writer.writerow([claim.claim, claim.verdict, evidence(claim.numbers)])
+    numbers = evidence(claim.numbers)
+    writer.writerow(
+      [claim.claim, claim.verdict, numbers, claim.paper, claim.note]
+    )
   fields = ('value', 'ci_low', 'ci_high', 'paper', 'n')
   for table in record.tables:
     for grid in lay_out(record, table):

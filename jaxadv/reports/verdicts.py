@@ -1,8 +1,9 @@
 """Verdicts on claims, as comparisons that ought to be positive.
 
-A claim held if every difference is positive with its whole interval, did not
-if one is negative with its whole interval, and cannot be told otherwise.
-Intervals are not corrected for the number of comparisons.
+A claim held if every difference is positive with its whole 95 % interval. It
+did not if one is negative, by Holm's correction for looking at all of them at
+a level of 5 %. Otherwise the run cannot tell. A claim is not tested at all
+where the setting cannot bear it, whatever the numbers are.
 """
 
 from __future__ import annotations
@@ -10,8 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxadv.metrics.figures import Figure
-from jaxadv.reports.record import Claim
+import numpy as np
+from scipy import stats
+
+from jaxadv.metrics.figures import Chance, Figure, chances, intervals
+from jaxadv.reports.record import FEW_PICTURES, Claim
+
+LEVEL = 0.05
+# An end that is 0 may come out as a little more.
+ROUNDING = 1e-9
+TRAINED_ONCE = (
+  'networks were trained once, so the spread of training is not in the '
+  'intervals'
+)
 
 
 class Comparison(NamedTuple):
@@ -26,24 +38,94 @@ class Comparison(NamedTuple):
   figure: Figure
 
 
-def judge(text: str, comparisons: Sequence[Comparison]) -> Claim:
-  """Gives the verdict on a claim.
+def judge(
+  text: str,
+  comparisons: Sequence[Comparison],
+  *,
+  n: int | None = None,
+  unfit: Sequence[str] = (),
+  once: Sequence[str] = (),
+) -> Claim:
+  """Gives the verdict on a claim, and on the paper's own numbers.
 
   Args:
     text: The claim in one sentence.
     comparisons: What it rests on; none for what a run does not have.
+    n: Test pictures of the comparison that has the fewest.
+    unfit: Why the setting cannot bear the claim, if it cannot.
+    once: What the differences rest on that was trained only once, such as
+      'PixelCNN++', apart from the victim.
+
+  Returns:
+    The claim. Intervals have the variance of training pooled over its
+    differences. The paper's numbers are judged by their signs alone.
   """
-  intervals = [c.figure.interval for c in comparisons]
+  figures = [c.figure for c in comparisons]
+  reasons = list(unfit)
   if not comparisons:
-    verdict = 'cannot tell'
-  elif any(interval.high < 0 for interval in intervals):
+    reasons.append('the run has nothing to compare')
+  if n is not None and n < FEW_PICTURES:
+    reasons.append(f'{n} test pictures are fewer than {FEW_PICTURES}')
+  if any(len(figure.trainings) == 1 for figure in figures):
+    reasons.append(TRAINED_ONCE)
+  found = intervals(figures)
+  if reasons:
+    verdict = 'not tested'
+  elif np.any(holm(_below_zero(figures)) < LEVEL):
     verdict = 'did not'
-  elif all(interval.low > 0 for interval in intervals):
+  elif all(interval.low > ROUNDING for interval in found):
     verdict = 'held'
   else:
     verdict = 'cannot tell'
   numbers = {
     c.text: [round(number, 1) for number in (c.figure.value, *interval)]
-    for c, interval in zip(comparisons, intervals, strict=True)
+    for c, interval in zip(comparisons, found, strict=True)
   }
-  return Claim(text, verdict, numbers)
+  notes = [f'not tested: {"; ".join(reasons)}'] if reasons else []
+  if once:
+    notes.append(f'trained once, not in the intervals: {", ".join(once)}')
+  return Claim(text, verdict, numbers, _of_paper(figures), '; '.join(notes))
+
+
+def holm(probabilities: Sequence[float]) -> np.ndarray:
+  """Corrects probabilities for looking at all of them, float64[n].
+
+  Below a level are exactly those that Holm's step-down procedure rejects at
+  it: the smallest of n has to lie below the level / n, the next below the
+  level / (n - 1), and so on.
+
+  References:
+    Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979.
+  """
+  given = np.asarray(probabilities, float)
+  order = np.argsort(given)
+  steps = given[order] * np.arange(len(given), 0, -1)
+  corrected = np.empty_like(given)
+  corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
+  return corrected
+
+
+def _below_zero(figures: Sequence[Figure]) -> list[float]:
+  """Two-sided probabilities of differences as far below 0; 1 of others."""
+
+  def probability(value: float, chance: Chance) -> float:
+    if value >= 0:
+      return 1.0
+    if not chance.above:
+      return 0.0
+    return float(2 * stats.t.sf(-value / chance.above, chance.freedom))
+
+  return [
+    probability(figure.value, chance)
+    for figure, chance in zip(figures, chances(figures), strict=True)
+  ]
+
+
+def _of_paper(figures: Sequence[Figure]) -> str:
+  """Judges the printed numbers, which have no intervals, by the same rule."""
+  printed = [figure.paper for figure in figures if figure.paper is not None]
+  if not printed:
+    return ''
+  if min(printed) < 0:
+    return 'did not'
+  return 'held' if min(printed) > 0 else 'cannot tell'

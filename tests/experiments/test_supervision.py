@@ -58,7 +58,9 @@ def result(single, together, false_alarms=0.1, seed=0):
 
 
 def judged(*results):
-  return supervision.judge({'net': results}, WANTED)
+  # A single training is no ground for a verdict: two of the same.
+  seeds = results * 2 if len(results) == 1 else results
+  return supervision.judge({'net': seeds}, WANTED)
 
 
 def verdicts(*results):
@@ -118,7 +120,7 @@ def test_a_verdict_follows_the_gain_of_its_category(gain, verdict):
     logits={c: np.roll(own, 40, axis=1) for c, own in made.logits.items()}
   )
   # The paper's semantic kinds are not in this run.
-  assert verdicts(turned) == ['held', verdict, 'cannot tell']
+  assert verdicts(turned) == ['held', verdict, 'not tested']
 
 
 def test_a_gain_has_to_be_over_every_single_kind():

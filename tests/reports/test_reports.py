@@ -63,7 +63,13 @@ def test_results_have_the_promised_form(workdir):
     'rows',
     'missing',
   } <= contents.keys()
-  assert contents['claims'][0].keys() == {'claim', 'verdict', 'numbers'}
+  assert contents['claims'][0].keys() == {
+    'claim',
+    'verdict',
+    'numbers',
+    'paper',
+    'note',
+  }
   first = contents['rows'][0]
   assert first['backbone'] == 'VGG16' and first['trained_on'] == 'IN-A'
   fields = {'metric', 'value', 'ci_low', 'ci_high', 'n', 'paper'}
@@ -186,7 +192,7 @@ def test_markdown_puts_claims_first_and_cells_in_place(workdir, made):
 def test_csv_holds_unrounded_numbers(workdir, made):
   with open(workdir / 'table.csv', newline='') as file:
     lines = list(csv.reader(file))
-  assert lines[0] == ['claim', 'verdict', 'numbers']
+  assert lines[0] == ['claim', 'verdict', 'numbers', 'paper', 'note']
   assert lines[2][1] == 'did not'
   heading = next(line for line in lines if line[:1] == ['trained_on'])
   line = lines[lines.index(heading) + 1 + KINDS.index('DF')]

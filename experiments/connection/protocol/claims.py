@@ -6,6 +6,8 @@ one or more a backbone; see `jaxadv.reports.verdicts`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from experiments.connection.protocol.matrix import Matrix
 from jaxadv.reports.record import Claim
 from jaxadv.reports.verdicts import Comparison, judge
@@ -25,20 +27,25 @@ def in_category(category: str, matrix: Matrix) -> list[str]:
   return [k for k in matrix.kinds if KIND[k].category == category]
 
 
-def evaluate(matrix: Matrix, *, unseen: bool = True) -> list[Claim]:
+def evaluate(
+  matrix: Matrix, *, unseen: bool = True, faded: Sequence[str] = ()
+) -> list[Claim]:
   """Answers the claims that a matrix can answer.
 
   Args:
     matrix: AUC of every detector on every kind.
     unseen: Whether C3 to C6, on kinds not trained on, are asked too.
+    faded: Kinds whose pictures are hardly adversarial any more once they are
+      rounded to 8 bit: C1 and C3 are asked without them as well.
 
   Returns:
     A claim each, in the order of the paper's specification.
   """
-  claims = [_seen_claim(matrix), _crop_claim(matrix)]
+  faded = [kind for kind in faded if kind in matrix.kinds]
+  claims = [*_both_ways(_seen_claim, matrix, faded), _crop_claim(matrix)]
   if unseen:
     claims += [
-      _category_claim(matrix),
+      *_both_ways(_category_claim, matrix, faded),
       _order_claim(
         matrix,
         'C4: detectors trained on natural kinds do better on semantic than on '
@@ -67,10 +74,28 @@ def evaluate(matrix: Matrix, *, unseen: bool = True) -> list[Claim]:
   return claims
 
 
-def _seen_claim(matrix: Matrix) -> Claim:
+def _both_ways(
+  ask: Callable[[Matrix, Sequence[str]], Claim],
+  matrix: Matrix,
+  faded: Sequence[str],
+) -> list[Claim]:
+  """Asks a claim of all kinds, and of those that outlive rounding."""
+  lasting = [kind for kind in matrix.kinds if kind not in faded]
+  return [ask(matrix, kinds) for kinds in (matrix.kinds, lasting)][
+    : 1 + bool(faded)
+  ]
+
+
+def _without(matrix: Matrix, kinds: Sequence[str]) -> str:
+  """Says which kinds of a matrix a claim leaves out, for its text."""
+  left = [KIND[k].paper for k in matrix.kinds if k not in kinds]
+  return f' without {", ".join(left)}' if left else ''
+
+
+def _seen_claim(matrix: Matrix, kinds: Sequence[str]) -> Claim:
   comparisons = []
   for backbone in matrix.backbones:
-    seen = {k: matrix.cell(backbone, k, k) for k in matrix.kinds}
+    seen = {k: matrix.cell(backbone, k, k) for k in kinds}
     pairs = [('fgsm', 'pgd'), ('pgd', 'deepfool')]
     comparisons += [
       Comparison(
@@ -89,9 +114,10 @@ def _seen_claim(matrix: Matrix) -> Claim:
       if k in seen
     ]
   return judge(
-    'C1: seen kinds are detected, FGSM easiest and DeepFool hardest of the '
-    'artificial ones, NI+ and NI- almost perfectly',
+    f'C1{_without(matrix, kinds)}: seen kinds are detected, FGSM easiest and '
+    'DeepFool hardest of the artificial ones, NI+ and NI- almost perfectly',
     comparisons,
+    n=matrix.num_tested,
   )
 
 
@@ -109,14 +135,15 @@ def _crop_claim(matrix: Matrix) -> Claim:
     'C2: natural adversarial pictures are easier to detect than their '
     'foreground crops',
     comparisons,
+    n=matrix.num_tested,
   )
 
 
-def _category_claim(matrix: Matrix) -> Claim:
+def _category_claim(matrix: Matrix, asked: Sequence[str]) -> Claim:
   comparisons = []
   for backbone in matrix.backbones:
     for category in ('natural', 'artificial', 'semantic'):
-      kinds = in_category(category, matrix)
+      kinds = [k for k in in_category(category, matrix) if k in asked]
       if len(kinds) > 1:
         comparisons.append(
           Comparison(
@@ -125,8 +152,10 @@ def _category_claim(matrix: Matrix) -> Claim:
           )
         )
   return judge(
-    f'C3: transfer inside a category is strong (mean AUC above {STRONG:.0f})',
+    f'C3{_without(matrix, asked)}: transfer inside a category is strong (mean '
+    f'AUC above {STRONG:.0f})',
     comparisons,
+    n=matrix.num_tested,
   )
 
 
@@ -143,4 +172,4 @@ def _order_claim(
     for backbone in matrix.backbones
     if all(kinds.values())
   ]
-  return judge(text, comparisons)
+  return judge(text, comparisons, n=matrix.num_tested)

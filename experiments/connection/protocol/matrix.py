@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxadv.metrics.figures import Figure, mean
+from jaxadv.metrics.figures import Figure, mean, over_trainings
 from jaxadv.metrics.intervals import auc_draws
 from jaxadv.metrics.roc import auc
 
@@ -64,26 +64,28 @@ class Matrix:
     backbones: Names, in the order of the run.
     kinds: Kinds that detectors were trained on.
     num_tested: Test pictures of a kind.
-    spread: {(backbone, trained, tested): standard deviation over seeds}, of
-      the cells computed so far that have several.
   """
 
   def __init__(
-    self, cells: Mapping[str, Sequence[CellScores]], kinds: Sequence[str]
+    self,
+    cells: Mapping[str, Sequence[CellScores]],
+    kinds: Sequence[str],
+    printed: Mapping[tuple[str, str, str], float] | None = None,
   ):
-    """Computes all cells.
+    """Computes no cell before it is asked for.
 
     Args:
       cells: The scores of each backbone, one element a seed.
       kinds: The kinds of the run.
+      printed: {(backbone, trained, tested): the paper's number}.
     """
     self.backbones = tuple(cells)
     self.kinds = tuple(kinds)
     # All sets have as many, and all cells the same ones.
     self.num_tested = next(iter(cells.values()))[0].sources.shape[1]
     self._cells = cells
+    self._printed = printed or {}
     self._figures: dict[tuple[str, str, str], Figure] = {}
-    self.spread: dict[tuple[str, str, str], float] = {}
 
   def cell(self, backbone: str, trained: str, tested: str) -> Figure:
     """Gives the AUC of the detector of one kind on another."""
@@ -95,12 +97,14 @@ class Matrix:
         groups = [c.shuffled_positives(('clean', tested)) for c in cells]
       else:
         groups = [c.positives(trained, tested) for c in cells]
-      values = [auc_of(clean, attacked) for clean, attacked, *_ in groups]
-      draws = [auc_draws(*group, num=NUM_DRAWS) for group in groups]
-      if len(values) > 1:
-        self.spread[place] = 100 * float(np.std(values, ddof=1))
-      self._figures[place] = Figure(
-        100 * float(np.mean(values)), 100 * np.mean(draws, axis=0)
+      self._figures[place] = over_trainings(
+        [
+          Figure(
+            100 * auc_of(*group[:2]), 100 * auc_draws(*group, num=NUM_DRAWS)
+          )
+          for group in groups
+        ],
+        paper=self._printed.get(place),
       )
     return self._figures[place]
 

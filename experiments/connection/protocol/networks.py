@@ -59,6 +59,7 @@ def network_of(
   heldout: sources.Pictures,
   epochs: int,
   *,
+  seed: int | None = None,
   measured: bool = True,
 ) -> Network:
   """Gives a network: published if `--weights` says so, else trained.
@@ -70,6 +71,7 @@ def network_of(
     train: Pictures to train on.
     heldout: Pictures to measure the accuracy on.
     epochs: Number of epochs of a training.
+    seed: As of `trained_network`.
     measured: Whether to measure the accuracy of a published one.
 
   Returns:
@@ -77,7 +79,9 @@ def network_of(
   """
   path = weight_file(config, network)
   if not path:
-    return trained_network(config, cache, network, train, heldout, epochs)
+    return trained_network(
+      config, cache, network, train, heldout, epochs, seed=seed
+    )
   name = parse_network(network)
   module, classifier = load_classifier(name, config.image_size, path)
   accuracy = None
@@ -105,8 +109,12 @@ def backbone(
   network: str,
   train: sources.Pictures,
   heldout: sources.Pictures,
+  seed: int,
 ) -> Network:
-  """Gives the network of a detector, of which a part will be frozen."""
+  """Gives the network of detectors, of which a part will be frozen.
+
+  Each seed has a training of its own, unless the weights are published.
+  """
   count = config.backbone_pictures or len(train.labels)
   return network_of(
     config,
@@ -115,6 +123,7 @@ def backbone(
     sources.subset(train, np.arange(len(train.labels))[:count]),
     heldout,
     config.backbone_epochs,
+    seed=seed,
     measured=False,  # Nobody asks for it.
   )
 
@@ -126,6 +135,8 @@ def trained_network(
   train: sources.Pictures,
   heldout: sources.Pictures,
   epochs: int,
+  *,
+  seed: int | None = None,
 ) -> Network:
   """Trains a network as a classifier of the data set.
 
@@ -136,13 +147,15 @@ def trained_network(
     train: Pictures to train on.
     heldout: Pictures to measure the accuracy on; no choice depends on it.
     epochs: Number of epochs.
+    seed: Which of several trainings; None of a network that has only one.
 
   Returns:
     The network.
   """
   name = parse_network(network)
+  role = f'train {network}' + ('' if seed is None else f' seed {seed}')
   found = cached_classifier(
-    stream(config, f'train {network}'),
+    stream(config, role),
     cache,
     name,
     train,

@@ -17,17 +17,19 @@ from experiments.connection.protocol.matrix import (
 from experiments.connection.protocol.setting import is_published
 from experiments.connection.protocol.study import Study
 from jaxadv.classifier import predict
-from jaxadv.metrics.figures import Figure
 from jaxadv.metrics.intervals import wilson
 from jaxadv.models.names import parse_network
 from jaxadv.reports import Figure as Drawing
-from jaxadv.reports import Row, Table
+from jaxadv.reports import Row, Table, figure_rows
 from jaxadv.sets.types import KINDS
 
 AUC = 'AUC (%)'
+SPREAD = 'standard deviation over seeds (points)'
 RATE = 'success rate (%)'
 ACCURACY = 'accuracy (%)'
 NUM_EXAMPLES = 6
+# Share of its successes that a kind has to keep when pictures are rounded.
+FADED = 0.5
 
 PAPER_NAME = {kind.name: kind.paper for kind in KINDS} | {
   'reencoded': 're-encoded clean',
@@ -91,39 +93,65 @@ def printed(table: str) -> dict[tuple[str, str, str], float]:
   }
 
 
+def printed_cells(
+  backbones: Sequence[str], kinds: Sequence[str]
+) -> dict[tuple[str, str, str], float]:
+  """Gives the printed AUCs as a `Matrix` takes them.
+
+  Args:
+    backbones: Titles; the printed number of any width is that of the paper's.
+    kinds: The kinds of the run.
+  """
+  paper = printed('table1')
+  found = {
+    (network, trained, tested): paper.get(
+      (network.split(' ')[0], PAPER_NAME[trained], PAPER_NAME[tested])
+    )
+    for network in backbones
+    for trained in kinds
+    for tested in kinds
+  }
+  return {place: value for place, value in found.items() if value is not None}
+
+
 def auc_rows(matrix: Matrix, *, unseen: bool) -> list[Row]:
   """Gives the rows of the matrix of kinds: all of it, or its diagonal."""
-  paper = printed('table1')
   rows = []
   for network in matrix.backbones:
-    backbone = network.split(' ')[0]
-    for trained in matrix.kinds:
-      for tested in matrix.kinds if unseen else [trained]:
-        names = (PAPER_NAME[trained], PAPER_NAME[tested])
-        rows.append(
-          _row(
-            matrix,
-            {
-              'backbone': network,
-              'trained_on': names[0],
-              'tested_on': names[1],
-              'role': 'kind',
-            },
-            matrix.cell(network, trained, tested),
-            paper.get((backbone, *names)),
-          )
-        )
-        place = (network, trained, tested)
-        if place in matrix.spread:
-          rows.append(
-            Row(
-              rows[-1].keys,
-              'standard deviation over seeds (points)',
-              matrix.spread[place],
-              n=rows[-1].n,
-            )
-          )
+    pairs = [
+      (trained, tested)
+      for trained in matrix.kinds
+      for tested in (matrix.kinds if unseen else [trained])
+    ]
+    cells = [matrix.cell(network, *pair) for pair in pairs]
+    keys = [
+      {
+        'backbone': network,
+        'trained_on': PAPER_NAME[trained],
+        'tested_on': PAPER_NAME[tested],
+        'role': 'kind',
+        'seen': trained == tested,
+      }
+      for trained, tested in pairs
+    ]
+    n = matrix.num_tested
+    rows += figure_rows(keys, AUC, cells, n)
+    rows += [
+      Row(own, SPREAD, float(np.std(cell.trainings, ddof=1)), n=n)
+      for own, cell in zip(keys, cells, strict=True)
+      if len(cell.trainings) > 1
+    ]
   return rows
+
+
+def faded_kinds(study: Study) -> list[str]:
+  """Lists the kinds of which rounding leaves less than half adversarial."""
+  return [
+    kind
+    for kind in study.config.attacks
+    if (found := study.collection.sets[kind]).success.mean()
+    < FADED * found.success_float.mean()
+  ]
 
 
 def control_rows(study: Study, matrix: Matrix) -> list[Row]:
@@ -141,19 +169,23 @@ def control_rows(study: Study, matrix: Matrix) -> list[Row]:
     ],
   ]
   return [
-    _row(
-      matrix,
-      {
-        'backbone': network,
-        'control': f'trained on {PAPER_NAME[trained]}, '
-        f'tested on {PAPER_NAME[tested]}',
-        'role': 'control',
-        'column': 'AUC',
-      },
-      matrix.cell(network, trained, tested),
-    )
+    row
     for network in matrix.backbones
-    for trained, tested in controls
+    for row in figure_rows(
+      [
+        {
+          'backbone': network,
+          'control': f'trained on {PAPER_NAME[trained]}, '
+          f'tested on {PAPER_NAME[tested]}',
+          'role': 'control',
+          'column': 'AUC',
+        }
+        for trained, tested in controls
+      ],
+      AUC,
+      [matrix.cell(network, *pair) for pair in controls],
+      matrix.num_tested,
+    )
   ]
 
 
@@ -429,23 +461,6 @@ def example_labels(study: Study, kinds: Sequence[str]) -> list:
       ]
     )
   return labels
-
-
-def _row(
-  matrix: Matrix, keys: dict, figure: Figure, paper: float | None = None
-) -> Row:
-  interval = figure.interval
-  if keys['role'] == 'kind':
-    keys = keys | {'seen': keys['trained_on'] == keys['tested_on']}
-  return Row(
-    keys,
-    AUC,
-    figure.value,
-    interval.low,
-    interval.high,
-    n=matrix.num_tested,
-    paper=paper,
-  )
 
 
 def slug(network: str) -> str:

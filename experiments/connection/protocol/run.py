@@ -41,9 +41,12 @@ def run(
       record.title(network, config.image_size): scores
       for network, scores in found.items()
     }
-    matrix = Matrix(cells, config.attacks)
+    printed = record.printed_cells(list(cells), config.attacks)
+    matrix = Matrix(cells, config.attacks, printed)
     return conduct.Findings(
-      claims=claims.evaluate(matrix, unseen=unseen),
+      claims=claims.evaluate(
+        matrix, unseen=unseen, faded=record.faded_kinds(prepared)
+      ),
       rows=record.auc_rows(matrix, unseen=unseen)
       + record.picture_rows(prepared)
       + record.control_rows(prepared, matrix),

@@ -92,7 +92,9 @@ class Config(Options):
   num_trials: int = option(100, 'Trials of the HSV attack.')
   ni_filter: str = option('gaussian', f'One of {", ".join(FILTERS)}, mixed.')
   detector_epochs: int = option(30, "Epochs of a detector's training.")
-  num_seeds: int = option(1, 'Trainings of every detector.')
+  num_seeds: int = option(
+    3, 'Trainings of every backbone with its detectors; 1 gives no verdicts.'
+  )
   split: str = option(
     'source',
     'source: a picture and all its versions on one side; per_class: every '
@@ -267,7 +269,6 @@ _SMALL: dict[str, Any] = dict(
   num_pictures=1000,
   epsilon=8 / 255,
   num_trials=1000,
-  num_seeds=3,
   backbones=('vgg16:0.25', 'mobilenet:0.25'),
   victim='vgg11:0.5',
   victim_epochs=7,
@@ -291,7 +292,6 @@ _PAPER: dict[str, Any] = dict(
   heldout_pictures=22_000,
   epsilon=8 / 255,
   num_trials=1000,
-  num_seeds=3,
   victim='vgg16:1:224',
   reference=('resnet50:1:224',),
   natural_dataset='imagenet_a',

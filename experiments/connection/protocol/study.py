@@ -113,6 +113,7 @@ def backbone_design(
     cell.settings['network'],
     study.train,
     study.heldout,
+    cell.settings['seed'],
   )
   known = models.BACKBONES[network.name]
   return network, detectors.Design(

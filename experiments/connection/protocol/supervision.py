@@ -36,10 +36,10 @@ from jaxadv import reports, storage
 from jaxadv.errors import UserError
 from jaxadv.experiment import Cell
 from jaxadv.identifiers import backbone as identifiers
-from jaxadv.metrics.figures import Figure, mean
+from jaxadv.metrics.figures import Figure, mean, over_trainings
 from jaxadv.metrics.intervals import share_draws
 from jaxadv.models.weights import native
-from jaxadv.reports import Claim, Row, Table
+from jaxadv.reports import Claim, Row, Table, figure_rows
 from jaxadv.reports.verdicts import Comparison
 from jaxadv.reports.verdicts import judge as verdict
 from jaxadv.storage import fingerprint
@@ -332,7 +332,7 @@ def judge(
       for trained in (*kinds, everything(category)):
         called = [_called(seed, category, trained)[places] for seed in seeds]
         clean, *attacked = _shares(called, sources)
-        kept = Figure(100 - clean.value, 100 - clean.draws)
+        kept = 100 - clean
         each = [mean([kept, hit]) for hit in attacked]
         for kind, figure in zip(
           (*kinds, MEAN), (*each, mean(each)), strict=True
@@ -361,27 +361,34 @@ def _called(result: Supervised, category: str, trained: str) -> np.ndarray:
 
 def _shares(holds: Sequence[np.ndarray], sources: np.ndarray) -> list[Figure]:
   """Gives the share of each set in per cent, from bool[S, M] of each seed."""
-  draws = [
-    share_draws(list(own), list(sources), num=NUM_DRAWS) for own in holds
+  each = [
+    [
+      Figure(100 * float(np.mean(held)), 100 * draws)
+      for held, draws in zip(
+        own,
+        share_draws(list(own), list(sources), num=NUM_DRAWS),
+        strict=True,
+      )
+    ]
+    for own in holds
   ]
-  values = np.mean(holds, axis=(0, 2))
-  return [
-    Figure(100 * float(value), 100 * own)
-    for value, own in zip(values, np.mean(draws, axis=0), strict=True)
-  ]
+  return [over_trainings(seeds) for seeds in zip(*each, strict=True)]
 
 
 def gains(
   judged: Judged, category: str, kinds: Sequence[str]
 ) -> dict[tuple[str, str], Figure]:
   """Gives {(backbone, kind): accuracy of all kinds minus that of the kind}."""
-  accuracy = judged.accuracy
-  return {
-    (network, kind): accuracy[network, category, everything(category), MEAN]
-    - accuracy[network, category, kind, MEAN]
-    for network in dict.fromkeys(place[0] for place in accuracy)
-    for kind in kinds
-  }
+  accuracy, paper = judged.accuracy, record.printed('figure6')
+  found = {}
+  for network in dict.fromkeys(place[0] for place in accuracy):
+    together = accuracy[network, category, everything(category), MEAN]
+    for kind in kinds:
+      gain = together - accuracy[network, category, kind, MEAN]
+      over = f'minus {PAPER_NAME[kind]}'
+      place = (_plain(network), everything(category), over)
+      found[network, kind] = gain._replace(paper=paper.get(place))
+  return found
 
 
 def evaluate(
@@ -429,17 +436,17 @@ def rows(
     matrix: AUC of detectors and identifiers.
     wanted: {category: kinds}.
   """
-  n, paper = matrix.num_tested, record.printed('figure6')
+  paper = record.printed('figure6')
+  # What stands in one table, over which the variance of training is pooled.
+  cells: dict[tuple[str, str, str], list[tuple[dict[str, str], Figure]]] = {}
 
   def shown(name: str) -> str:
     return PAPER_NAME.get(name, name)
 
-  def row(role, metric, figure, printed=None, **keys):
-    low, high = figure.interval
-    keys = keys | {'role': role}
-    return Row(keys, metric, figure.value, low, high, n=n, paper=printed)
+  def add(role, metric, figure, **keys):
+    place = (role, metric, keys['category'])
+    cells.setdefault(place, []).append((keys | {'role': role}, figure))
 
-  found = []
   for (network, category, trained, tested), figure in judged.accuracy.items():
     keys = {
       'backbone': network,
@@ -448,19 +455,18 @@ def rows(
       'tested_on': shown(tested),
     }
     printed = paper.get((_plain(network), shown(trained), tested))
-    found.append(row('supervision', ACCURACY, figure, printed, **keys))
+    add('supervision', ACCURACY, figure._replace(paper=printed), **keys)
     kinds = wanted[category] if tested == MEAN else [tested]
     auc = mean([matrix.cell(network, trained, kind) for kind in kinds])
-    found.append(row('supervision', AUC, auc, **keys))
+    add('supervision', AUC, auc, **keys)
   for category, kinds in wanted.items():
     for (network, kind), figure in gains(judged, category, kinds).items():
       keys = {'backbone': network, 'category': category, 'over': shown(kind)}
-      place = (_plain(network), everything(category), f'minus {shown(kind)}')
-      found.append(row('gain', GAIN, figure, paper.get(place), **keys))
+      add('gain', GAIN, figure, **keys)
     for network in matrix.backbones:
       right = [judged.called[network, category, k, k] for k in kinds]
       keys = {'backbone': network, 'category': category}
-      found.append(row('named', NAMED, mean(right), **keys))
+      add('named', NAMED, mean(right), **keys)
   for (network, category, true, name), figure in judged.called.items():
     keys = {
       'backbone': network,
@@ -468,11 +474,20 @@ def rows(
       'true_class': shown(true),
       'called': shown(name),
     }
-    found.append(row('naming', CALLED, figure, **keys))
+    add('naming', CALLED, figure, **keys)
   for (network, category, name), figure in judged.false_alarms.items():
     keys = {'backbone': network, 'category': category, 'pictures': shown(name)}
-    found.append(row('alarm', FALSE_ALARMS, figure, **keys))
-  return found
+    add('alarm', FALSE_ALARMS, figure, **keys)
+  return [
+    row
+    for (_, metric, _), own in cells.items()
+    for row in figure_rows(
+      [keys for keys, _ in own],
+      metric,
+      [figure for _, figure in own],
+      matrix.num_tested,
+    )
+  ]
 
 
 def _plain(network: str) -> str:

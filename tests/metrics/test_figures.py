@@ -1,0 +1,133 @@
+"""Figures and their intervals: arithmetic, and coverage on simulated scores."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxadv.metrics.figures import (
+  Figure,
+  combine,
+  intervals,
+  mean,
+  over_trainings,
+)
+from jaxadv.metrics.intervals import Interval, auc_draws, percentile_interval
+from jaxadv.metrics.roc import auc
+
+DRAWS = np.linspace(-1.0, 1.0, 401)
+
+
+def figure(value, trainings=(), *, spread=1.0, **more):
+  return Figure(value, value + spread * DRAWS, tuple(trainings), **more)
+
+
+def test_differences_are_of_draws_trainings_and_printed_numbers():
+  a = figure(3.0, (1.0, 3.0, 5.0), paper=4.0)
+  b = figure(2.0, (2.0, 3.0, 1.0), spread=0.5, paper=1.5)
+  difference = a - b
+  assert difference.value == 1
+  assert difference.trainings == (-1, 0, 4)
+  assert difference.paper == 2.5
+  np.testing.assert_allclose(difference.draws, 1 + 0.5 * DRAWS)
+  # What was not trained is the same in all trainings.
+  assert (a - figure(2.0)).trainings == (-1, 1, 3)
+  assert (10 - a).trainings == (9, 7, 5)
+  assert (a - 1.0).paper == 3 and (a - figure(2.0)).paper is None
+  assert mean([a, b]).trainings == (1.5, 3, 3)
+  ratio = combine(np.divide, a, b)
+  assert ratio.value == 1.5 and ratio.trainings == (0.5, 1, 5)
+
+
+def test_untrained_figures_have_the_percentiles_of_their_draws():
+  (found,) = intervals([figure(5.0)])
+  assert found == pytest.approx(percentile_interval(5 + DRAWS))
+
+
+def test_variances_add_up():
+  # Of 4 trainings 1 apart the mean has the variance 5/3 / 4.
+  found = figure(2.5, (1.0, 2.0, 3.0, 4.0), spread=0.0)
+  half = stats.t.ppf(0.975, 3) * np.sqrt(5 / 12)
+  assert found.interval == pytest.approx((2.5 - half, 2.5 + half))
+  # Normal draws of the same variance: half of the total is known exactly.
+  sampling = Interval(*(2.5 + stats.norm.ppf([0.025, 0.975]) * np.sqrt(5 / 12)))
+  (both,) = intervals([found], [sampling])
+  freedom = 3 * 2**2  # Welch and Satterthwaite.
+  half = stats.t.ppf(0.975, freedom) * np.sqrt(5 / 6)
+  assert both == pytest.approx((2.5 - half, 2.5 + half))
+
+
+def test_training_variance_is_pooled_over_the_figures_of_a_table():
+  quiet = figure(0.0, (0.0, 0.0, 0.0), spread=0.0)
+  loud = figure(0.0, (-3.0, 0.0, 3.0), spread=0.0)
+  untrained = figure(0.0, spread=0.0)
+  one, other, none = intervals([quiet, loud, untrained])
+  assert one == other
+  assert one.high == pytest.approx(stats.t.ppf(0.975, 4) * np.sqrt(3 / 2))
+  assert none == (0, 0)
+
+
+def test_pictures_of_their_own_count_once():
+  # Trainings differ by nothing but the pictures that each was tested on.
+  rng = np.random.default_rng(0)
+  shares = rng.normal(50, 5, 400)
+  draws = shares.mean() + rng.normal(0, 5 / np.sqrt(400), 4000)
+  apart = Figure(shares.mean(), draws, tuple(shares), apart=True)
+  wide = percentile_interval(draws)
+  assert np.diff(apart.interval) == pytest.approx(np.diff(wide), rel=0.1)
+  once_more = apart._replace(apart=False)
+  assert np.diff(once_more.interval) > 1.3 * np.diff(wide)
+
+
+def simulated(rng, effects, num_pictures=60):
+  """Measures cells of a table: each training has a separation of its own.
+
+  Args:
+    rng: Source of chance.
+    effects: float[cells, trainings], what training adds to the separation.
+
+  Returns:
+    A figure each.
+  """
+  sources = np.arange(num_pictures)
+  cells = []
+  for own in effects:
+    noise = rng.normal(size=(2, num_pictures))
+    each = []
+    for shift in 1 + own:
+      # One set of test pictures; a network's own view of them is a part.
+      clean, attacked = noise + 0.5 * rng.normal(size=noise.shape)
+      attacked = attacked + shift
+      value = auc(
+        np.concatenate([clean, attacked]),
+        np.repeat([False, True], num_pictures),
+      )
+      draws = auc_draws(clean, attacked, sources, sources, num=100)
+      each.append(Figure(100 * float(value), 100 * draws))
+    cells.append(over_trainings(each))
+  return cells
+
+
+def test_intervals_cover_what_another_training_would_give():
+  # Strong training noise: its deviation in AUC equals that of sampling.
+  rng = np.random.default_rng(0)
+  num_cells, num_tables, spread = 16, 10, 0.35
+  many = rng.normal(0, spread, 4000)
+  # Clean and attacked scores have the variance 1 + 0.5**2 each.
+  truth = 100 * stats.norm.cdf((1 + many) / np.sqrt(2 * 1.25)).mean()
+  hits, alone, agreeing = [], [], []
+  for _ in range(num_tables):
+    tables = [
+      simulated(rng, rng.normal(0, spread, (num_cells, 3))) for _ in range(2)
+    ]
+    ends = [intervals(cells) for cells in tables]
+    for cells, own, others in zip(tables, ends, tables[::-1], strict=True):
+      hits += [low <= truth <= high for low, high in own]
+      agreeing += [
+        low <= other.value <= high
+        for (low, high), other in zip(own, others, strict=True)
+      ]
+      bootstrap = [percentile_interval(cell.draws) for cell in cells]
+      alone += [low <= truth <= high for low, high in bootstrap]
+  assert 0.92 < np.mean(hits) < 0.98
+  assert np.mean(alone) < 0.93 < np.mean(hits)
+  assert np.mean(agreeing) > 0.8
