@@ -110,24 +110,15 @@ def simulated(rng, effects, num_pictures=60):
 def test_intervals_cover_what_another_training_would_give():
   # Strong training noise: its deviation in AUC equals that of sampling.
   rng = np.random.default_rng(0)
-  num_cells, num_tables, spread = 16, 10, 0.35
+  num_cells, num_tables, spread = 16, 15, 0.35
   many = rng.normal(0, spread, 4000)
   # Clean and attacked scores have the variance 1 + 0.5**2 each.
   truth = 100 * stats.norm.cdf((1 + many) / np.sqrt(2 * 1.25)).mean()
-  hits, alone, agreeing = [], [], []
+  hits, alone = [], []
   for _ in range(num_tables):
-    tables = [
-      simulated(rng, rng.normal(0, spread, (num_cells, 3))) for _ in range(2)
-    ]
-    ends = [intervals(cells) for cells in tables]
-    for cells, own, others in zip(tables, ends, tables[::-1], strict=True):
-      hits += [low <= truth <= high for low, high in own]
-      agreeing += [
-        low <= other.value <= high
-        for (low, high), other in zip(own, others, strict=True)
-      ]
-      bootstrap = [percentile_interval(cell.draws) for cell in cells]
-      alone += [low <= truth <= high for low, high in bootstrap]
+    cells = simulated(rng, rng.normal(0, spread, (num_cells, 3)))
+    hits += [low <= truth <= high for low, high in intervals(cells)]
+    bootstrap = [percentile_interval(cell.draws) for cell in cells]
+    alone += [low <= truth <= high for low, high in bootstrap]
   assert 0.92 < np.mean(hits) < 0.98
-  assert np.mean(alone) < 0.93 < np.mean(hits)
-  assert np.mean(agreeing) > 0.8
+  assert np.mean(alone) < 0.85
