@@ -75,8 +75,8 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
   """
   images = repair.side_images(study, cell.name, 'test')
   note('detectors', 0.0)
-  score = repair.pooled_score(study, 'ensemble')
-  classifiers = repair.all_fine_tuned(study, score, note)
+  score = repair.pooled_score(study, 'ensemble', 0)
+  classifiers = repair.all_fine_tuned(study, score, 0, note)
   note(f'gradients of {cell.name}', 0.0)
   seen = repair.look(score, images)
   found = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from experiments import conduct
 from experiments.gcd.protocol import baselines, detection, record
 from experiments.gcd.protocol import run as protocol
 from experiments.gcd.protocol import study as studies
-from experiments.gcd.protocol.detection import REGIMES
+from experiments.gcd.protocol.detection import NETWORKS, REGIMES
 from experiments.gcd.protocol.plan import plan
 from experiments.gcd.protocol.setting import (
   MINIMAL,
@@ -22,8 +23,8 @@ from experiments.gcd.protocol.setting import (
 from experiments.gcd.protocol.study import Study
 from jaxadv.detectors.entropy_ensemble import RULES, temperature
 from jaxadv.experiment import Cell
-from jaxadv.metrics.figures import Figure, mean
-from jaxadv.reports import Claim, Record, Row, Table
+from jaxadv.metrics.figures import Figure, mean, over_trainings
+from jaxadv.reports import Claim, Record, Row, Table, figure_rows
 from jaxadv.reports import Figure as Drawing
 from jaxadv.reports.verdicts import Comparison, judge
 
@@ -56,14 +57,22 @@ ENSEMBLES = {
   'gcd_max': ('max', True),
   'gcd_mean': ('mean', True),
 }
+# With several trainings.
+TRAINED = (*NETWORKS, *ENSEMBLES)
 # What the issue of detecting asks of a detector.
 HIGH, ENOUGH = 95.0, 97.0
 
 
 def cells(config: Config) -> list[Cell]:
-  """Lists the cells of a run: every detector but those made of others."""
+  """Lists the cells of a run: every detector but those made of others.
+
+  Networks have one for each training.
+  """
   return [
-    Cell(name, {'detector': name}) for name in SHOWN if name not in ENSEMBLES
+    Cell(f'{name}-seed{seed}', {'detector': name, 'seed': seed})
+    for name in SHOWN
+    if name not in ENSEMBLES
+    for seed in range(config.num_seeds if name in NETWORKS else 1)
   ]
 
 
@@ -81,13 +90,13 @@ def run(config: Config, workdir: str) -> Record | None:
 
 
 def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
-  """Scores test pictures by one detector in all regimes.
+  """Scores test pictures by one training of a detector in all regimes.
 
   Returns:
     {'REGIME/ATTACK/clean' and '.../attacked': float32[n], and of detectors
     that are parts of the ensemble '.../valid' and '.../valid_attacked'}.
   """
-  name, every = cell.name, study.config.attacks
+  name, every = cell.settings['detector'], study.config.attacks
   scores: dict[str, np.ndarray] = {}
 
   def keep(regime, attack, clean, attacked, **more):
@@ -116,13 +125,15 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
       taught = tuple(a for a in taught if a in teachable)
       if not taught:
         continue
-      note(f'{SHOWN[name]} {regime} {attack}', number / len(regimes))
+      note(f'{cell.name} {regime} {attack}', number / len(regimes))
       tested = every if regime == 'pooled' else (attack,)
       if mds:
         found = baselines.mahalanobis_scores(study, mds, taught, tested)
         keep(regime, attack, found['clean'], found[attack])
         continue
-      learnt = detection.learn(study, name, taught, tested)
+      learnt = detection.learn(
+        study, name, taught, tested, cell.settings['seed']
+      )
       keep(
         regime,
         attack,
@@ -134,15 +145,34 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
   return scores
 
 
-def with_ensembles(
-  found: Mapping[str, Mapping[str, np.ndarray]],
-) -> dict[str, dict[str, np.ndarray]]:
-  """Puts the ensembles beside the detectors that they are made of.
+# What `run_cell` gave, of every training of every detector.
+Trainings = dict[str, list[Mapping[str, np.ndarray]]]
+
+
+def with_ensembles(found: Mapping[str, Mapping[str, np.ndarray]]) -> Trainings:
+  """Gathers the trainings of detectors, and puts ensembles beside them.
 
   Args:
-    found: {detector: what `run_cell` gave}.
+    found: {cell: what `run_cell` gave}.
+
+  Returns:
+    {detector or ensemble: scores of each training}. The first trainings of
+    both members make the first ensemble, and so on.
   """
-  first, second = found['is'], found['org']
+  gathered: Trainings = {}
+  for cell, scores in found.items():
+    gathered.setdefault(cell.rpartition('-seed')[0], []).append(scores)
+  pairs = zip(gathered['is'], gathered['org'], strict=True)
+  for made in [_ensembles(*pair) for pair in pairs]:
+    for name, scores in made.items():
+      gathered.setdefault(name, []).append(scores)
+  return gathered
+
+
+def _ensembles(
+  first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, np.ndarray]]:
+  """Combines one training of DET_IS with one of DET_org."""
   made: dict[str, dict[str, np.ndarray]] = {name: {} for name in ENSEMBLES}
   places = {key.rpartition('/')[0] for key in first if key in second}
   for place in sorted(places):
@@ -157,47 +187,60 @@ def with_ensembles(
           for part, t in zip((first, second), heat, strict=True)
         ]
         made[name][f'{place}/{side}'] = np.asarray(RULES[rule](*logits))
-  return {name: dict(scores) for name, scores in found.items()} | made
+  return made
 
 
 def areas_of(
-  study: Study, scores: Mapping[str, Mapping[str, np.ndarray]]
+  study: Study, trainings: Trainings
 ) -> dict[tuple[str, str, str], Figure]:
-  """Computes {(detector, regime, attack): AUC}."""
+  """Computes {(detector, regime, attack): AUC}, with the printed number."""
+  paper, dataset = record.printed('table2'), record.paper_dataset(study)
+
+  def area(name: str, regime: str, attack: str) -> Figure:
+    place = (dataset, PAPER_NAME[attack], SHOWN[name])
+    printed = paper.get(place) if regime == 'per_attack' else None
+    each = [
+      record.auc_figure(
+        study,
+        attack,
+        scores[f'{regime}/{attack}/clean'],
+        scores[f'{regime}/{attack}/attacked'],
+      )
+      for scores in trainings[name]
+    ]
+    if name not in TRAINED:
+      return each[0]._replace(paper=printed)
+    return over_trainings(each, paper=printed)
+
   return {
-    (name, regime, attack): record.auc_figure(
-      study,
-      attack,
-      scores[name][f'{regime}/{attack}/clean'],
-      scores[name][f'{regime}/{attack}/attacked'],
-    )
+    (name, regime, attack): area(name, regime, attack)
     for name in SHOWN
     for regime in REGIMES
     for attack in study.config.attacks
-    if f'{regime}/{attack}/clean' in scores[name]
+    if f'{regime}/{attack}/clean' in trainings[name][0]
     and record.succeeded(study, attack)[: study.config.tws_pictures].any()
   }
 
 
 def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
   """Says how the detectors did."""
-  scores = with_ensembles(found)
-  areas = areas_of(study, scores)
+  trainings = with_ensembles(found)
+  areas = areas_of(study, trainings)
   silent = [
     PAPER_NAME[a]
     for a in study.config.attacks
     if not studies.can_teach(study, [a])
   ]
   return conduct.Findings(
-    claims=claims(areas),
-    rows=detection_rows(study, scores, areas)
-    + control_rows(study, scores)
+    claims=claims(study, trainings, areas),
+    rows=detection_rows(study, trainings, areas)
+    + control_rows(study, trainings)
     + density_rows(study)
     + record.picture_rows(study),
     answer=answer(areas),
     tables=tables(study),
     figures=figures(areas),
-    arrays=arrays(study, scores, areas),
+    arrays=arrays(study, trainings, areas),
     warnings=[
       f'{name} had no success on the pictures that detectors learn from: no '
       'detector of its own'
@@ -206,26 +249,25 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
   )
 
 
-def detection_rows(study, scores, areas) -> list[Row]:
+def detection_rows(study, trainings, areas) -> list[Row]:
   """Gives the AUCs with the printed ones, and how the classifier did."""
   paper, dataset = record.printed('table2'), record.paper_dataset(study)
   rows = []
-  for (name, regime, attack), figure in areas.items():
-    place = (dataset, PAPER_NAME[attack], SHOWN[name])
-    count = len(scores[name][f'{regime}/{attack}/clean'])
-    rows.append(
-      record.figure_row(
+  for regime in REGIMES:
+    places = [place for place in areas if place[1] == regime]
+    rows += figure_rows(
+      [
         {
           'role': 'detection',
           'training': regime.replace('_', ' '),
           'detector': SHOWN[name],
           'attack': PAPER_NAME[attack],
-        },
-        record.AUC,
-        figure,
-        n=int(record.succeeded(study, attack)[:count].sum()),
-        paper=paper.get(place) if regime == 'per_attack' else None,
-      )
+        }
+        for name, _, attack in places
+      ],
+      record.AUC,
+      [areas[place] for place in places],
+      [tested(study, trainings, *place) for place in places],
     )
   for attack in study.config.attacks:
     rows.append(
@@ -239,21 +281,32 @@ def detection_rows(study, scores, areas) -> list[Row]:
   return rows
 
 
-def control_rows(study: Study, scores) -> list[Row]:
+def tested(study: Study, trainings: Trainings, name, regime, attack) -> int:
+  """Counts the attacked pictures that a detector is tested on."""
+  count = len(trainings[name][0][f'{regime}/{attack}/clean'])
+  return int(record.succeeded(study, attack)[:count].sum())
+
+
+def control_rows(study: Study, trainings: Trainings) -> list[Row]:
   """Compares every other clean picture with the rest: nothing to tell."""
   sources = study.clean['test'].source
-  rows = []
-  for name in SHOWN:
-    clean = next(
-      (v for k, v in scores[name].items() if k.endswith('/clean')), None
-    )
-    if clean is None:
+  keys, found, numbers = [], [], []
+  for name, each in trainings.items():
+    place = next((k for k in each[0] if k.endswith('/clean')), None)
+    if place is None:
       continue
-    own = sources[: len(clean)]
-    figure = record.auc_of_groups(clean[::2], clean[1::2], own[::2], own[1::2])
-    keys = {'role': 'control', 'detector': SHOWN[name], 'pictures': 'clean'}
-    rows.append(record.figure_row(keys, record.AUC, figure, n=len(own) // 2))
-  return rows
+    clean = [scores[place] for scores in each]
+    own = sources[: len(clean[0])]
+    halves = [
+      record.auc_of_groups(part[::2], part[1::2], own[::2], own[1::2])
+      for part in clean
+    ]
+    keys.append(
+      {'role': 'control', 'detector': SHOWN[name], 'pictures': 'clean'}
+    )
+    found.append(over_trainings(halves) if name in TRAINED else halves[0])
+    numbers.append(len(own) // 2)
+  return figure_rows(keys, record.AUC, found, numbers)
 
 
 def density_rows(study: Study) -> list[Row]:
@@ -277,8 +330,11 @@ def density_rows(study: Study) -> list[Row]:
   ]
 
 
-def claims(areas) -> list[Claim]:
+def claims(study: Study, trainings: Trainings, areas) -> list[Claim]:
   """Judges the paper's claims."""
+  ask = functools.partial(
+    judge, n=min(tested(study, trainings, *place) for place in areas)
+  )
   attacks = list(dict.fromkeys(attack for *_, attack in areas))
   own = {
     (name, attack): figure
@@ -291,7 +347,7 @@ def claims(areas) -> list[Claim]:
   every = both('gcd')
   left_out = [a for a in every if ('gcd', 'leave_one_out', a) in areas]
   return [
-    judge(
+    ask(
       f'A network on pixels finds Linf attacks (AUC above {HIGH:.0f})',
       [
         Comparison(
@@ -300,7 +356,7 @@ def claims(areas) -> list[Claim]:
         for a in budget
       ],
     ),
-    judge(
+    ask(
       'Gradients and pixels complement each other: DET_IS is better on L2 '
       'attacks, DET_org on Linf attacks',
       [
@@ -316,7 +372,7 @@ def claims(areas) -> list[Claim]:
         for a in budget
       ],
     ),
-    judge(
+    ask(
       f'The ensemble finds all attacks (AUC above {ENOUGH:.0f})',
       [
         Comparison(
@@ -325,7 +381,7 @@ def claims(areas) -> list[Claim]:
         for a in every
       ],
     ),
-    judge(
+    ask(
       'The ensemble is better than every other detector (mean of the attacks)',
       [
         Comparison(
@@ -336,7 +392,7 @@ def claims(areas) -> list[Claim]:
         if every and all((name, a) in own for a in every)
       ],
     ),
-    judge(
+    ask(
       'The network on gradients is better than S alone on L2 attacks',
       [
         Comparison(
@@ -345,7 +401,7 @@ def claims(areas) -> list[Claim]:
         for a in minimal
       ],
     ),
-    judge(
+    ask(
       'The ensemble finds attacks that it has not learnt as well (not claimed; '
       'what awaits it once deployed)',
       [
@@ -396,7 +452,8 @@ def tables(study: Study) -> list[Table]:
       note='Attacked pictures rounded to 8 bit, those that the attack changed '
       'with success before rounding. Per attack: learnt on the attack it is '
       'tested on. DET_TWS, DET_PD and the scores without training are the '
-      'same in all three.',
+      'same in all three. Values of networks: mean over '
+      f'{study.config.num_seeds} trainings.',
     ),
     Table(
       'Accuracy of the unprotected classifier on the pictures of the attacks',
@@ -464,13 +521,13 @@ def figures(areas) -> list[Drawing]:
   ]
 
 
-def arrays(study: Study, scores, areas) -> dict[str, np.ndarray]:
-  """Gives the scores behind the figures."""
+def arrays(study: Study, trainings: Trainings, areas) -> dict[str, np.ndarray]:
+  """Gives the scores behind the figures, of the first training."""
   found = {}
   for name, regime, attack in areas:
     if regime == 'per_attack':
       place = f'{regime}/{attack}'
-      own = scores[name]
+      own = trainings[name][0]
       clean, attacked = own[f'{place}/clean'], own[f'{place}/attacked']
       rows = record.succeeded(study, attack)[: len(attacked)]
       found[f'{name}/{attack}/clean'] = clean

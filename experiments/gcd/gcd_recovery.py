@@ -143,8 +143,8 @@ def repair_all(study: Study, note) -> dict[str, np.ndarray]:
   """
   config = study.config
   note('detectors', 0.0)
-  score = repair.pooled_score(study, 'ensemble')
-  classifiers = repair.all_fine_tuned(study, score, note)
+  score = repair.pooled_score(study, 'ensemble', 0)
+  classifiers = repair.all_fine_tuned(study, score, 0, note)
   control = classifiers.pop(UNMASKED)
   choices = list(classifiers)
   valid = valid_accuracy(study, score, classifiers, note)

@@ -127,7 +127,7 @@ def sizes(study, name, images, pictures, source) -> np.ndarray:
     source: int[n], their ids; random pixels go by it.
   """
   if name in DETECTORS:
-    return repair.look(repair.pooled_score(study, name), images).gradient
+    return repair.look(repair.pooled_score(study, name, 0), images).gradient
   if name == 'change':
     return np.asarray(
       to_float(pictures['attacked']) - to_float(pictures['clean'])

@@ -50,6 +50,7 @@ TINY_GCD = (
   '--num_test=20',
   '--detector=vgg11:0.05',
   '--detector_epochs=2',
+  '--num_seeds=2',
   '--tws_pictures=10',
   '--tws_cap=5',
   '--tws_cap_t=5',

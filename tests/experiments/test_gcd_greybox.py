@@ -51,12 +51,14 @@ def test_the_ensemble_takes_the_more_certain_calibrated_logit():
       'pooled/pgd/attacked': np.array([1.0, 2.0], np.float32) * scale,
     }
 
-  made = gcd_greybox.with_ensembles({'is': learnt(1.0), 'org': learnt(10.0)})
-  raw = made['gcd_raw']['pooled/pgd/clean']
+  made = gcd_greybox.with_ensembles(
+    {'is-seed0': learnt(1.0), 'org-seed0': learnt(10.0)}
+  )
+  raw = made['gcd_raw'][0]['pooled/pgd/clean']
   np.testing.assert_array_equal(raw, [-30, -10])
-  calibrated = made['gcd']['pooled/pgd/clean']
+  calibrated = made['gcd'][0]['pooled/pgd/clean']
   assert (np.abs(calibrated) < 12).all()
-  assert (made['gcd_max']['pooled/pgd/attacked'] >= calibrated.max()).all()
+  assert (made['gcd_max'][0]['pooled/pgd/attacked'] >= calibrated.max()).all()
 
 
 def test_lessons():

@@ -66,6 +66,11 @@ def test_a_setting_that_cannot_bear_a_claim_tests_nothing(
   assert reason in claim.note and reason in tables.sentence(claim)
 
 
+def test_a_setting_that_favours_a_claim_may_only_refute_it():
+  ask = lambda value: judge('c', [compare(value)], generous=['weak']).verdict
+  assert [ask(5.0), ask(0.5), ask(-5.0)] == ['not tested'] * 2 + ['did not']
+
+
 def test_what_was_not_trained_needs_no_second_training():
   assert judge('c', [compare(5.0, trainings=())], n=100).verdict == 'held'
 

@@ -124,7 +124,7 @@ class White(NamedTuple):
 def white_box(study: Study) -> White:
   """Fits the detectors on all attacks, or finds them; picks the pictures."""
   config = study.config
-  learnt = [detection.learn_pooled(study, name) for name in ('is', 'org')]
+  learnt = [detection.learn_pooled(study, name, 0) for name in ('is', 'org')]
   guard = Guard(
     classifier=study.victim.classifier,
     states=(learnt[0].state, learnt[1].state),
@@ -497,8 +497,8 @@ def attack_pipeline(
   """
   config = study.config
   reading, alpha = repair_setting(config)
-  score = repair.pooled_score(study, 'ensemble')
-  tuned = repair.fine_tuned(study, alpha, reading, score)
+  score = repair.pooled_score(study, 'ensemble', 0)
+  tuned = repair.fine_tuned(study, alpha, reading, score, 0)
   key = studies.stream(config, f'white pipeline {attack}')
 
   def pipeline(combine: rectifier.Combine) -> Classifier:

@@ -118,7 +118,11 @@ def recipe(config: Config) -> TrainConfig:
 
 
 def learn(
-  study: Study, name: str, taught: Sequence[str], tested: Sequence[str]
+  study: Study,
+  name: str,
+  taught: Sequence[str],
+  tested: Sequence[str],
+  seed: int,
 ) -> Learnt:
   """Fits a network detector and scores test pictures, or finds both.
 
@@ -127,19 +131,19 @@ def learn(
     name: One of `NETWORKS`.
     taught: Attacks to learn, which `study.can_teach`.
     tested: Attacks to be tested on; clean pictures are always tested.
+    seed: Which of `num_seeds` trainings.
 
   Returns:
     What it learnt.
   """
   config = study.config
-  sides = [
+  train, valid = (
     studies.detector_batches(study, taught, s) for s in ('train', 'valid')
-  ]
-  if sides[0] is None or sides[1] is None:
-    return None
-  train, valid = sides
+  )
   detector = detector_of(config, name)
-  key = studies.stream(config, f'detector {name} {" ".join(taught)}')
+  key = studies.stream(
+    config, f'detector {name} {" ".join(taught)} seed {seed}'
+  )
   made_from = {
     'detector': name,
     'module': module_of(config),
@@ -192,14 +196,14 @@ def learn(
   )
 
 
-def learn_pooled(study: Study, name: str) -> Learnt:
+def learn_pooled(study: Study, name: str, seed: int) -> Learnt:
   """Fits a network detector on all attacks, as a defence has it; see `learn`.
 
   Raises:
     DataError: If no attack had success, so that there is nothing to learn.
   """
   taught = studies.teachable(study)
-  return learn(study, name, taught, study.config.attacks)
+  return learn(study, name, taught, study.config.attacks, seed)
 
 
 def _template(study: Study, name: str) -> Any:

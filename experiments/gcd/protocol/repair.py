@@ -77,12 +77,13 @@ def ensemble_of(config: Config) -> Detector:
   )
 
 
-def pooled_score(study: Study, name: str) -> Score:
+def pooled_score(study: Study, name: str, seed: int) -> Score:
   """Gives a detector of all attacks of the run as `images -> logits`.
 
   Args:
     study: The study.
     name: 'is', 'org', or 'ensemble' of both, calibrated.
+    seed: Which of `num_seeds` trainings.
 
   Returns:
     A pytree: detectors of the same networks share their compiled programs.
@@ -92,7 +93,7 @@ def pooled_score(study: Study, name: str) -> Score:
   """
   config, classifier = study.config, study.victim.classifier
 
-  learnt = functools.partial(detection.learn_pooled, study)
+  learnt = functools.partial(detection.learn_pooled, study, seed=seed)
   if name != 'ensemble':
     found = learnt(name)
     return jax.tree_util.Partial(
@@ -165,7 +166,7 @@ def side_images(study: Study, kind: str, side: str) -> np.ndarray:
 
 
 def fine_tuned(
-  study: Study, alpha: float, mask: Reading, score: Score | None = None
+  study: Study, alpha: float, mask: Reading, score: Score, seed: int
 ) -> Classifier:
   """Fine-tunes the victim on masked pictures (f_rec), or finds it.
 
@@ -177,13 +178,13 @@ def fine_tuned(
     study: The study.
     alpha: The masking rate, in [0, 1].
     mask: Its reading.
-    score: `pooled_score(study, 'ensemble')`, where it is at hand.
+    score: `pooled_score(study, 'ensemble', seed)`.
+    seed: Which of `num_seeds` trainings.
 
   Returns:
     The classifier, for one rate and reading.
   """
   config, victim = study.config, study.victim
-  score = score or pooled_score(study, 'ensemble')
   taught = studies.detector_batches(
     study, studies.teachable(study), 'train'
   ).batch
@@ -191,7 +192,7 @@ def fine_tuned(
   attacked = np.asarray(taught.kind) != 0
   recipe = dataclasses.replace(FINE_TUNING, num_epochs=config.repair_epochs)
   key_copies = studies.stream(config, 'masked copies')
-  key_tuning = studies.stream(config, 'fine-tuning')
+  key_tuning = studies.stream(config, f'fine-tuning seed {seed}')
   made_from = {
     'detector': storage.fingerprint(jax.tree.leaves(score)),
     'module': detection.module_of(config),
@@ -305,7 +306,7 @@ def settings(alphas: Sequence[str]) -> list[Setting]:
 
 
 def all_fine_tuned(
-  study: Study, score: Score, note: Note
+  study: Study, score: Score, seed: int, note: Note
 ) -> dict[Setting, Classifier]:
   """Fine-tunes a classifier for every setting of the run, or finds them.
 
@@ -314,7 +315,7 @@ def all_fine_tuned(
   found = {}
   for mask, alpha in (*settings(study.config.alphas), UNMASKED):
     note(f'fine-tuning for {named((mask, alpha))}', 0.0)
-    found[mask, alpha] = fine_tuned(study, alpha, mask, score)
+    found[mask, alpha] = fine_tuned(study, alpha, mask, score, seed)
   return found
 
 

@@ -79,6 +79,9 @@ class Config(Options):
   num_train: int = option(200, 'Pictures an attack that detectors learn from.')
   num_valid: int = option(60, 'Pictures an attack that detectors validate on.')
   num_test: int = option(150, 'Attacked test pictures an attack.')
+  num_seeds: int = option(
+    3, 'Trainings of every detector and of f_rec; 1 gives no verdicts.'
+  )
   detector: str = option('vgg11:0.125', "Network of the paper's detectors.")
   detector_epochs: int = option(10, "Epochs of a detector's training.")
   detector_rate: float = option(1e-3, "Learning rate of a detector's training.")
