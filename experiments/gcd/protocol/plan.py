@@ -71,7 +71,10 @@ def plan(config: Config, workdir: str) -> str:
   for attack in config.attacks:
     present = planning.present(lambda attack=attack: find(attack))
     steps = _gradients(config, attack)
-    show(PAPER_NAME[attack], present, attacked * steps * planning.PASSES)
+    count = attacked
+    if attack.startswith('cw') and config.cw_train:
+      count -= max(config.num_train - config.cw_train, 0)
+    show(PAPER_NAME[attack], present, count * steps * planning.PASSES)
   rows = 2 * config.num_train * config.detector_epochs * planning.PASSES
   seconds += cost(config.detector, rows * DETECTORS * len(config.attacks))
   lines.append(

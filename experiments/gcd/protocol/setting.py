@@ -77,6 +77,9 @@ class Config(Options):
   cw_const: float = option(1e-3, 'Constant that Carlini-Wagner starts from.')
   ddn_steps: int = option(100, 'Steps of DDN.')
   num_train: int = option(200, 'Pictures an attack that detectors learn from.')
+  cw_train: int = option(
+    0, 'Carlini-Wagner, the dearest, attacks so many of them; 0 for all.'
+  )
   num_valid: int = option(60, 'Pictures an attack that detectors validate on.')
   num_test: int = option(150, 'Attacked test pictures an attack.')
   num_seeds: int = option(
@@ -141,7 +144,7 @@ class Config(Options):
       raise UserError(
         f'--attacks is {",".join(self.attacks)!r}; give at least one, each once'
       )
-    zero = ('pixelcnn_pictures', 'hardened_pictures')
+    zero = ('cw_train', 'pixelcnn_pictures', 'hardened_pictures')
     for field in dataclasses.fields(self):
       value, least = getattr(self, field.name), int(field.name not in zero)
       if field.name == 'seed' or isinstance(value, bool):
