@@ -117,10 +117,10 @@ def chances(
   """Puts both kinds of chance of several figures together.
 
   The variance of a figure is that of sampling pictures plus that of training.
-  Three trainings tell the latter badly, so it is pooled over the figures: the
-  figures' own variances of the mean over trainings are averaged. A figure
-  whose trainings differ more than the pool keeps its own, at its own degrees
-  of freedom, if that gives the wider interval.
+  Three trainings tell the latter badly, so it is pooled: the variances of the
+  figures' means over trainings are averaged. Figures share networks, as the
+  cells of a table of r detectors on r sets do, so n of them count as sqrt(n)
+  for the degrees of freedom.
 
   Args:
     figures: Of one table or one claim, in one unit.
@@ -151,7 +151,7 @@ def chances(
   if not own:
     return found
   pooled = max(float(np.mean(own)), 0.0)
-  freedom = float(np.sum(freedoms))
+  freedom = float(np.sum(freedoms)) / len(own) ** 0.5
   return [
     _with_training(chance, pooled, freedom) if len(f.trainings) > 1 else chance
     for chance, f in zip(found, figures, strict=True)
