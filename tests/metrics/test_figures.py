@@ -62,7 +62,9 @@ def test_training_variance_is_pooled_over_the_figures_of_a_table():
   untrained = figure(0.0, spread=0.0)
   one, other, none = intervals([quiet, loud, untrained])
   assert one == other
-  assert one.high == pytest.approx(stats.t.ppf(0.975, 4 / 2**0.5) * np.sqrt(3 / 2))
+  assert one.high == pytest.approx(
+    stats.t.ppf(0.975, 4 / 2**0.5) * np.sqrt(3 / 2)
+  )
   assert none == (0, 0)
 
 
