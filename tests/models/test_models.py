@@ -126,7 +126,6 @@ def test_every_backbone_takes_its_smallest_size():
     module = models.build(name, num_classes=2, width=0.1, image_size=size)
     # Networks of a family shrink pictures alike, whatever their depth.
     modules.setdefault((type(module), size), module)
-  assert len(modules) == 7
   for (_, size), module in modules.items():
     image = jnp.zeros((1, size, size, 3))
     shape = jax.eval_shape(
