@@ -295,7 +295,8 @@ def check_classes(
 
 def _checked_file(path: Path) -> Path:
   if path.suffix == '.th':
-    raise UserError(f'{path} is a pickle: {_CONVERT_CIFAR.format("NAME")}')
+    made = f'{path.stem}.safetensors'
+    raise UserError(f'{path} is a pickle: {_CONVERT_CIFAR.format(made)}')
   if path.suffix in ('.pth', '.pt'):
     raise UserError(f'{path} is a pickle: {_CONVERT.format(path.stem)}')
   if path.suffix not in _SUFFIXES or not path.is_file():
