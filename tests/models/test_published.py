@@ -292,7 +292,7 @@ def test_what_is_not_found_is_listed(tmp_path):
     ('absent', "'imagenet', 'cifar10', a folder, or a file"),
     ('notes.txt', r'\.h5, \.npz, \.safetensors'),
     ('resnet18.pth', 'weights_only=True'),
-    ('resnet20-1a.th', r'"state_dict".*module.*"resnet20-1a\.safetensors"'),
+    ('resnet20-1a.th', r'"state_dict".*module.*"resnet20_cifar10\.s'),
   ],
 )
 def test_what_is_no_file_of_weights(where, message, tmp_path):

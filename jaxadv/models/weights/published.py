@@ -295,7 +295,8 @@ def check_classes(
 
 def _checked_file(path: Path) -> Path:
   if path.suffix == '.th':
-    made = f'{path.stem}.safetensors'
+    # They are called resnet20-12fca82f.th and the like.
+    made = f'{path.stem.partition("-")[0]}_cifar10.safetensors'
     raise UserError(f'{path} is a pickle: {_CONVERT_CIFAR.format(made)}')
   if path.suffix in ('.pth', '.pt'):
     raise UserError(f'{path} is a pickle: {_CONVERT.format(path.stem)}')
