@@ -87,8 +87,8 @@ class Config(Settings):
   model: str = option('vgg11:0.25', 'Network, name:width:size.')
   weights: str = option(
     '',
-    'Its weights: a file (.npz, .h5, .safetensors), a folder, or imagenet; '
-    'empty: train it.',
+    'Its weights: a file (.npz, .h5, .safetensors), a folder, or '
+    f'{" or ".join(models.PUBLISHED)}; empty: train it.',
   )
   mean: tuple[str, ...] = option(
     (),
@@ -545,12 +545,7 @@ def load_network(
   ids = imagenet.wnids()
   if count == len(ids) and set(pictures.class_names) <= set(ids):
     pictures = imagenet.relabel(pictures)  # They may be of some classes only.
-  if count != len(pictures.class_names):
-    raise UserError(
-      f'{path} holds weights for {count} classes, but {config.dataset} has '
-      f'{len(pictures.class_names)}; give weights for these classes or '
-      'another data set'
-    )
+  published.check_classes(path, count, pictures.class_names, config.dataset)
   _, classifier = load_classifier(
     network, config.image_size, path, preprocess_of(config)
   )

@@ -22,13 +22,20 @@ from jaxadv.models.chain import split_variables, stage_names
 from jaxadv.models.densenet import DenseNet
 from jaxadv.models.inception import InceptionV3
 from jaxadv.models.mobilenet import MobileNet
-from jaxadv.models.resnet import resnet18, resnet50, resnet152, resnext50
+from jaxadv.models.resnet import (
+  CifarResNet,
+  resnet18,
+  resnet50,
+  resnet152,
+  resnext50,
+)
 from jaxadv.models.vgg import DEPTHS, VGG
 from jaxadv.models.xception import Xception
 from jaxadv.types import PyTree
 
 __all__ = [
   'BACKBONES',
+  'PUBLISHED',
   'Backbone',
   'build',
   'init_variables',
@@ -50,6 +57,7 @@ class Backbone(NamedTuple):
     saliency: The stage whose maps Grad-CAM reads; the last one that leaves at
       least 4x4 cells of a 32x32 picture, or of the smallest that it takes.
     image_size: The side of the images of published weights.
+    published: The data set that published weights were trained on.
     from_scratch: Options of `make` for a network without published weights,
       such as BatchNorm, without which small data do not train a VGG.
   """
@@ -62,6 +70,7 @@ class Backbone(NamedTuple):
   preprocess: Callable[[jax.Array], jax.Array]
   saliency: str
   image_size: int = 224
+  published: str = 'imagenet'
   from_scratch: dict[str, Any] = {}
 
 
@@ -90,7 +99,7 @@ def _make_vgg(
   return VGG(depths, num_classes, width, **options)
 
 
-def _make_large(
+def _make_plain(
   network: Callable[..., nn.Module],
   num_classes: int,
   width: float,
@@ -98,7 +107,7 @@ def _make_large(
   **options,
 ) -> nn.Module:
   del image_size  # one form for all
-  return network(num_classes, width, **options)
+  return network(num_classes=num_classes, width=width, **options)
 
 
 def _make_strided(
@@ -113,6 +122,8 @@ def _make_strided(
   return network(num_classes=num_classes, width=width, **options)
 
 
+# Residual blocks in each stack of the ResNets for CIFAR.
+_CIFAR_DEPTHS = {'resnet20': 3, 'resnet32': 5, 'resnet44': 7, 'resnet56': 9}
 _imagenet_normalise = Normalise((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -174,9 +185,23 @@ BACKBONES: dict[str, Backbone] = (
     )
   }
   | {
+    name: Backbone(
+      name=name,
+      make=partial(_make_plain, partial(CifarResNet, depth=depth)),
+      split=f'layer2_{depth - 1}',
+      features=f'layer3_{depth - 1}',
+      min_size=16,
+      preprocess=_imagenet_normalise,
+      saliency=f'layer3_{depth - 1}',
+      image_size=32,
+      published='cifar10',
+    )
+    for name, depth in _CIFAR_DEPTHS.items()
+  }
+  | {
     'inceptionv3': Backbone(
       name='inceptionv3',
-      make=partial(_make_large, InceptionV3),
+      make=partial(_make_plain, InceptionV3),
       split='mixed2',
       features='mixed10',
       min_size=75,
@@ -186,7 +211,7 @@ BACKBONES: dict[str, Backbone] = (
     ),
     'xception': Backbone(
       name='xception',
-      make=partial(_make_large, Xception),
+      make=partial(_make_plain, Xception),
       split='block3',
       features='block14',
       min_size=71,
@@ -197,6 +222,9 @@ BACKBONES: dict[str, Backbone] = (
   }
 )
 """The backbones by name."""
+
+PUBLISHED = tuple(dict.fromkeys(each.published for each in BACKBONES.values()))
+"""The names of published weights, those of the data sets behind them."""
 
 
 def build(

@@ -1,8 +1,8 @@
-"""ResNet and ResNeXt, as Keras and as torchvision publish them.
+"""ResNet and ResNeXt, as Keras and as torchvision publish them, and for CIFAR.
 
 He et al., Deep Residual Learning for Image Recognition, 2016,
-https://arxiv.org/abs/1512.03385, table 1; Xie et al., Aggregated Residual
-Transformations for Deep Neural Networks, 2017,
+https://arxiv.org/abs/1512.03385, table 1 and section 4.2; Xie et al.,
+Aggregated Residual Transformations for Deep Neural Networks, 2017,
 https://arxiv.org/abs/1611.05431, table 1.
 """
 
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxadv.models import chain
 from jaxadv.models.layers import Conv, max_pool, relu
@@ -27,7 +28,8 @@ class Layout(NamedTuple):
     first: The first `stack` and the first `number`.
     stem: Names of the convolution and the BatchNorm of the stem.
     unit: Those of number `n` in a `block`.
-    shortcut: Those of the shortcut of a `block`.
+    shortcut: Those of the shortcut of a `block`; none for one without
+      parameters, which pads the channels.
     head: Name of the dense layer.
     bias: Whether convolutions have one.
     epsilon: Of BatchNorm.
@@ -38,7 +40,7 @@ class Layout(NamedTuple):
   first: tuple[int, int]
   stem: tuple[str, str]
   unit: tuple[str, str]
-  shortcut: tuple[str, str]
+  shortcut: tuple[str, str] | None
   head: str
   bias: bool
   epsilon: float
@@ -70,6 +72,9 @@ TORCH = Layout(
   striding=2,
 )
 """Names of torchvision with _ for its dots; the stride in the 3x3 ("v1.5")."""
+
+CIFAR = TORCH._replace(shortcut=None, head='linear')
+"""Names of the published networks for CIFAR-10, with _ for their dots."""
 
 
 class ResNet(chain.Chain):
@@ -155,6 +160,49 @@ resnet152 = partial(ResNet, depths=(3, 8, 36, 3))
 resnext50 = partial(ResNet, layout=TORCH, group_width=4)
 
 
+class CifarResNet(chain.Chain):
+  """The ResNet of section 4.2 for small pictures; stages as those of `ResNet`.
+
+  Three stacks of 16, 32 and 64 channels on maps of the picture's side, half
+  and a quarter of it; 6 `depth` + 2 layers.
+
+  Attributes:
+    depth: Residual blocks in each stack.
+    num_classes: Number of logits.
+    width: Multiplies the channels.
+  """
+
+  depth: int = 3
+  num_classes: int = 10
+  width: float = 1.0
+
+  @nn.nowrap
+  def stages(self) -> dict[str, Callable[..., Any]]:
+    """Gives the constructors of the stages, in order."""
+    channels = [max(1, int(16 * 2**stack * self.width)) for stack in range(3)]
+    stages: dict[str, Callable[..., Any]] = {
+      'stem': partial(
+        _Stem, features=channels[0], layout=CIFAR, small_input=True, size=3
+      )
+    }
+    for stack, features in enumerate(channels):
+      for number in range(self.depth):
+        stride = 2 if stack and not number else 1
+        name = CIFAR.block.format(stack=stack + 1, number=number)
+        stages[name] = partial(
+          _Block,
+          convolutions=(
+            _Convolution(features, 3, stride),
+            _Convolution(features, 3),
+          ),
+          layout=CIFAR,
+        )
+    head = partial(
+      chain.PoolHead, num_classes=self.num_classes, layer=CIFAR.head
+    )
+    return stages | {'head': head}
+
+
 class _Convolution(NamedTuple):
   features: int
   size: int
@@ -193,10 +241,12 @@ class _Stem(nn.Module):
   features: int
   layout: Layout
   small_input: bool
+  size: int = 7
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-    convolution = _Convolution(self.features, 7, 1 if self.small_input else 2)
+    stride = 1 if self.small_input else 2
+    convolution = _Convolution(self.features, self.size, stride)
     x = _unit(x, self.layout.stem, convolution, self.layout, train)
     if not self.small_input:
       # Before its ReLU, which commutes, on a quarter of it.
@@ -217,7 +267,9 @@ class _Block(nn.Module):
     last = self.convolutions[-1].features
     stride = max(convolution.stride for convolution in self.convolutions)
     shortcut = x
-    if stride > 1 or x.shape[-1] != last:
+    if self.layout.shortcut is None:
+      shortcut = _padded(x, last, stride)
+    elif stride > 1 or x.shape[-1] != last:
       convolution = _Convolution(last, 1, stride)
       shortcut = unit(x, self.layout.shortcut, convolution)
     for n, convolution in enumerate(self.convolutions, start=1):
@@ -225,3 +277,12 @@ class _Block(nn.Module):
       if n < len(self.convolutions):
         x = relu(x)
     return relu(x + shortcut)
+
+
+def _padded(x: jax.Array, features: int, stride: int) -> jax.Array:
+  """Takes every `stride`-th pixel, and puts zeros on both sides of channels."""
+  more = features - x.shape[-1]
+  return jnp.pad(
+    x[:, ::stride, ::stride],
+    ((0, 0), (0, 0), (0, 0), (more // 2, more - more // 2)),
+  )

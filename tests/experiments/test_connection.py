@@ -1,6 +1,7 @@
 """The experiments of the connection paper end to end, as small as can be."""
 
 import csv
+import dataclasses
 import json
 import math
 import shutil
@@ -11,7 +12,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from experiments.connection.protocol import record
-from experiments.connection.protocol.setting import get_config
+from experiments.connection.protocol.setting import get_config, weight_file
+from jaxadv.errors import UserError
+from jaxadv.models.weights import published
 from tests.experiments.conftest import TINY
 
 KINDS = {
@@ -242,3 +245,22 @@ def test_the_report_says_what_its_networks_cannot_tell():
   assert 'one family, MobileNet' in pretrained
   assert 'seen these pictures in training' in pretrained
   assert not caveats('quick').strip()
+
+
+def test_networks_find_their_weights_among_several_names(monkeypatch, tmp_path):
+  monkeypatch.setenv(published.WEIGHTS_DIR, str(tmp_path))
+  files = {
+    'resnet20': tmp_path / 'resnet20_cifar10.safetensors',
+    'mobilenet:0.25:128': tmp_path / 'mobilenet_v1_0.25_128.npz',
+  }
+  for file in files.values():
+    file.touch()
+  for weights in (('imagenet', 'cifar10'), ('cifar10', 'imagenet')):
+    config = dataclasses.replace(
+      get_config(), victim='resnet20', backbones=tuple(files), weights=weights
+    )
+    for network, file in files.items():
+      assert weight_file(config, network) == str(file)
+  alone = dataclasses.replace(config, weights=('cifar10',))
+  with pytest.raises(UserError, match='not of mobilenet; ask for imagenet'):
+    weight_file(alone, 'mobilenet:0.25:128')

@@ -115,6 +115,8 @@ def test_a_minimal_norm_attack_teaches_by_its_successes_only():
     ({'pixelcnn_rate': 0.0}, '--pixelcnn_rate is 0.0'),
     ({'victim': 'vgg9'}, "no choice 'vgg9'"),
     ({'tws_cap': 0}, '--tws_cap is 0; it must be 1 or more'),
+    ({'weights': 'cifar100'}, 'give imagenet, cifar10, or a folder or file'),
+    ({'weights': 'cifar10', 'dataset': 'mnist'}, 'mnist is read with one'),
   ],
 )
 def test_what_cannot_be_is_refused(flags, said):

@@ -14,7 +14,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from jaxadv import models
-from jaxadv.errors import DataError, UserError
+from jaxadv.errors import DataError, DoubtWarning, UserError
 from jaxadv.models.weights import native, published, torchvision
 
 VGG16 = 'vgg16_weights_tf_dim_ordering_tf_kernels.h5'
@@ -197,7 +197,7 @@ def test_torchvision_layout(tmp_path):
     torchvision.from_arrays(state, module, template, source='here')
 
 
-@pytest.mark.parametrize('name', ['resnet18', 'resnext50'])
+@pytest.mark.parametrize('name', ['resnet18', 'resnext50', 'resnet32'])
 def test_all_names_of_torchvision(name, tmp_path):
   module, variables = _variables(name, 0.0625, 64)
   found = published.load(
@@ -261,6 +261,12 @@ def test_own_files(tmp_path):
       ['inception_v3_weights_tf_dim_ordering_tf_kernels.h5'],
     ),
     ('resnext50', 1, 224, ['resnext50_32x4d-1a0047aa.safetensors']),
+    (
+      'resnet20',
+      1,
+      32,
+      ['resnet20_cifar10.safetensors', 'resnet20_1.0_32.npz'],
+    ),
   ],
 )
 def test_the_best_name_in_a_folder(name, width, image_size, files, tmp_path):
@@ -283,9 +289,10 @@ def test_what_is_not_found_is_listed(tmp_path):
 @pytest.mark.parametrize(
   'where, message',
   [
-    ('absent', "'imagenet', a folder, or a file"),
+    ('absent', "'imagenet', 'cifar10', a folder, or a file"),
     ('notes.txt', r'\.h5, \.npz, \.safetensors'),
     ('resnet18.pth', 'weights_only=True'),
+    ('resnet20-1a.th', r'"state_dict".*module.*"resnet20_cifar10\.s'),
   ],
 )
 def test_what_is_no_file_of_weights(where, message, tmp_path):
@@ -366,7 +373,7 @@ def test_headless_files(tmp_path):
   with pytest.raises(UserError, match='predictions'):
     published.num_classes(tmp_path / 'notop.npz')
   safetensors.numpy.save_file({}, tmp_path / 'vgg.safetensors')
-  with pytest.raises(UserError, match='resnet18, resnext50'):
+  with pytest.raises(UserError, match='resnet18, resnext50, resnet20'):
     published.load('vgg16', 1, 224, tmp_path / 'vgg.safetensors', None, {})
 
 
@@ -447,6 +454,9 @@ def test_the_folder_in_the_environment_comes_first(shop, monkeypatch, tmp_path):
   (tmp_path / VGG16).touch()
   assert published.find('vgg16', 1, 224, 'imagenet') == tmp_path / VGG16
   assert len(shop.calls) == 1
+  (tmp_path / 'resnet20_cifar10.safetensors').touch()
+  found = published.find('resnet20', 1, 32, 'cifar10')
+  assert found.parent == tmp_path
   monkeypatch.setenv(published.WEIGHTS_DIR, str(tmp_path / 'absent'))
   with pytest.raises(UserError, match='no folder'):
     published.find('vgg16', 1, 224, 'imagenet')
@@ -461,11 +471,17 @@ def test_the_folder_in_the_environment_comes_first(shop, monkeypatch, tmp_path):
     ('resnet50', 0.5, 224, 'width 1'),
     ('vgg11', 1, 224, 'some of mobilenet, vgg16'),
     ('resnext50', 1, 224, r'torch\.load\("resnext50_32x4d\.pth"'),
+    ('resnet20', 1, 32, 'mobilenet, .*not of resnet20; ask for cifar10 or'),
+    ('resnet44', 0.5, 32, 'width 1;'),
+    ('resnet56', 1, 32, r'"resnet56_cifar10\.safetensors".*WEIGHTS_DIR'),
+    ('vgg16', 1, 32, 'of resnet20, .*not of vgg16; ask for imagenet or'),
+    ('vgg11', 1, 32, 'of resnet20, .*not of vgg11; take one of these'),
   ],
 )
 def test_what_is_not_published(name, width, image_size, message, shop):
+  where = 'cifar10' if image_size == 32 and name != 'resnet20' else 'imagenet'
   with pytest.raises(UserError, match=message):
-    published.find(name, width, image_size, 'imagenet')
+    published.find(name, width, image_size, where)
   assert not shop.calls
 
 
@@ -485,3 +501,14 @@ def test_files_without_a_classifier_are_named(tmp_path):
   np.savez(tmp_path / 'digits.npz', images=np.zeros(3), labels=np.zeros(3))
   with pytest.raises(UserError, match='digits.npz does not hold'):
     published.num_classes(tmp_path / 'digits.npz')
+
+
+def test_classes_that_are_not_those_of_the_weights_are_told(tmp_path):
+  path = tmp_path / 'resnet20_cifar10.safetensors'
+  names = published._CIFAR_CLASSES
+  published.check_classes(path, 10, names, 'cifar10')
+  published.check_classes(tmp_path / 'own.npz', 10, '0123456789', 'digits')
+  with pytest.warns(DoubtWarning, match='airplane, .*truck.*digits.* 0, 1'):
+    published.check_classes(path, 10, '0123456789', 'digits')
+  with pytest.raises(UserError, match='10 classes, but two has 2'):
+    published.check_classes(path, 10, names[:2], 'two')

@@ -12,8 +12,11 @@ from flax import traverse_util
 from PIL import Image
 
 from jaxadv import models
-from jaxadv.classifier import from_linen
+from jaxadv.classifier import from_linen, predict
+from jaxadv.data import sources
 from jaxadv.errors import DataError, UserError
+from jaxadv.models import pretrained
+from jaxadv.models.names import parse_network
 from jaxadv.models.weights import keras, native, published
 
 
@@ -160,6 +163,32 @@ def test_published_accuracy(file, size, width, top1, top5):
     right += hits[:, 0].sum(), hits.any(axis=1).sum()
   measured = 100 * right / len(source)
   np.testing.assert_allclose(measured, (top1, top5), atol=0.5)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+  'name, accuracy',
+  [
+    ('resnet20', 0.9173),
+    ('resnet32', 0.9263),
+    ('resnet44', 0.9310),
+    ('resnet56', 0.9339),
+  ],
+)
+def test_published_accuracy_on_cifar10(name, accuracy):
+  folder = _weights_dir()
+  if (
+    not (folder / f'{name}_cifar10.safetensors').is_file()
+    or 'JAXADV_DATA_DIR' not in os.environ
+  ):
+    pytest.skip(f'weights of {name} or JAXADV_DATA_DIR are not here')
+  path = published.find(name, 1.0, 32, folder)
+  _, classifier = pretrained.load_classifier(parse_network(name), 32, path)
+  pictures = sources.load('cifar10', 'test')
+  published.check_classes(path, 10, pictures.class_names, 'cifar10')
+  right = predict(classifier, pictures.images, 100).argmax(-1)
+  # Of 10,000; rounding may move a picture over a border.
+  assert abs(np.mean(right == pictures.labels) - accuracy) < 1.5e-4
 
 
 @pytest.mark.slow

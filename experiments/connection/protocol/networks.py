@@ -18,6 +18,7 @@ from jaxadv.data import sources
 from jaxadv.data.known import may_mirror
 from jaxadv.models.names import parse_network
 from jaxadv.models.pretrained import load_classifier
+from jaxadv.models.weights import published
 from jaxadv.storage import Cache, fingerprint
 from jaxadv.training.classifiers import cached_classifier
 from jaxadv.training.mesh import all_devices as mesh
@@ -86,6 +87,9 @@ def network_of(
   module, classifier = load_classifier(name, config.image_size, path)
   accuracy = None
   if measured and module.num_classes == len(heldout.class_names):
+    published.check_classes(
+      path, module.num_classes, heldout.class_names, config.dataset
+    )
     accuracy = float(np.mean(correct(config, classifier, heldout)))
   # Statistics that are all zero were folded into the convolutions.
   means = [

@@ -14,7 +14,7 @@ from jaxadv.experiment import (
   check_options,
   option,
 )
-from jaxadv.models import build
+from jaxadv.models import BACKBONES, PUBLISHED, build
 from jaxadv.models.names import NetworkName, parse_network
 from jaxadv.perturbations.noise import FILTERS
 from jaxadv.sets.types import KINDS
@@ -71,9 +71,9 @@ class Config(Options):
   )
   weights: tuple[str, ...] = option(
     (),
-    'Published weights in place of training: imagenet (from '
-    '$JAXADV_WEIGHTS_DIR, else downloaded), a folder, or NETWORK=FILE for one '
-    'network.',
+    f'Published weights in place of training: {" or ".join(PUBLISHED)} (from '
+    '$JAXADV_WEIGHTS_DIR, else downloaded where they can be), a folder, or '
+    'NETWORK=FILE for one network.',
   )
   heldout_pictures: int = option(
     0, 'Use so many held-out pictures, drawn at random; 0 for all.'
@@ -200,10 +200,10 @@ class Config(Options):
           f'--weights names {network_text!r}, which is not a network of this '
           f'run ({", ".join([self.victim, *self.reference, *self.backbones])})'
         )
-      if not equals and text != 'imagenet' and not os.path.isdir(text):
+      if not equals and text not in PUBLISHED and not os.path.isdir(text):
         raise UserError(
-          f'--weights has {text!r}; give imagenet, a folder that exists, or '
-          'NETWORK=FILE'
+          f'--weights has {text!r}; give {", ".join(PUBLISHED)}, a folder that '
+          'exists, or NETWORK=FILE'
         )
       if equals and not os.path.isfile(path):
         raise UserError(f'--weights: there is no file {path}')
@@ -227,10 +227,12 @@ def weight_file(config: Config, network: str) -> str | None:
     owner, equals, path = text.partition('=')
     if equals and parse_network(owner) == wanted:
       return path
-  for text in config.weights:
-    if '=' not in text:
-      size = wanted.size_for(config.image_size)
-      return str(published.find(wanted.name, wanted.width, size, text))
+  places = [text for text in config.weights if '=' not in text]
+  others = set(PUBLISHED) - {BACKBONES[wanted.name].published}
+  # Names of weights that are of other networks come last.
+  for text in sorted(places, key=others.__contains__):
+    size = wanted.size_for(config.image_size)
+    return str(published.find(wanted.name, wanted.width, size, text))
   return None
 
 

@@ -14,7 +14,7 @@ from jaxadv.experiment import (
   check_options,
   option,
 )
-from jaxadv.models import build
+from jaxadv.models import PUBLISHED, build
 from jaxadv.models.names import parse_network
 
 # Attacks as the paper names them: U untargeted, T targeted.
@@ -65,8 +65,9 @@ class Config(Options):
   victim_epochs: int = option(30, "Epochs of the victim's training.")
   weights: str = option(
     '',
-    'Published weights of the victim: imagenet (from $JAXADV_WEIGHTS_DIR, else '
-    'downloaded), a folder or a file; empty: it is trained.',
+    f'Published weights of the victim: {" or ".join(PUBLISHED)} (from '
+    '$JAXADV_WEIGHTS_DIR, else downloaded where they can be), a folder or a '
+    'file; empty: it is trained.',
   )
   attacks: tuple[str, ...] = option(ATTACKS, f'Attacks: {", ".join(ATTACKS)}.')
   epsilon: float = option(0.3, 'Linf radius of FGSM and PGD, in (0, 1].')
@@ -189,11 +190,17 @@ class Config(Options):
     if (
       self.weights
       and not os.path.exists(self.weights)
-      and (self.weights != 'imagenet')
+      and self.weights not in PUBLISHED
     ):
       raise UserError(
-        f'--weights has {self.weights!r}; give imagenet, or a folder or file '
-        'that exists'
+        f'--weights has {self.weights!r}; give {", ".join(PUBLISHED)}, or a '
+        'folder or file that exists'
+      )
+    if self.weights and self.dataset in GREY:
+      raise UserError(
+        f'--weights has {self.weights!r}, whose networks take three channels, '
+        f'but {self.dataset} is read with one; leave it out or give a data set '
+        'in colour'
       )
     numbers('--betas', self.betas, 0, float('inf'))
     numbers('--alphas', self.alphas, 0, 1)

@@ -182,7 +182,7 @@ def trained_victim(
   Of published weights of ImageNet's 1,000 classes, it keeps those of the data.
 
   Raises:
-    UserError: If there are no such weights, or a class is none of ImageNet's.
+    UserError: If there are no such weights, or they are of other classes.
   """
   network = parse_network(config.victim)
   if config.weights:
@@ -192,6 +192,9 @@ def trained_victim(
     if module.num_classes == len(imagenet.wnids()) != len(train.class_names):
       classes = imagenet.labels_of(train.class_names)
       module, classifier = restricted(module, classifier, classes)
+    published.check_classes(
+      path, module.num_classes, train.class_names, config.dataset
+    )
     logits = predict(classifier, heldout.images, config.batch_size)
     return Trained(
       module,

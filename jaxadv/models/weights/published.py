@@ -1,9 +1,9 @@
 """Finds published weights, on disk or on the network, and loads them.
 
-Two sources are known. `keras.applications` publishes .h5 files, which are
-downloaded on demand. Torchvision publishes pickles, which are never opened
-here, since a pickle can run code: its networks are read from .safetensors
-files that the user makes.
+Three sources are known. `keras.applications` publishes .h5 files, which are
+downloaded on demand. Torchvision and the ResNets for CIFAR-10 are published as
+pickles, which are never opened here, since a pickle can run code: these
+networks are read from .safetensors files that the user makes.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
 import pooch
 
-from jaxadv.errors import DataError, UserError
+from jaxadv.errors import DataError, DoubtWarning, UserError
+from jaxadv.models import BACKBONES, PUBLISHED
 from jaxadv.models.weights import keras, native, torchvision
 from jaxadv.storage import explain_full_disk, read_npz, replacing
 from jaxadv.types import PyTree
@@ -59,13 +62,47 @@ _MOBILENET_WIDTHS = {0.25: '2_5', 0.5: '5_0', 0.75: '7_5', 1.0: '1_0'}
 _MOBILENET_SIZES = (128, 160, 192, 224)
 # How torchvision's files begin.
 _TORCHVISION = {'resnet18': 'resnet18', 'resnext50': 'resnext50_32x4d'}
+# Files of networks that were trained on CIFAR-10.
+_CIFAR = {
+  name: f'{name}_cifar10.safetensors'
+  for name, backbone in BACKBONES.items()
+  if backbone.published == 'cifar10'
+}
+_SAFETENSORS = {
+  name: f'{stem}*.safetensors' for name, stem in _TORCHVISION.items()
+} | _CIFAR
+_CIFAR_CLASSES = (
+  'airplane',
+  'automobile',
+  'bird',
+  'cat',
+  'deer',
+  'dog',
+  'frog',
+  'horse',
+  'ship',
+  'truck',
+)
+# The networks of which there are weights of a name.
+_NETWORKS = {
+  'imagenet': ('mobilenet', *_KERAS, *_TORCHVISION),
+  'cifar10': tuple(_CIFAR),
+}
 _SUFFIXES = ('.h5', '.npz', '.safetensors')
-_CLASSIFIERS = ('predictions', 'conv_preds', 'fc')
+_CLASSIFIERS = ('predictions', 'conv_preds', 'fc', 'linear')
 _CONVERT = (
   'torchvision publishes pickles, which are not opened here; convert one with '
   'PyTorch: `import torch, safetensors.torch`, `state = torch.load("{0}.pth", '
   'weights_only=True)`, `safetensors.torch.save_file(state, '
   '"{0}.safetensors")`, and give that file or its folder'
+)
+_CONVERT_CIFAR = (
+  'https://github.com/akamaster/pytorch_resnet_cifar10 publishes pickles, '
+  'which are not opened here; convert one with PyTorch: `import torch, '
+  'safetensors.torch`, `state = torch.load("FILE.th", map_location="cpu", '
+  'weights_only=True)["state_dict"]`, `safetensors.torch.save_file('
+  '{{k.removeprefix("module."): v for k, v in state.items()}}, "{0}")`, and '
+  f'give that file, its folder, or set {WEIGHTS_DIR} to it'
 )
 
 
@@ -111,11 +148,11 @@ def load(
   if path.suffix == '.h5':
     return keras.load_h5(path, module, template)
   if path.suffix == '.safetensors':
-    if name not in _TORCHVISION:
+    if name not in _SAFETENSORS:
       raise UserError(
         f'{path} was given for {name}, but .safetensors files are read for '
-        f'{", ".join(_TORCHVISION)} only, in the layout of torchvision; give '
-        'an .h5 or .npz file'
+        f'{", ".join(_SAFETENSORS)} only, in the layout of PyTorch; give an '
+        '.h5 or .npz file'
       )
     return torchvision.load(path, module, template)
   return keras.load_npz(path, module, template)
@@ -130,7 +167,8 @@ def find(
   the file; for MobileNet `mobilenet_v1_0.25_128.npz` and the like;
   `{name}_{width}_{image_size}.npz`, such as `vgg11_0.5_32.npz`; for the
   networks of torchvision `resnet18*.safetensors` or
-  `resnext50_32x4d*.safetensors`.
+  `resnext50_32x4d*.safetensors`, for those of CIFAR-10
+  `resnet20_cifar10.safetensors` and the like.
 
   Downloads go to `jaxadv/weights` in the user's cache folder, once. They are
   checked against the MD5 that Keras lists. It lists none for MobileNet: there
@@ -141,9 +179,10 @@ def find(
     name: The backbone's name in the registry.
     width: Its width multiplier.
     image_size: Side of its images, in pixels.
-    where: A file (.h5, .npz or .safetensors), a folder, or 'imagenet': then
-      the folder that the environment variable `JAXADV_WEIGHTS_DIR` names, if
-      it does and the file is there, else a download.
+    where: A file (.h5, .npz or .safetensors), a folder, or one of
+      `jaxadv.models.PUBLISHED`: then the folder that the environment variable
+      `JAXADV_WEIGHTS_DIR` names, if it does and the file is there, else a
+      download, of which there is none for 'cifar10'.
 
   Returns:
     The path of the file.
@@ -153,7 +192,8 @@ def find(
     UserError: If there is no such file, no such weights are published, or the
       download fails.
   """
-  if os.fspath(where) != 'imagenet':
+  where = os.fspath(where)
+  if where not in PUBLISHED:
     path = Path(where)
     if path.is_dir():
       found = _search(name, width, image_size, path)
@@ -166,6 +206,14 @@ def find(
         )
       return found
     return _checked_file(path)
+  own = BACKBONES[name].published
+  if where != own:
+    known = f'ask for {own} or ' if name in _NETWORKS[own] else ''
+    raise UserError(
+      f'{where} weights are published of {", ".join(_NETWORKS[where])}, not '
+      f'of {name}; {known}take one of these networks, or give a file or folder '
+      'of weights'
+    )
   folder = os.environ.get(WEIGHTS_DIR)
   if folder:
     if not Path(folder).is_dir():
@@ -208,13 +256,54 @@ def num_classes(path: str | os.PathLike[str]) -> int:
   )
 
 
+def check_classes(
+  path: str | os.PathLike[str],
+  num_classes: int,
+  class_names: Sequence[str],
+  dataset: str,
+) -> None:
+  """Checks that the classes of a network are those of the pictures.
+
+  Args:
+    path: The file of its weights.
+    num_classes: How many classes it tells apart.
+    class_names: Of the pictures.
+    dataset: Where they are from, for errors.
+
+  Raises:
+    UserError: If their numbers differ.
+
+  Warns:
+    DoubtWarning: If the weights are those for CIFAR-10 and the classes are
+      called otherwise.
+  """
+  if num_classes != len(class_names):
+    raise UserError(
+      f'{path} holds weights for {num_classes} classes, but {dataset} has '
+      f'{len(class_names)}; give weights for these classes or another data set'
+    )
+  published = Path(path).name in _CIFAR.values()
+  if published and tuple(class_names) != _CIFAR_CLASSES:
+    warnings.warn(
+      f'{path} tells apart {", ".join(_CIFAR_CLASSES)}, in this order, but the '
+      f'classes of {dataset} are called {", ".join(class_names)}; its accuracy '
+      'means something only if they are the same',
+      DoubtWarning,
+      stacklevel=2,
+    )
+
+
 def _checked_file(path: Path) -> Path:
+  if path.suffix == '.th':
+    # They are called resnet20-12fca82f.th and the like.
+    made = f'{path.stem.partition("-")[0]}_cifar10.safetensors'
+    raise UserError(f'{path} is a pickle: {_CONVERT_CIFAR.format(made)}')
   if path.suffix in ('.pth', '.pt'):
     raise UserError(f'{path} is a pickle: {_CONVERT.format(path.stem)}')
   if path.suffix not in _SUFFIXES or not path.is_file():
     raise UserError(
-      f"{path} is no file of weights; give 'imagenet', a folder, or a file "
-      f'that ends in {", ".join(_SUFFIXES)}'
+      f'{path} is no file of weights; give {", ".join(map(repr, PUBLISHED))}, '
+      f'a folder, or a file that ends in {", ".join(_SUFFIXES)}'
     )
   return path
 
@@ -238,16 +327,18 @@ def _unpublished(name: str, width: float, image_size: int) -> str:
   """Says why there is nothing to download."""
   if name in _TORCHVISION and width == 1:
     return f'weights of {name}: {_CONVERT.format(_TORCHVISION[name])}'
+  if name in _CIFAR and width == 1:
+    return f'weights of {name}: {_CONVERT_CIFAR.format(_CIFAR[name])}'
   if name == 'mobilenet':
     advice = (
       f'there are widths {", ".join(map(str, _MOBILENET_WIDTHS))} and '
       f'{", ".join(map(str, _MOBILENET_SIZES))} pixels'
     )
-  elif name in _KERAS or name in _TORCHVISION:
+  elif name in _KERAS or name in _SAFETENSORS:
     advice = 'there is width 1'
     advice += ' and 224 pixels' if name.startswith('vgg') else ''
   else:
-    advice = f'there are some of mobilenet, {", ".join(_KERAS)}'
+    advice = f'there are some of {", ".join(_NETWORKS["imagenet"])}'
   return (
     f'no weights of {name} with width {width} and {image_size} pixels are '
     f'published; {advice}; ask for those or give a file of your own'
@@ -262,8 +353,8 @@ def _patterns(name: str, width: float, image_size: int) -> list[str]:
     alpha = '1.0' if width == 1 else f'{width:.2f}'
     patterns.append(f'mobilenet_v1_{alpha}_{image_size}.npz')
   patterns.append(f'{name}_{float(width)}_{image_size}.npz')
-  if name in _TORCHVISION and width == 1:
-    patterns.append(f'{_TORCHVISION[name]}*.safetensors')
+  if name in _SAFETENSORS and width == 1:
+    patterns.append(_SAFETENSORS[name])
   return patterns
 
 
