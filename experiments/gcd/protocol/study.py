@@ -61,6 +61,8 @@ class Attacked(NamedTuple):
     success_uint8: bool[N], whether `images` are a success.
     l2: float64[N], size of the change before rounding, in image units.
     linf: float64[N].
+    images_float: float32[N, H, W, C], as the attack left them, of the test
+      pictures; None of the others, which nobody asks for.
   """
 
   images: np.ndarray
@@ -68,6 +70,7 @@ class Attacked(NamedTuple):
   success_uint8: np.ndarray
   l2: np.ndarray
   linf: np.ndarray
+  images_float: np.ndarray | None = None
 
 
 class Study(NamedTuple):
@@ -373,6 +376,7 @@ def attacked_pictures(
     storage.write_npz(
       folder / 'attacked.npz',
       images=found.images_uint8,
+      images_float=found.images[-len(clean['test'].labels) :],
       success=found.success,
       success_uint8=found.success_uint8,
       l2=found.l2,
@@ -382,10 +386,14 @@ def attacked_pictures(
   version = storage.code_version(__name__)
   folder = cache.get_or_make('gcd_attacked', version, made_from, make)
   columns = storage.read_npz(folder / 'attacked.npz')
+  exact = {'test': columns.pop('images_float')}
   ends = np.cumsum([len(clean[side].labels) for side in SIDES])[:-1]
   parts = {name: np.split(column, ends) for name, column in columns.items()}
   return {
-    side: Attacked(**{name: part[i] for name, part in parts.items()})
+    side: Attacked(
+      **{name: part[i] for name, part in parts.items()},
+      images_float=exact.get(side),
+    )
     for i, side in enumerate(SIDES)
   }
 
