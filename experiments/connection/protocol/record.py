@@ -247,9 +247,11 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
       columns=columns,
       where={'role': 'kind'},
       note='Cells trained and tested on one kind are the seen adversaries of '
-      'Figure 4, for which the paper prints no numbers. Intervals: bootstrap '
-      f'over source pictures; values: mean over {study.config.num_seeds} '
-      'trainings. n: test pictures of the kind, and as many clean ones.'
+      'Figure 4, for which the paper prints no numbers. Values: mean over '
+      f'{study.config.num_seeds} trainings of backbone and detectors. '
+      'Intervals: resampled source pictures, and the variance of training '
+      'pooled over the table; not that of victim and reference, which define '
+      'the task. n: test pictures of the kind, and as many clean ones.'
       + caveats(study),
     )
   else:
