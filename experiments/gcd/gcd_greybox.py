@@ -56,6 +56,9 @@ ENSEMBLES = {
   'gcd_max': ('max', True),
   'gcd_mean': ('mean', True),
 }
+# How many times as large the changes of DDN are made, to see whether DET_MDS
+# finds changes by their size.
+TIMES = (1, 4, 16)
 # What the issue of detecting asks of a detector.
 HIGH, ENOUGH = 95.0, 97.0
 
@@ -131,6 +134,12 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
         valid=learnt.valid,
         valid_attacked=learnt.valid_attacked,
       )
+  if mds and 'ddn' in teachable:
+    for times in TIMES:
+      note(f'{SHOWN[name]} on {times} times the change of DDN', 1.0)
+      larger = baselines.enlarged(study, 'ddn', times)
+      found = baselines.mahalanobis_scores(larger, mds, ('ddn',), ('ddn',))
+      keep('enlarged', times, found['clean'], found['ddn'])
   return scores
 
 
@@ -192,6 +201,7 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     claims=claims(areas),
     rows=detection_rows(study, scores, areas)
     + control_rows(study, scores)
+    + size_rows(study, scores['mds'])
     + density_rows(study)
     + record.picture_rows(study),
     answer=answer(areas),
@@ -253,6 +263,21 @@ def control_rows(study: Study, scores) -> list[Row]:
     figure = record.auc_of_groups(clean[::2], clean[1::2], own[::2], own[1::2])
     keys = {'role': 'control', 'detector': SHOWN[name], 'pictures': 'clean'}
     rows.append(record.figure_row(keys, record.AUC, figure, n=len(own) // 2))
+  return rows
+
+
+def size_rows(study: Study, scores: Mapping[str, np.ndarray]) -> list[Row]:
+  """Gives the AUC of DET_MDS on DDN's changes made larger, learnt on them."""
+  rows = []
+  if 'enlarged/1/clean' in scores and record.succeeded(study, 'ddn').any():
+    for times in TIMES:
+      clean, attacked = (
+        scores[f'enlarged/{times}/{side}'] for side in ('clean', 'attacked')
+      )
+      figure = record.auc_figure(study, 'ddn', clean, attacked)
+      keys = {'role': 'size', 'detector': SHOWN['mds'], 'change': f'x {times}'}
+      n = int(record.succeeded(study, 'ddn').sum())
+      rows.append(record.figure_row(keys, record.AUC, figure, n=n))
   return rows
 
 
@@ -415,6 +440,15 @@ def tables(study: Study) -> list[Table]:
       'pictures',
       where={'role': 'density'},
       decimals=3,
+    ),
+    Table(
+      'DET_MDS on changes of DDN made larger',
+      record.AUC,
+      ('detector',),
+      'change',
+      where={'role': 'size'},
+      note='Learnt on changes of that size: a detector that finds only the '
+      'larger ones sees their size.',
     ),
     Table(
       'Clean against clean: ought to be 50',
