@@ -59,6 +59,9 @@ ENSEMBLES = {
 }
 # With several trainings.
 TRAINED = (*NETWORKS, *ENSEMBLES)
+# How many times as large the changes of DDN are made, to see whether DET_MDS
+# finds changes by their size.
+TIMES = (1, 4, 16)
 # What the issue of detecting asks of a detector.
 HIGH, ENOUGH = 95.0, 97.0
 
@@ -142,6 +145,12 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
         valid=learnt.valid,
         valid_attacked=learnt.valid_attacked,
       )
+  if mds and 'ddn' in teachable:
+    for times in TIMES:
+      note(f'{SHOWN[name]} on {times} times the change of DDN', 1.0)
+      larger = baselines.enlarged(study, 'ddn', times)
+      found = baselines.mahalanobis_scores(larger, mds, ('ddn',), ('ddn',))
+      keep('enlarged', times, found['clean'], found['ddn'])
   return scores
 
 
@@ -235,6 +244,7 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     claims=claims(study, trainings, areas),
     rows=detection_rows(study, trainings, areas)
     + control_rows(study, trainings)
+    + size_rows(study, trainings['mds'][0])
     + density_rows(study)
     + record.picture_rows(study),
     answer=answer(areas),
@@ -307,6 +317,21 @@ def control_rows(study: Study, trainings: Trainings) -> list[Row]:
     found.append(over_trainings(halves) if name in TRAINED else halves[0])
     numbers.append(len(own) // 2)
   return figure_rows(keys, record.AUC, found, numbers)
+
+
+def size_rows(study: Study, scores: Mapping[str, np.ndarray]) -> list[Row]:
+  """Gives the AUC of DET_MDS on DDN's changes made larger, learnt on them."""
+  rows = []
+  if 'enlarged/1/clean' in scores and record.succeeded(study, 'ddn').any():
+    for times in TIMES:
+      clean, attacked = (
+        scores[f'enlarged/{times}/{side}'] for side in ('clean', 'attacked')
+      )
+      figure = record.auc_figure(study, 'ddn', clean, attacked)
+      keys = {'role': 'size', 'detector': SHOWN['mds'], 'change': f'x {times}'}
+      n = int(record.succeeded(study, 'ddn').sum())
+      rows.append(record.figure_row(keys, record.AUC, figure, n=n))
+  return rows
 
 
 def density_rows(study: Study) -> list[Row]:
@@ -472,6 +497,15 @@ def tables(study: Study) -> list[Table]:
       'pictures',
       where={'role': 'density'},
       decimals=3,
+    ),
+    Table(
+      'DET_MDS on changes of DDN made larger',
+      record.AUC,
+      ('detector',),
+      'change',
+      where={'role': 'size'},
+      note='Learnt on changes of that size: a detector that finds only the '
+      'larger ones sees their size.',
     ),
     Table(
       'Clean against clean: ought to be 50',

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.model_selection import StratifiedGroupKFold
 
 from jaxadv.classifier import Classifier, as_pytree
 from jaxadv.data.pipeline import split_by_source
-from jaxadv.errors import DataError, UserError
+from jaxadv.detectors.logistic import fit_logistic
+from jaxadv.errors import DataError, DoubtWarning, UserError
+from jaxadv.inputs import as_uint8
 from jaxadv.metrics import roc
 from jaxadv.norms import l2, per_row, unit_l2
 from jaxadv.types import (
@@ -32,6 +32,8 @@ from jaxadv.utils import check_range
 MAGNITUDES = (0.0, 0.0005, 0.001, 0.0014, 0.002, 0.005, 0.01)
 
 _NUM_FOLDS = 5
+# As scikit-learn's LogisticRegressionCV, which the authors use.
+_INVERSE_PENALTIES = np.logspace(-4, 4, 10)
 
 
 class Gaussians(NamedTuple):
@@ -100,10 +102,11 @@ def mahalanobis(
     ridge: What the diagonal of a singular covariance is raised by, as a share
       of its mean, above 0.
     reference: Batches of clean pictures with labels that means and covariances
-      are estimated from, such as those that the classifier was trained on.
-      Without it they come from the clean half of a random half of the sources
-      of `train`, and the logistic regression from the other half: distances
-      of the pictures that gave the covariance are too small.
+      are estimated from, such as those that the classifier was trained on;
+      those that occur in `train` or `valid` are left out, since distances of
+      the pictures that gave the covariance are too small. Without it they
+      come from the clean half of a random half of the sources of `train`, and
+      the logistic regression from the other half.
     batch_size: Pictures at a time while fitting.
 
   Returns:
@@ -113,8 +116,12 @@ def mahalanobis(
 
   Raises:
     UserError: If a hyperparameter lies outside its range, or (by `fit`) there
-      are fewer than 5 attacked or clean pictures to learn from, or none to
-      validate on. `fit` raises DataError for features that are not finite.
+      are versions of fewer than 5 attacked or clean pictures to learn from,
+      none to validate on, or no other clean ones for the covariances. `fit`
+      raises DataError for features that are not finite.
+
+  Warns:
+    DoubtWarning: By `fit`, if pictures for the covariances were left out.
 
   Departs from the paper: the confidences are standardised before the logistic
   regression; what fits it are training pictures, not part of the test
@@ -169,12 +176,8 @@ def mahalanobis(
       known, rows = (_take(rows, half) for half in halves)
     else:
       known = _collect(checked_batches(reference, 'reference'))
-    known = _take(known, np.asarray(known.kind) == 0)
-    if not len(known.kind):
-      raise UserError(
-        'there are no clean pictures to estimate covariances from; give rows '
-        'of kind 0'
-      )
+    chooses = _collect(valid)
+    known = _others(known, (rows, chooses))
     found = _over(
       lambda images: features(classifier, images), known.images, batch_size
     )
@@ -183,7 +186,7 @@ def mahalanobis(
       for name, values in found.items()
     }
     sets = []
-    for some in (rows, _collect(valid)):
+    for some in (rows, chooses):
       noised = noised_like(key_noise, some)
       some = jax.tree.map(lambda *c: np.concatenate(c), some, noised)
       values = _over(
@@ -408,6 +411,37 @@ def _take(rows: Batch, which: np.ndarray) -> Batch:
   return jax.tree.map(lambda column: column[which], rows)
 
 
+def _others(known: Batch, learnt: Sequence[Batch]) -> Batch:
+  """Takes the clean pictures that do not occur elsewhere.
+
+  Told by their 8-bit levels: ids of two sets may coincide.
+  """
+  known = _take(known, np.asarray(known.kind) == 0)
+  if not len(known.kind):
+    raise UserError(
+      'there are no clean pictures to estimate covariances from; give rows '
+      'of kind 0'
+    )
+  digests = lambda images: [hash(level.tobytes()) for level in as_uint8(images)]
+  taken = {digest for rows in learnt for digest in digests(rows.images)}
+  apart = np.array([digest not in taken for digest in digests(known.images)])
+  if not apart.any():
+    raise UserError(
+      'there are no clean pictures to estimate covariances from: of '
+      f'{len(apart)} given all are also among train or valid; give others, of '
+      'kind 0'
+    )
+  if not apart.all():
+    warnings.warn(
+      f'{np.sum(~apart)} of {len(apart)} clean pictures to estimate '
+      'covariances from are also among train or valid and were left out; give '
+      'a reference of other pictures',
+      DoubtWarning,
+      stacklevel=2,
+    )
+  return _take(known, apart)
+
+
 def _over(
   function: Callable[[Any], PyTree], images: Any, batch_size: int
 ) -> PyTree:
@@ -447,30 +481,39 @@ def _weigh_layers(
   Returns:
     The index of the magnitude, the weights float64[L] and the bias.
   """
-  counts = np.bincount(train.attacked, minlength=2)
-  if counts.min() < _NUM_FOLDS:
+  attacked = train.attacked
+  counts = [len(np.unique(train.source[attacked == side])) for side in (0, 1)]
+  if min(counts) < _NUM_FOLDS:
     raise UserError(
-      f'{counts[0]} clean and noised and {counts[1]} attacked pictures are '
-      f'too few to weigh the layers by; give at least {_NUM_FOLDS} of each'
+      f'clean and noised versions of {counts[0]} and attacked ones of '
+      f'{counts[1]} pictures are too few to weigh the layers by; give at least '
+      f'{_NUM_FOLDS} of each'
     )
   if valid.attacked.all() or not valid.attacked.any():
     raise UserError(
       f'{valid.attacked.sum()} of {len(valid.attacked)} validation pictures '
       'are attacked; give clean and attacked ones to choose the magnitude by'
     )
+  held_out = np.zeros((_NUM_FOLDS + 1, len(attacked)), bool)
   folds = StratifiedGroupKFold(_NUM_FOLDS)
+  for fold, (_, rows) in enumerate(
+    folds.split(train.values, attacked, train.source)
+  ):
+    held_out[fold, rows] = True
+  # The last one holds nothing out.
   best_auc, best = -1.0, (0, np.zeros(0), 0.0)
   for index in range(train.values.shape[1]):
-    search = GridSearchCV(
-      make_pipeline(StandardScaler(), LogisticRegression()),
-      {'logisticregression__C': np.logspace(-4, 4, 10)},
-      cv=folds,
-    ).fit(train.values[:, index], train.attacked, groups=train.source)
-    scores = search.decision_function(valid.values[:, index])
-    auc = roc.auc(scores, valid.attacked)
+    values = train.values[:, index]
+    weights, bias = fit_logistic(
+      values, attacked, ~held_out, _INVERSE_PENALTIES
+    )
+    scores = weights[:-1] @ values.T + bias[:-1, :, None]
+    right = np.mean(
+      (scores > 0) == attacked, axis=-1, where=held_out[:-1, None]
+    )
+    chosen = right.mean(axis=0).argmax()
+    weights, bias = weights[-1, chosen], bias[-1, chosen]
+    auc = roc.auc(valid.values[:, index] @ weights + bias, valid.attacked)
     if auc > best_auc:
-      scaler, regression = search.best_estimator_
-      weights = regression.coef_[0] / scaler.scale_
-      bias = regression.intercept_[0] - weights @ scaler.mean_
       best_auc, best = auc, (index, weights, float(bias))
   return best

@@ -26,8 +26,10 @@ RECIPE = TrainConfig(
   batch_size=64,
   learning_rate=1e-3,
   schedule='exponential',
+  betas=(0.95, 0.9995),
 )
-"""Adam as PixelCNN++ is trained; the number of epochs is ours."""
+"""Adam as in the code of PixelCNN++ and of PixelDefend, which the papers do not
+give; the batch and the number of epochs are ours."""
 
 
 @functools.cache

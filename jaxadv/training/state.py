@@ -37,6 +37,8 @@ class TrainConfig:
       relative 1e-4 for `plateau_patience` epochs; 'exponential', times
       0.999995 a step, as PixelCNN++ is trained.
     momentum: Of 'sgd', in [0, 1).
+    betas: Of 'adam', what its averages of the gradient and of its square keep
+      a step, each in [0, 1).
     weight_decay: On parameters with two or more axes (not on biases, not on
       normalisation), at least 0.
     plateau_factor: In (0, 1).
@@ -53,6 +55,7 @@ class TrainConfig:
   learning_rate: float = 1e-4
   schedule: Literal['constant', 'cosine', 'plateau', 'exponential'] = 'plateau'
   momentum: float = 0.9
+  betas: tuple[float, float] = (0.9, 0.999)
   weight_decay: float = 0.0
   plateau_factor: float = 0.5
   plateau_patience: int = 3
@@ -71,6 +74,10 @@ class TrainConfig:
       'batch_size': (self.batch_size >= 1, 'at least 1'),
       'learning_rate': (self.learning_rate > 0, 'above 0'),
       'momentum': (0 <= self.momentum < 1, 'in [0, 1)'),
+      'betas': (
+        len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+        'two numbers in [0, 1)',
+      ),
       'weight_decay': (self.weight_decay >= 0, 'at least 0'),
       'plateau_factor': (0 < self.plateau_factor < 1, 'in (0, 1)'),
       'plateau_patience': (self.plateau_patience >= 1, 'at least 1'),
@@ -130,7 +137,7 @@ def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
     mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
   )
   if config.optimizer == 'adam':
-    return optax.chain(optax.scale_by_adam(), decay)
+    return optax.chain(optax.scale_by_adam(*config.betas), decay)
   return optax.chain(decay, optax.trace(config.momentum))
 
 

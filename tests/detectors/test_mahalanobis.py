@@ -15,7 +15,7 @@ from jaxadv.detectors.mahalanobis import (
   mahalanobis,
   noised_like,
 )
-from jaxadv.errors import UserError
+from jaxadv.errors import DoubtWarning, UserError
 from jaxadv.metrics.roc import auc
 from jaxadv.types import Batch
 
@@ -260,6 +260,32 @@ def test_score_weighs_the_moved_confidences(fitted):
       assert np.abs(found - scores).max() > 1e-3
 
 
+def test_clean_pictures_that_weigh_the_layers_give_no_covariance(fitted):
+  detector, state, reference = fitted
+  train, valid = rows(40), rows(20, seed=1, first=100)
+
+  def fit(*batches):
+    detector = mahalanobis(
+      ('flat', 'mean'),
+      magnitudes=(0.005,),
+      reference=batches,
+      batch_size=32,
+    )
+    return detector.fit(jax.random.key(0), CLASSIFIER, [train], [valid])
+
+  # Under other ids, and as 8 bit.
+  levels = np.uint8(np.round(255 * valid.images))
+  again = (
+    train._replace(source=train.source + 5000),
+    valid._replace(images=levels),
+  )
+  with pytest.warns(DoubtWarning, match='60 of 160 clean'):
+    found = fit(reference, *again)
+  jax.tree.map(np.testing.assert_array_equal, found, state)
+  with pytest.raises(UserError, match='of 60 given all'):
+    fit(*again)
+
+
 def test_covariances_come_from_the_clean_reference(fitted):
   _, state, reference = fitted
   clean = reference.kind == 0
@@ -333,7 +359,7 @@ def test_without_a_reference_other_sources_give_the_covariances(monkeypatch):
 )
 def test_too_few_pictures_are_refused(train, valid, named):
   detector = mahalanobis(
-    ('mean',), magnitudes=(0.0,), reference=[rows(40)], batch_size=32
+    ('mean',), magnitudes=(0.0,), reference=[rows(40, seed=7)], batch_size=32
   )
   some = [rows(20)]
   with pytest.raises(UserError, match=named):

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from experiments.gcd import gcd_greybox
-from experiments.gcd.protocol import detection, setting
+from experiments.gcd.protocol import baselines, detection, setting, study
+from jaxadv.data import sources
+from jaxadv.errors import UserError
 from jaxadv.storage import read_json
 
 
@@ -67,3 +69,46 @@ def test_lessons():
   assert lessons('per_attack') == {'pgd': ('pgd',), 'ddn': ('ddn',)}
   assert lessons('pooled') == {'pgd': ('pgd', 'ddn'), 'ddn': ('pgd', 'ddn')}
   assert lessons('leave_one_out') == {'pgd': ('ddn',), 'ddn': ('pgd',)}
+
+
+def prepared(num_clean):
+  """A study of 12 pictures, the first of which are its clean ones."""
+  rng = np.random.default_rng(0)
+  pictures = sources.pictures_from_arrays(
+    rng.integers(0, 256, (12, 2, 2, 1)).astype(np.uint8),
+    np.zeros(12, np.int32),
+    class_names=('a', 'b'),
+    name='levels',
+    source=np.arange(100, 112),
+  )
+  take = lambda *rows: sources.subset(pictures, np.array(rows))
+  clean = {'train': take(0, 3), 'valid': take(*range(4, num_clean))}
+  attacked = {
+    side: study.Attacked(np.minimum(own.images, 250) + 5, *[None] * 4)
+    for side, own in clean.items()
+  }
+  return study.Study(
+    None, None, pictures, None, None, clean, {'ddn': attacked, 'pgd': None}
+  )
+
+
+def test_covariances_of_mds_come_from_pictures_of_nothing_else(monkeypatch):
+  monkeypatch.setattr(baselines, 'NUM_REFERENCE', 5)
+  found = baselines.reference_pictures(prepared(6))
+  np.testing.assert_array_equal(found.source, np.arange(106, 111))
+  with pytest.raises(UserError, match='all 12 training pictures'):
+    baselines.reference_pictures(prepared(12))
+
+
+def test_changes_are_enlarged_up_to_the_levels_there_are():
+  before = prepared(6)
+  after = baselines.enlarged(before, 'ddn', 4)
+  assert after.attacked['pgd'] is None
+  for side in ('train', 'valid'):
+    clean = before.clean[side].images.astype(int)
+    change = np.minimum(clean, 250) + 5 - clean
+    found = after.attacked['ddn'][side].images
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, np.clip(clean + 4 * change, 0, 255))
+  same = baselines.enlarged(before, 'ddn', 1).attacked['ddn']['train'].images
+  np.testing.assert_array_equal(same, before.attacked['ddn']['train'].images)

@@ -80,6 +80,20 @@ def test_whole_batch_descent_equals_hand_computation(batch_size, momentum):
   np.testing.assert_allclose(result.history['train_loss'], losses, rtol=1e-5)
 
 
+def test_adam_averages_by_its_betas():
+  rows = np.float32([1.0, -3.0])
+  task = row_task(lambda w, rows: w[0] * rows, jnp.zeros(1))
+  config = dataclasses.replace(
+    PLAIN, optimizer='adam', betas=(0.5, 0.75), batch_size=1, num_epochs=1
+  )
+  state = fit(KEYS[0], task, rows, np.arange(2), None, config).state
+  first, second = rows if state.params[0] < 0 else rows[::-1]
+  mean = (0.25 * first + 0.5 * second) / 0.75
+  square = (0.1875 * first**2 + 0.25 * second**2) / 0.4375
+  wanted = -0.1 * (np.sign(first) + mean / np.sqrt(square))
+  np.testing.assert_allclose(state.params[0], wanted, rtol=1e-5)
+
+
 def test_adam_decays_weights_but_not_biases():
   task = row_task(
     lambda p, rows: 0.0 * rows * (p['w'].sum() + p['b'].sum()),
@@ -309,6 +323,7 @@ def test_loss_that_is_not_finite_names_epoch_and_member():
     (dict(batch_size=0), 'batch_size must be at least 1'),
     (dict(learning_rate=float('nan')), 'learning_rate must be above 0'),
     (dict(momentum=1.0), 'momentum'),
+    (dict(betas=(0.9, 1.0)), 'betas must be two numbers'),
     (dict(plateau_factor=1.0), 'plateau_factor'),
     (dict(plateau_patience=0), 'plateau_patience'),
   ],

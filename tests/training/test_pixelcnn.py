@@ -87,6 +87,7 @@ def test_average_forgets_the_start_and_then_moves_by_the_papers_share():
 
 def test_recipe_is_that_of_the_paper():
   assert (RECIPE.optimizer, RECIPE.learning_rate) == ('adam', 1e-3)
+  assert RECIPE.betas == (0.95, 0.9995)
   state = create_state({'params': {'w': jnp.ones(2)}}, RECIPE)
   later = state._replace(step=jnp.int32(100_000))
   assert learning_rate(state, RECIPE, 1) == pytest.approx(1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,17 +11,17 @@ import numpy as np
 
 from experiments.gcd.protocol import study as studies
 from experiments.gcd.protocol.detection import score_pictures, test_images
-from experiments.gcd.protocol.study import Study
+from experiments.gcd.protocol.study import Attacked, Study
 from jaxadv import models, storage
 from jaxadv.data import pipeline, sources
 from jaxadv.data.sources import Pictures
 from jaxadv.detectors.density import density_detector, rank_among
 from jaxadv.detectors.mahalanobis import mahalanobis
 from jaxadv.detectors.tws import tune, tws
+from jaxadv.errors import UserError
 from jaxadv.models.pixelcnn import PixelCNN, init_pixelcnn
 from jaxadv.models.weights import native
-from jaxadv.training import TrainConfig
-from jaxadv.training.pixelcnn import fit_pixelcnn, measure_bits
+from jaxadv.training.pixelcnn import RECIPE, fit_pixelcnn, measure_bits
 from jaxadv.types import Detector
 
 # Clean pictures that TWS is tuned on, and that the rank of DET_PD is among.
@@ -145,11 +146,11 @@ def density(study: Study) -> tuple[PixelCNN, Any, dict[str, float]]:
     dropout=config.pixelcnn_dropout,
   )
   pictures = density_pictures(study)
-  recipe = TrainConfig(
+  recipe = dataclasses.replace(
+    RECIPE,
     num_epochs=config.pixelcnn_epochs,
     batch_size=config.pixelcnn_batch,
     learning_rate=config.pixelcnn_rate,
-    schedule='exponential',
   )
   key = studies.stream(config, 'pixelcnn')
   made_from = {
@@ -211,12 +212,31 @@ def density_scores(
   return fitted_scores(study, 'pd', made_from, tested, n, fit)
 
 
+def reference_pictures(study: Study) -> Pictures:
+  """Takes the pictures that DET_MDS has its means and covariances from.
+
+  The victim has learnt from them, but nothing else of the study comes from
+  them: a picture that gave the covariance lies too near to it. They follow
+  the clean pictures of the study in the training split.
+
+  Raises:
+    UserError: If none is left.
+  """
+  used = np.concatenate([study.clean[s].source for s in ('train', 'valid')])
+  first = 1 + np.flatnonzero(np.isin(study.train.source, used)).max()
+  found = sources.subset(study.train, slice(first, first + NUM_REFERENCE))
+  if not len(found.labels):
+    raise UserError(
+      f'all {first} training pictures are taken by --num_train and '
+      '--num_valid, which leaves DET_MDS none to estimate covariances from; '
+      'lower them'
+    )
+  return found
+
+
 def mahalanobis_of(study: Study) -> Detector:
   """Makes DET_MDS; keep it, since another one compiles anew."""
-  # Means and covariances come from what the victim has learnt.
-  reference = pipeline.batches(
-    sources.subset(study.train, slice(0, NUM_REFERENCE)), studies.BATCH
-  )
+  reference = pipeline.batches(reference_pictures(study), studies.BATCH)
   return mahalanobis(layers_of(study), reference=reference)
 
 
@@ -248,14 +268,26 @@ def mahalanobis_scores(
 
   made_from = [
     layers_of(study),
-    NUM_REFERENCE,
-    study.train.fingerprint,
+    reference_pictures(study).fingerprint,
     storage.fingerprint(train.batch),
     storage.fingerprint(valid.batch),
     key,
   ]
   n = study.config.num_test
   return fitted_scores(study, 'mds', made_from, tested, n, fit)
+
+
+def enlarged(study: Study, attack: str, times: int) -> Study:
+  """Gives the study with changes of an attack that many times as large."""
+
+  def enlarge(side: str) -> Attacked:
+    found, clean = study.attacked[attack][side], study.clean[side].images
+    change = times * (found.images.astype(np.int32) - clean)
+    images = np.clip(clean + change, 0, 255).astype(np.uint8)
+    return found._replace(images=images)
+
+  sides = {side: enlarge(side) for side in study.attacked[attack]}
+  return study._replace(attacked=study.attacked | {attack: sides})
 
 
 def layers_of(study: Study) -> tuple[str, ...]:
