@@ -352,6 +352,7 @@ def density_rows(study: Study) -> list[Row]:
       ),
     )
     for side, value in bits.items()
+    if side != 'last epoch'
   ]
 
 
@@ -416,6 +417,8 @@ def claims(study: Study, trainings: Trainings, areas) -> list[Claim]:
         for name in ('org', 'sal', 'pd', 'tws', 'mds')
         if every and all((name, a) in own for a in every)
       ],
+      generous=baselines.density_doubts(study),
+      once=['PixelCNN++'],
     ),
     ask(
       'The network on gradients is better than S alone on L2 attacks',

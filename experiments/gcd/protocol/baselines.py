@@ -27,6 +27,8 @@ from jaxadv.types import Detector
 # Clean pictures that TWS is tuned on, and that the rank of DET_PD is among.
 NUM_TUNED = 30
 NUM_RANKED = 500
+# What the last epoch of a converged training gains at most, as a share.
+CONVERGED = 0.01
 # Pictures that DET_MDS takes means and covariances from, at most.
 NUM_REFERENCE = 2000
 # Stages of the victim that DET_MDS looks at, at most.
@@ -136,7 +138,8 @@ def density(study: Study) -> tuple[PixelCNN, Any, dict[str, float]]:
 
   Returns:
     The network, its weights, and bits per dimension of 'train' and 'test'
-    pictures (the first `NUM_RANKED` of them).
+    pictures (the first `NUM_RANKED` of them), and by how much they fell in the
+    'last epoch' of training.
   """
   config = study.config
   module = PixelCNN(
@@ -162,15 +165,17 @@ def density(study: Study) -> tuple[PixelCNN, Any, dict[str, float]]:
   }
 
   def make(folder, work):
-    params = fit_pixelcnn(
+    params, history = fit_pixelcnn(
       key,
       module,
       pictures.images,
       config=recipe,
       mesh=studies.mesh(),
       checkpoint_dir=work,
-    ).params
+    )
     native.write_variables(folder / 'params.npz', params)
+    # A single epoch gained all there is.
+    *_, before, last = 0.0, *history['train_loss']
     bits = {
       'train': pictures.images[:NUM_RANKED],
       'test': study.clean['test'].images[:NUM_RANKED],
@@ -180,7 +185,8 @@ def density(study: Study) -> tuple[PixelCNN, Any, dict[str, float]]:
       {
         k: float(measure_bits(module, params, v).mean())
         for k, v in bits.items()
-      },
+      }
+      | {'last epoch': abs(float(before - last))},
     )
 
   version = storage.code_version(__name__)
@@ -190,6 +196,18 @@ def density(study: Study) -> tuple[PixelCNN, Any, dict[str, float]]:
   )
   params = native.read_variables(folder / 'params.npz', template)
   return module, params, storage.read_json(folder / 'bits.json')
+
+
+def density_doubts(study: Study) -> list[str]:
+  """Says whether PixelCNN++ was still learning when its training ended."""
+  _, _, bits = density(study)
+  gain = bits['last epoch'] / bits['train']
+  if gain < CONVERGED:
+    return []
+  return [
+    f'PixelCNN++ has not converged: its last epoch gained {gain:.1%} of '
+    f'{bits["train"]:.2f} bits per dimension'
+  ]
 
 
 def density_scores(
