@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,21 +11,29 @@ import numpy as np
 
 from experiments.gcd.protocol import study as studies
 from experiments.gcd.protocol.detection import score_pictures, test_images
+from experiments.gcd.protocol.setting import Config
 from experiments.gcd.protocol.study import Study
 from jaxadv import models, storage
 from jaxadv.data import pipeline, sources
 from jaxadv.data.sources import Pictures
+from jaxadv.detectors import tws
 from jaxadv.detectors.density import density_detector, rank_among
 from jaxadv.detectors.mahalanobis import mahalanobis
-from jaxadv.detectors.tws import tune, tws
 from jaxadv.models.pixelcnn import PixelCNN, init_pixelcnn
 from jaxadv.models.weights import native
 from jaxadv.training import TrainConfig
 from jaxadv.training.pixelcnn import fit_pixelcnn, measure_bits
-from jaxadv.types import Detector
+from jaxadv.types import Detector, picture_keys
 
-# Clean pictures that TWS is tuned on, and that the rank of DET_PD is among.
-NUM_TUNED = 30
+# What sigma and the step sizes of DET_TWS are chosen from.
+TWS_CHOICES = {
+  'noise': tws.SIGMAS,
+  'targeted': tws.TARGETED_LRS,
+  'untargeted': tws.UNTARGETED_LRS,
+}
+# Rows that take steps until the slowest is done: few wait less.
+TWS_BATCH = 20
+# Clean pictures that the rank of DET_PD is among.
 NUM_RANKED = 500
 # Pictures that DET_MDS takes means and covariances from, at most.
 NUM_REFERENCE = 2000
@@ -79,49 +88,159 @@ def fitted_scores(
   return storage.read_npz(folder / 'scores.npz')
 
 
-def tws_scores(study: Study, tested: Sequence[str]) -> dict[str, np.ndarray]:
-  """Scores by the three criteria, tuned on validation pictures of all attacks.
+def tws_scores(
+  study: Study,
+  parts: Sequence[str],
+  taught: Sequence[str],
+  tested: Sequence[str],
+) -> dict[str, np.ndarray]:
+  """Scores by criteria of DET_TWS, one alone or several with thresholds.
 
-  The clean distributions come from training pictures.
+  Sigma, step sizes and thresholds are chosen on validation pictures, to which
+  each attack gives as many. A criterion is measured once for each setting.
+
+  Args:
+    study: The study.
+    parts: Which of `tws.Criteria`.
+    taught: Attacks to choose by.
+    tested: Attacks to be tested on.
+
+  Returns:
+    {'clean' | attack: float32[n]}.
   """
   config = study.config
-  settings: dict[str, Any] = {
-    # What an Linf attack of the run may change.
-    'radius': max(config.epsilon, 0.03),
-    'targeted_cap': config.tws_cap_t,
-    'untargeted_cap': config.tws_cap,
-  }
-  clean = pipeline.stored(study.clean['train'])
-  several = studies.detector_batches(
-    study, studies.teachable(study), 'valid'
-  ).batch
-  kinds = np.asarray(several.kind) != 0
-  rows = [np.flatnonzero(kinds == side)[:NUM_TUNED] for side in (False, True)]
-  tuned_on = pipeline.select(jax.device_get(several), np.concatenate(rows))
+  settings = {part: tws_setting(study, part, taught) for part in parts}
+  n = {'valid': config.num_valid, 'test': config.tws_pictures}
 
-  key = studies.stream(config, 'tws')
+  def measured(side: str, kind: str) -> tws.Criteria:
+    zero = np.zeros(n[side], np.float32)
+    columns = dict.fromkeys(tws.Criteria._fields, zero) | {
+      part: tws_criterion(study, part, setting, side, kind, n[side])
+      for part, setting in settings.items()
+    }
+    return tws.Criteria(**columns)
 
-  def fit():
-    found = tune(
-      key,
-      study.victim.classifier,
-      pipeline.batches(tuned_on, 2 * NUM_TUNED),
-      **settings,
-    )
-    detector = tws(**found._asdict(), **settings)
-    batches = pipeline.batches(clean, studies.BATCH)
-    state = detector.fit(key, study.victim.classifier, batches, batches)
-    return detector, state, key
-
-  made_from = [
-    settings,
-    storage.fingerprint(clean),
-    storage.fingerprint(tuned_on),
-    key,
-  ]
-  return fitted_scores(
-    study, 'tws', made_from, tested, config.tws_pictures, fit
+  found = {kind: measured('test', kind) for kind in ('clean', *tested)}
+  if len(parts) == 1:
+    return {kind: getattr(c, parts[0]) for kind, c in found.items()}
+  sides = [measured('valid', kind) for kind in ('clean', *taught)]
+  thresholds = tws.choose_thresholds(
+    jax.tree.map(lambda *columns: np.concatenate(columns), *sides),
+    np.repeat(np.arange(len(sides)), n['valid']),
+    **{
+      f'{part}_cap': _tws_cap(config, part) * (part in parts)
+      for part in ('targeted', 'untargeted')
+    },
   )
+  return {
+    kind: np.asarray(tws.strictness(thresholds, c)) for kind, c in found.items()
+  }
+
+
+def tws_setting(study: Study, part: str, taught: Sequence[str]) -> float:
+  """Chooses sigma or a step size by the mean AUC over attacks.
+
+  Args:
+    study: The study.
+    part: One of `tws.Criteria`.
+    taught: Attacks to choose by.
+  """
+  n = study.config.tws_tuned
+  kind = np.repeat(np.arange(1 + len(taught)), n)
+
+  def worth(setting: float) -> float:
+    values = [
+      tws_criterion(study, part, setting, 'valid', kind, n)
+      for kind in ('clean', *taught)
+    ]
+    return tws.mean_auc(np.concatenate(values), kind)
+
+  return max(TWS_CHOICES[part], key=worth)
+
+
+def tws_criterion(
+  study: Study, part: str, setting: float, side: str, kind: str, n: int
+) -> np.ndarray:
+  """Measures a criterion, or finds it in the cache.
+
+  Args:
+    study: The study.
+    part: One of `tws.Criteria`.
+    setting: Its sigma or step size.
+    side: 'valid', where pictures that an attack had success with stand in for
+      the others, or 'test'.
+    kind: 'clean' or an attack.
+    n: Number of pictures, the first of the side.
+
+  Returns:
+    float32[n].
+  """
+  config = study.config
+  if kind == 'clean':
+    pictures = pipeline.select(pipeline.stored(study.clean[side]), np.arange(n))
+  else:
+    rows = np.arange(n)
+    if side == 'valid':
+      rows = studies.taught_rows(study, kind, side)[:n]
+    pictures = studies.attacked_batch(study, kind, side, rows)
+  key = studies.stream(config, 'tws')
+  options = {
+    'part': part,
+    'radius': config.tws_radius,
+    'cap': _tws_cap(config, part),
+  }
+  made_from = options | {
+    'setting': setting,
+    'victim': study.victim.identity,
+    'pictures': storage.fingerprint(pictures.images),
+    # Draws of a picture go by its id.
+    'source': pictures.source,
+    'key': key,
+  }
+
+  def make(folder, work):
+    del work
+    measure = _tws_measure(**options)
+    found = [
+      measure(
+        picture_keys(key, batch.source),
+        study.victim.classifier,
+        batch.images,
+        setting,
+      )[batch.mask]
+      for batch in pipeline.batches(pictures, TWS_BATCH)
+    ]
+    storage.write_npz(folder / 'values.npz', values=np.concatenate(found))
+
+  version = storage.code_version(__name__)
+  folder = study.cache.get_or_make('gcd_tws', version, made_from, make)
+  return storage.read_npz(folder / 'values.npz')['values']
+
+
+@functools.cache
+def _tws_measure(part: str, radius: float, cap: int):
+  """Compiles a criterion: `(keys, classifier, images, setting) -> [B]`."""
+
+  def measure(keys, classifier, images, setting):
+    measured = tws.criteria(
+      keys,
+      classifier,
+      images,
+      sigma=setting,
+      targeted_lr=setting,
+      untargeted_lr=setting,
+      radius=radius,
+      targeted_cap=cap * (part == 'targeted'),
+      untargeted_cap=cap * (part == 'untargeted'),
+    )
+    return getattr(measured, part)
+
+  return jax.jit(measure)
+
+
+def _tws_cap(config: Config, part: str) -> int:
+  caps = {'targeted': config.tws_cap_t, 'untargeted': config.tws_cap}
+  return caps.get(part, 0)
 
 
 def density_pictures(study: Study) -> Pictures:
