@@ -32,10 +32,6 @@ from jaxadv.types import (
 )
 from jaxadv.utils import check_range
 
-# What `tune` chooses from; the paper's own values are among them.
-SIGMAS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-TARGETED_LRS = (5e-4, 2e-3, 5e-3, 2e-2, 1e-1)
-UNTARGETED_LRS = (0.1, 0.3, 1.0, 3.0, 10.0)
 # Counts are whole numbers: what exceeds one lies above the middle to the next.
 _BETWEEN = np.array([0, 0.5, 0.5])
 
@@ -67,7 +63,7 @@ class Thresholds(NamedTuple):
   Attributes:
     values: float32[P, 3], the thresholds in the order of `Criteria`, from the
       point that finds nothing to one that finds everything.
-    levels: float32[P], falling from 1 to 0 as the share of clean pictures
+    levels: float32[P], falling from 1 to 0 while the share of clean pictures
       that a point may find rises from 0 to 1.
   """
 
@@ -349,6 +345,10 @@ def choose_thresholds(
     points.append(point)
   points.append((0, 0, 0))
   places, levels = _in_small_steps(np.array(points[::-1]))
+  # A fixed size, so that nothing compiles anew: the first point is repeated.
+  spare = 4 * len(points) - len(levels)
+  places = np.pad(places, ((spare, 0), (0, 0)))
+  levels = np.pad(levels, (spare, 0), constant_values=1)
   chosen = [c[i] for c, i in zip(candidates, places.T, strict=True)]
   return Thresholds(
     jnp.asarray(np.stack(chosen, axis=-1), jnp.float32),
@@ -401,9 +401,9 @@ def tune(
   classifier: Any,
   valid: Iterable[Batch],
   *,
-  sigmas: Sequence[float] = SIGMAS,
-  targeted_lrs: Sequence[float] = TARGETED_LRS,
-  untargeted_lrs: Sequence[float] = UNTARGETED_LRS,
+  sigmas: Sequence[float] = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2),
+  targeted_lrs: Sequence[float] = (5e-4, 2e-3, 5e-3, 2e-2, 1e-1),
+  untargeted_lrs: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0),
   radius: float = 0.5,
   targeted_cap: int = 200,
   untargeted_cap: int = 0,

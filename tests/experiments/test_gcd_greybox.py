@@ -1,10 +1,15 @@
 """Detectors against attacks that do not know them, end to end."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from experiments.gcd import gcd_greybox
-from experiments.gcd.protocol import detection, setting
+from experiments.gcd.protocol import baselines, detection, record, setting
+from experiments.gcd.protocol import study as studies
+from jaxadv.metrics import roc
 from jaxadv.storage import read_json
 
 
@@ -59,9 +64,84 @@ def test_the_ensemble_takes_the_more_certain_calibrated_logit():
   assert (made['gcd_max']['pooled/pgd/attacked'] >= calibrated.max()).all()
 
 
+def test_every_attack_counts_where_tws_is_tuned(monkeypatch):
+  """C1 finds DDN and C2t PGD, each with one setting only."""
+  asked = set()
+
+  def criterion(study, part, value, side, kind, n):
+    asked.add((side, kind))
+    place = [len(part), len(side), len(kind)]
+    values = np.random.default_rng(place).uniform(size=n)
+    best = {('noise', 'ddn'): 0.02, ('targeted', 'pgd'): 5e-3}
+    values += best.get((part, kind)) == value
+    return values if part == 'noise' else np.round(40 * values)
+
+  monkeypatch.setattr(baselines, 'tws_criterion', criterion)
+  config = setting.Config(attacks=('pgd', 'ddn'))
+  study = SimpleNamespace(config=config)
+  both = ('noise', 'targeted')
+  together = baselines.tws_settings(study, both, config.attacks)
+  assert together == {'noise': 0.02, 'targeted': 5e-3}
+
+  def areas(parts):
+    found = baselines.tws_scores(study, parts, config.attacks, config.attacks)
+    return [
+      roc.auc(
+        np.concatenate([found['clean'], found[a]]),
+        np.repeat([False, True], config.tws_pictures),
+      )
+      for a in config.attacks
+    ]
+
+  assert min(areas(both)) > 0.95
+  # Alone, nothing but its own attack.
+  assert areas(('noise',))[0] < 0.7 and areas(('targeted',))[1] < 0.7
+  asked.clear()
+  baselines.tws_scores(study, both, ('pgd',), ('ddn',))
+  assert ('valid', 'ddn') not in asked and ('test', 'ddn') in asked
+
+
 def test_lessons():
   config = setting.Config(attacks=('pgd', 'ddn'))
   lessons = lambda regime: detection.lessons(config, regime)
   assert lessons('per_attack') == {'pgd': ('pgd',), 'ddn': ('ddn',)}
   assert lessons('pooled') == {'pgd': ('pgd', 'ddn'), 'ddn': ('pgd', 'ddn')}
   assert lessons('leave_one_out') == {'pgd': ('ddn',), 'ddn': ('pgd',)}
+
+
+# Measured with other code and victims of the same recipe; an AUC of 100
+# pictures on either side is known to about a point.
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'config, attack, expected, tolerance',
+  [
+    (setting.get_config(), 'deepfool', 99.5, 1),
+    (setting.get_config(), 'ddn', 99.9, 0.5),
+    (
+      dataclasses.replace(
+        setting.get_config('small', 'imagenette160'),
+        victim='mobilenet:0.25:128',
+        weights='imagenet',
+        image_size=128,
+      ),
+      'ddn',
+      98.5,
+      1.5,
+    ),
+    (setting.get_config('small', 'cifar10'), 'ddn', 86, 5),
+  ],
+  ids=['digits-deepfool', 'digits-ddn', 'imagenette-ddn', 'cifar10-ddn'],
+)
+def test_noise_alone_finds_pictures_near_a_boundary(
+  config, attack, expected, tolerance, tmp_path
+):
+  fewer = {'num_train': 20, 'num_valid': 20, 'num_test': 100}
+  config = dataclasses.replace(config, attacks=(attack,), **fewer)
+  study = studies.prepare(config, str(tmp_path), lambda *_: None)
+  clean, attacked = (
+    baselines.tws_criterion(study, 'noise', 0.01, 'test', kind, 100)
+    for kind in ('clean', attack)
+  )
+  found = record.auc_figure(study, attack, clean, attacked).value
+  assert abs(found - expected) < tolerance

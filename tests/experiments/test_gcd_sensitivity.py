@@ -115,6 +115,8 @@ def test_a_minimal_norm_attack_teaches_by_its_successes_only():
     ({'pixelcnn_rate': 0.0}, '--pixelcnn_rate is 0.0'),
     ({'victim': 'vgg9'}, "no choice 'vgg9'"),
     ({'tws_cap': 0}, '--tws_cap is 0; it must be 1 or more'),
+    ({'tws_tuned': 61}, '--num_valid=60'),
+    ({'tws_radius': 1.5}, '--tws_radius is 1.5'),
   ],
 )
 def test_what_cannot_be_is_refused(flags, said):

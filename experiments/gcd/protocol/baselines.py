@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,11 +26,12 @@ from jaxadv.training import TrainConfig
 from jaxadv.training.pixelcnn import fit_pixelcnn, measure_bits
 from jaxadv.types import Detector, picture_keys
 
-# What sigma and the step sizes of DET_TWS are chosen from.
+# What sigma and the step sizes of DET_TWS are chosen from; of equally good
+# ones the first is taken, that of the fewest steps.
 TWS_CHOICES = {
-  'noise': tws.SIGMAS,
-  'targeted': tws.TARGETED_LRS,
-  'untargeted': tws.UNTARGETED_LRS,
+  'noise': (0.005, 0.01, 0.02, 0.05, 0.1),
+  'targeted': (5e-2, 5e-3, 5e-4),
+  'untargeted': (10.0, 1.0, 0.1),
 }
 # Rows that take steps until the slowest is done: few wait less.
 TWS_BATCH = 20
@@ -109,53 +111,100 @@ def tws_scores(
     {'clean' | attack: float32[n]}.
   """
   config = study.config
-  settings = {part: tws_setting(study, part, taught) for part in parts}
-  n = {'valid': config.num_valid, 'test': config.tws_pictures}
+  settings = tws_settings(study, parts, taught)
+  valid = _tws_valid(study, settings, taught, config.num_valid)
+  score = _tws_rule(config, parts, *valid)
+  return {
+    kind: score(
+      tws_criteria(study, settings, 'test', kind, config.tws_pictures)
+    )
+    for kind in ('clean', *tested)
+  }
 
-  def measured(side: str, kind: str) -> tws.Criteria:
-    zero = np.zeros(n[side], np.float32)
-    columns = dict.fromkeys(tws.Criteria._fields, zero) | {
-      part: tws_criterion(study, part, setting, side, kind, n[side])
-      for part, setting in settings.items()
-    }
-    return tws.Criteria(**columns)
 
-  found = {kind: measured('test', kind) for kind in ('clean', *tested)}
+def tws_settings(
+  study: Study, parts: Sequence[str], taught: Sequence[str]
+) -> dict[str, float]:
+  """Chooses sigma and step sizes, by which attacks are found best together.
+
+  Args:
+    study: The study.
+    parts: Which of `tws.Criteria`.
+    taught: Attacks to choose by; the mean of their AUCs decides.
+
+  Returns:
+    {part: its setting}; of equal ones the first.
+  """
+  config = study.config
+  # Read once, not for every combination.
+  columns = {
+    (part, setting): _tws_valid(
+      study, {part: setting}, taught, config.tws_tuned
+    )
+    for part in parts
+    for setting in TWS_CHOICES[part]
+  }
+
+  def worth(settings: dict[str, float]) -> float:
+    found = [columns[item] for item in settings.items()]
+    # What has no setting is 0.
+    measured, kind = found[0]
+    for more, _ in found[1:]:
+      measured = jax.tree.map(np.add, measured, more)
+    score = _tws_rule(config, parts, measured, kind)
+    return tws.mean_auc(score(measured), kind)
+
+  choices = itertools.product(*(TWS_CHOICES[part] for part in parts))
+  return max(
+    (dict(zip(parts, values, strict=True)) for values in choices), key=worth
+  )
+
+
+def _tws_valid(
+  study: Study, settings: dict[str, float], taught: Sequence[str], n: int
+) -> tuple[tws.Criteria, np.ndarray]:
+  """Measures n validation pictures of each kind: criteria and kinds."""
+  kinds = ('clean', *taught)
+  sides = [tws_criteria(study, settings, 'valid', kind, n) for kind in kinds]
+  measured = jax.tree.map(lambda *columns: np.concatenate(columns), *sides)
+  return measured, np.repeat(np.arange(len(kinds)), n)
+
+
+def _tws_rule(
+  config: Config, parts: Sequence[str], measured: tws.Criteria, kind: np.ndarray
+) -> Callable[[tws.Criteria], np.ndarray]:
+  """Gives the score by one criterion, or by thresholds of several."""
   if len(parts) == 1:
-    return {kind: getattr(c, parts[0]) for kind, c in found.items()}
-  sides = [measured('valid', kind) for kind in ('clean', *taught)]
+    return lambda criteria: getattr(criteria, parts[0])
   thresholds = tws.choose_thresholds(
-    jax.tree.map(lambda *columns: np.concatenate(columns), *sides),
-    np.repeat(np.arange(len(sides)), n['valid']),
+    measured,
+    kind,
     **{
       f'{part}_cap': _tws_cap(config, part) * (part in parts)
       for part in ('targeted', 'untargeted')
     },
   )
-  return {
-    kind: np.asarray(tws.strictness(thresholds, c)) for kind, c in found.items()
-  }
+  return lambda criteria: np.asarray(tws.strictness(thresholds, criteria))
 
 
-def tws_setting(study: Study, part: str, taught: Sequence[str]) -> float:
-  """Chooses sigma or a step size by the mean AUC over attacks.
+def tws_criteria(
+  study: Study, settings: dict[str, float], side: str, kind: str, n: int
+) -> tws.Criteria:
+  """Measures those criteria that have a setting; the others are 0.
 
   Args:
     study: The study.
-    part: One of `tws.Criteria`.
-    taught: Attacks to choose by.
+    settings: {part: its sigma or step size}.
+    side: As of `tws_criterion`.
+    kind: Likewise.
+    n: Likewise.
   """
-  n = study.config.tws_tuned
-  kind = np.repeat(np.arange(1 + len(taught)), n)
-
-  def worth(setting: float) -> float:
-    values = [
-      tws_criterion(study, part, setting, 'valid', kind, n)
-      for kind in ('clean', *taught)
-    ]
-    return tws.mean_auc(np.concatenate(values), kind)
-
-  return max(TWS_CHOICES[part], key=worth)
+  columns: dict[str, Any] = dict.fromkeys(
+    tws.Criteria._fields, np.zeros(n, np.float32)
+  )
+  for part, setting in settings.items():
+    columns[part] = tws_criterion(study, part, setting, side, kind, n)
+  return tws.Criteria(**columns)
 
 
 def tws_criterion(
