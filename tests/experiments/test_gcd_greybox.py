@@ -109,8 +109,8 @@ def test_lessons():
   assert lessons('leave_one_out') == {'pgd': ('ddn',), 'ddn': ('pgd',)}
 
 
-# Measured with other code and victims of the same recipe; an AUC of 100
-# pictures on either side is known to about a point.
+# Measured with other code and other victims of the same recipe. Draws of the
+# noise alone move the last one by a point.
 @pytest.mark.data
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_lessons():
       98.5,
       1.5,
     ),
-    (setting.get_config('small', 'cifar10'), 'ddn', 86, 5),
+    (setting.get_config('small', 'cifar10'), 'ddn', 86, 4),
   ],
   ids=['digits-deepfool', 'digits-ddn', 'imagenette-ddn', 'cifar10-ddn'],
 )
