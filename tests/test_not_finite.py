@@ -68,12 +68,15 @@ def test_criteria_of_tws_are_nan_where_logits_are():
     np.testing.assert_array_equal(np.isnan(criterion), np.arange(8) == BROKEN)
 
 
-def test_a_share_of_nan_is_not_the_largest():
-  clean = tws.Criteria(*3 * (jnp.arange(10.0),))
-  state = tws.TWSState(clean, jnp.zeros(3), jnp.ones(3))
-  measured = tws.Criteria(*3 * (jnp.where(jnp.arange(8) == 2, jnp.nan, 4.0),))
-  for share in tws.clean_shares(KEYS, state, measured):
-    np.testing.assert_array_equal(np.isnan(share), np.arange(8) == 2)
+def test_a_score_of_nan_is_not_the_largest():
+  level = jnp.linspace(1, 0, 5)
+  thresholds = tws.Thresholds(jnp.tile(level[:, None], (1, 3)), level)
+  broken = jnp.where(jnp.arange(8) == 2, jnp.nan, 4.0)
+  for place in range(3):
+    measured = [jnp.zeros(8)] * 3
+    measured[place] = broken
+    scores = tws.strictness(thresholds, tws.Criteria(*measured))
+    np.testing.assert_array_equal(np.isnan(scores), np.arange(8) == 2)
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])

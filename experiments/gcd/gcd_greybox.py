@@ -48,9 +48,19 @@ SHOWN = {
   'gcd_mean': 'mean of both',
   'confidence': '1 - max probability',
   'log_s': 'log S',
+  'c1': 'C1 of DET_TWS',
+  'c2t': 'C2t of DET_TWS',
+  'c2u': 'C2u of DET_TWS',
 }
 # Learnt from clean pictures alone: the same in all regimes.
-UNTAUGHT = ('tws', 'pd', 'confidence', 'log_s')
+UNTAUGHT = ('pd', 'confidence', 'log_s')
+# DET_TWS, without C2u as in its authors' released code, and its criteria alone.
+CRITERIA = {
+  'tws': ('noise', 'targeted'),
+  'c1': ('noise',),
+  'c2t': ('targeted',),
+  'c2u': ('untargeted',),
+}
 ENSEMBLES = {
   'gcd': ('entropy', True),
   'gcd_raw': ('entropy', False),
@@ -108,13 +118,11 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
 
   if name in UNTAUGHT:
     note(f'detector {SHOWN[name]}', 0.0)
-    found = {
-      'tws': lambda: baselines.tws_scores(study, every),
-      'pd': lambda: baselines.density_scores(study, every),
-    }.get(
-      name,
-      lambda: detection.trivial_scores(study, name, ('clean', *every)),
-    )()
+    found = (
+      baselines.density_scores(study, every)
+      if name == 'pd'
+      else detection.trivial_scores(study, name, ('clean', *every))
+    )
     for regime in REGIMES:
       for attack in every:
         keep(regime, attack, found['clean'], found[attack])
@@ -132,6 +140,11 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
       tested = every if regime == 'pooled' else (attack,)
       if mds:
         found = baselines.mahalanobis_scores(study, mds, taught, tested)
+        keep(regime, attack, found['clean'], found[attack])
+        continue
+      if name in CRITERIA:
+        parts = CRITERIA[name]
+        found = baselines.tws_scores(study, parts, taught, (attack,))
         keep(regime, attack, found['clean'], found[attack])
         continue
       learnt = detection.learn(
@@ -479,9 +492,9 @@ def tables(study: Study) -> list[Table]:
       where={'role': 'detection'},
       note='Attacked pictures rounded to 8 bit, those that the attack changed '
       'with success before rounding. Per attack: learnt on the attack it is '
-      'tested on. DET_TWS, DET_PD and the scores without training are the '
-      'same in all three. Values of networks: mean over '
-      f'{study.config.num_seeds} trainings.',
+      'tested on. DET_PD and the scores without training are the same in all '
+      'three. DET_TWS has C1 and C2t; C2u stands alone. Values of networks: '
+      f'mean over {study.config.num_seeds} trainings.',
     ),
     Table(
       'Accuracy of the unprotected classifier on the pictures of the attacks',
@@ -530,7 +543,7 @@ def figures(areas) -> list[Drawing]:
       'roc',
       'roc_curves',
       'ROC curves of the detectors, each learnt on the attack it is tested on '
-      '(DET_TWS, DET_PD and log S learn no attack).',
+      '(DET_PD and log S learn no attack).',
       {
         'panels': {
           PAPER_NAME[attack]: {

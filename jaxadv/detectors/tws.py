@@ -8,6 +8,7 @@ takes many gradient steps to leave it.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +32,9 @@ from jaxadv.types import (
 )
 from jaxadv.utils import check_range
 
+# Counts are whole numbers: what exceeds one lies above the middle to the next.
+_BETWEEN = np.array([0, 0.5, 0.5])
+
 
 class Criteria(NamedTuple):
   """The three measures of pictures; all are larger for attacked ones.
@@ -49,17 +53,35 @@ class Criteria(NamedTuple):
   untargeted: jax.Array
 
 
-class TWSState(NamedTuple):
-  """What the detector knows of clean pictures.
+class Thresholds(NamedTuple):
+  """Operating points, each a threshold for every criterion.
+
+  A point calls a picture attacked if a criterion exceeds its threshold. No
+  threshold rises from one point to the next, so what a point finds the next
+  ones find too.
 
   Attributes:
-    clean: `Criteria` of the N clean training pictures, each sorted.
+    values: float32[P, 3], the thresholds in the order of `Criteria`, from the
+      point that finds nothing to one that finds everything.
+    levels: float32[P], falling from 1 to 0 while the share of clean pictures
+      that a point may find rises from 0 to 1.
+  """
+
+  values: jax.Array
+  levels: jax.Array
+
+
+class TWSState(NamedTuple):
+  """What the detector knows of validation pictures.
+
+  Attributes:
+    thresholds: What criteria are held against.
     centre: float32[3], means of what stands in for the criteria in the
-      surrogate, over the same pictures.
+      surrogate, over the clean pictures.
     spread: float32[3], their standard deviations.
   """
 
-  clean: Criteria
+  thresholds: Thresholds
   centre: jax.Array
   spread: jax.Array
 
@@ -85,14 +107,14 @@ def tws(
   *,
   radius: float = 0.5,
   targeted_cap: int = 200,
-  untargeted_cap: int = 1000,
+  untargeted_cap: int = 0,
 ) -> Detector:
-  """Makes the detector of three criteria, each against that of clean pictures.
+  """Makes the detector of criteria, any of which may exceed its threshold.
 
-  A criterion becomes the share of the clean training pictures with a lower
-  value, ties broken at random, so that it is uniform in [0, 1) for clean
-  pictures. The score is the largest of them. The paper's settings, which
-  depend on data and network, so `tune` them:
+  `choose_thresholds` finds the thresholds on validation pictures, clean and
+  attacked. The score says how strict a point still finds a picture: about one
+  minus the share of clean pictures that a user has to put up with. The
+  paper's settings, which depend on data and network, so `tune` them:
 
     | network              | sigma | targeted_lr | untargeted_lr | radius |
     | CIFAR-10, VGG19      | 0.01  | 0.0005      | 1             | 0.5    |
@@ -110,24 +132,26 @@ def tws(
     untargeted_lr: The same for C2u.
     radius: Largest change of a pixel in image units, in (0, 1].
     targeted_cap: Number of steps at which C2t ends; 0 leaves C2t out.
-    untargeted_cap: Number of steps at which C2u ends; 0 leaves C2u out.
+    untargeted_cap: Number of steps at which C2u ends, 1,000 in the paper; 0
+      leaves C2u out, as the released code does: its thresholds for C2u are
+      the cap, which no count exceeds.
 
   Returns:
     A `Detector` for deterministic classifiers of at least 2 classes. It
-    learns from the clean rows of `train` only. Scores lie in [0, 1). The
-    surrogate is differentiable: the largest of C1 (with the noise of the key)
-    and, for the counts, of the difference of the logits that a step works on
-    (the predicted class against the random one, or against the best other),
-    each minus its mean over clean pictures and divided by its standard
-    deviation. It is about 0 for clean pictures, and its zero is no threshold.
+    learns from `valid` only. Scores lie in [0, 1]. The surrogate is
+    differentiable: the largest of C1 (with the noise of the key) and, for the
+    counts, of the difference of the logits that a step works on (the
+    predicted class against the random one, or against the best other), each
+    minus its mean over clean pictures and divided by its standard deviation.
+    It is about 0 for clean pictures, and its zero is no threshold.
 
   Raises:
-    UserError: If a hyperparameter lies outside its range, or (by `fit`) there
-      is no clean picture. `fit` raises DataError if a criterion is NaN.
+    UserError: If a hyperparameter lies outside its range, or (by `fit`)
+      `valid` has no clean or no attacked picture. `fit` raises DataError if a
+      criterion is NaN.
 
-  Departs from the paper: one score in place of three thresholds. Its
-  thresholds at 10 % false positives are 0.009 (C1) and 119 steps (C2t) for
-  CIFAR-10, 1.90 and 35 for ResNet101; its released code uses no C2u.
+  Departs from the paper: one score in place of the thresholds of one share of
+  clean pictures, see `choose_thresholds`.
 
   References:
     Hu et al., A New Defense Against Adversarial Images: Turning a Weakness
@@ -165,38 +189,35 @@ def tws(
     train: Iterable[Batch],
     valid: Iterable[Batch],
   ) -> TWSState:
-    del valid  # Nothing is trained that would have to be stopped.
+    del train  # Thresholds are chosen on pictures that taught nobody.
     classifier = as_pytree(classifier)
     found = []
-    for batch in train:
-      clean = np.asarray(batch.mask) & (np.asarray(batch.kind) == 0)
-      if clean.any():
-        keys = picture_keys(key, batch.source)
-        values = learnt(keys, classifier, batch.images)
-        found.append(jax.tree.map(lambda x, rows=clean: x[rows], values))
-    if not found:
-      raise UserError(
-        'there are no clean pictures to train on; tws compares with clean '
-        'pictures, so give rows of kind 0'
-      )
+    kinds = []
+    for batch in valid:
+      rows = np.asarray(batch.mask)
+      values = learnt(picture_keys(key, batch.source), classifier, batch.images)
+      found.append(jax.tree.map(lambda x, rows=rows: x[rows], values))
+      kinds.append(np.asarray(batch.kind)[rows])
+    kind = _checked_kinds(kinds)
     measured, stand_ins = jax.tree.map(
       lambda *parts: np.concatenate(parts), *found
     )
     for values in (*measured, stand_ins):
-      check_numbers(values, 'criteria of clean pictures')
+      check_numbers(values, 'criteria')
+    of_clean = stand_ins[kind == 0]
     # A criterion that never varies must not divide by 0.
-    spread = np.maximum(stand_ins.std(axis=0), 1e-6)
+    spread = np.maximum(of_clean.std(axis=0), 1e-6)
+    caps = {'targeted_cap': targeted_cap, 'untargeted_cap': untargeted_cap}
     return TWSState(
-      clean=jax.tree.map(lambda x: jnp.sort(x), measured),
-      centre=jnp.asarray(stand_ins.mean(axis=0)),
+      thresholds=choose_thresholds(measured, kind, **caps),
+      centre=jnp.asarray(of_clean.mean(axis=0)),
       spread=jnp.asarray(spread),
     )
 
   def score(
     keys: jax.Array, classifier: Any, state: TWSState, images: jax.Array
   ) -> jax.Array:
-    shares = clean_shares(keys, state, measure(keys, classifier, images))
-    return jnp.max(jnp.stack(shares, axis=-1)[:, active], axis=-1)
+    return strictness(state.thresholds, measure(keys, classifier, images))
 
   def surrogate(
     keys: jax.Array, classifier: Any, state: TWSState, images: jax.Array
@@ -252,39 +273,127 @@ def criteria(
   )
 
 
-def clean_shares(
-  keys: jax.Array, state: TWSState, measured: Criteria
-) -> Criteria:
-  """Turns criteria into shares of clean pictures with a lower value.
+def choose_thresholds(
+  measured: Criteria,
+  kind: np.ndarray,
+  *,
+  targeted_cap: int,
+  untargeted_cap: int,
+  num_points: int = 51,
+) -> Thresholds:
+  """Finds the thresholds that find most attacked pictures.
+
+  For each share of clean pictures that may be found the paper's authors take
+  the thresholds that find most attacked pictures while they find at most this
+  share of the clean ones. Taken one by one, a laxer point may lose what a
+  stricter one finds, and a picture has no score. So the points are chosen
+  together: among all rows of points that follow one another, that with the
+  largest sum of attacked shares. Where the best points of each share follow
+  one another, as those do that the authors released, these are they. Of equal
+  ones those that find fewer clean pictures are taken. Between two points that
+  are far apart all thresholds fall in step.
 
   Args:
-    keys: key[B], which break ties.
-    state: What `fit` gave.
+    measured: Criteria of N validation pictures, of which thresholds are taken.
+    kind: int[N], 0 for clean pictures; the attacked share is the mean of those
+      of the kinds of attack, however many pictures each has.
+    targeted_cap: As of `tws`; the largest value that the criterion has.
+    untargeted_cap: Likewise.
+    num_points: Number of points, at least 2; their shares of clean pictures
+      lie evenly from 0 to 1. Time and memory grow with its third power times
+      itself, or its second where a criterion is left out.
+
+  Returns:
+    The thresholds, those of counts between two whole numbers.
+
+  Raises:
+    UserError: If there are no clean or no attacked pictures.
+  """
+  kind = _checked_kinds([kind])
+  rates = np.linspace(0, 1, num_points)
+  # Where no threshold stands the criterion finds nothing.
+  tops = np.array([2.0, targeted_cap, untargeted_cap]) + _BETWEEN
+  candidates, silent = [], []
+  for values, top, between in zip(measured, tops, _BETWEEN, strict=True):
+    column = np.asarray(values)
+    of_clean = [roc.threshold_at_fpr(column[kind == 0], r) for r in rates]
+    steps = np.maximum(of_clean, 0) + between
+    candidates.append(np.array([top, *steps] if top > between else [top]))
+    silent.append(column[:, None] <= candidates[-1])
+
+  def found(rows):
+    none = [side[rows].astype(np.float32) for side in silent]
+    return 1 - np.einsum('na,nb,nc->abc', *none, optimize=True) / rows.sum()
+
+  clean = found(kind == 0)
+  attacked = np.mean([found(kind == k) for k in np.unique(kind) if k], axis=0)
+  worth = attacked - 1e-6 * clean
+  # The best sum of the points up to a rate, if the last is this triple.
+  sums: list[np.ndarray] = []
+  for rate in rates:
+    before = sums[-1] if sums else np.zeros_like(worth)
+    for axis in range(3):
+      before = np.maximum.accumulate(before, axis=axis)
+    sums.append(np.where(clean <= rate + 1e-6, worth + before, -np.inf))
+  point = tuple(len(values) - 1 for values in candidates)
+  points = [point]
+  for total in reversed(sums):
+    stricter = total[tuple(slice(0, i + 1) for i in point)]
+    point = tuple(
+      int(i) for i in np.unravel_index(stricter.argmax(), stricter.shape)
+    )
+    points.append(point)
+  points.append((0, 0, 0))
+  places, levels = _in_small_steps(np.array(points[::-1]))
+  # A fixed size, so that nothing compiles anew: the first point is repeated.
+  spare = 4 * len(points) - len(levels)
+  places = np.pad(places, ((spare, 0), (0, 0)))
+  levels = np.pad(levels, (spare, 0), constant_values=1)
+  chosen = [c[i] for c, i in zip(candidates, places.T, strict=True)]
+  return Thresholds(
+    jnp.asarray(np.stack(chosen, axis=-1), jnp.float32),
+    jnp.asarray(levels, jnp.float32),
+  )
+
+
+def _in_small_steps(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Puts points between those that are further apart than one candidate.
+
+  Args:
+    points: int[P, 3], places among the candidates, not falling.
+
+  Returns:
+    int[Q, 3], the places; and float64[Q], levels that fall evenly from 1 to 0
+    over the given points.
+  """
+  levels = np.linspace(1, 0, len(points))
+  rows = np.column_stack([points, levels])
+  parts = [
+    np.linspace(a, b, max(int(np.max(b - a)), 1), endpoint=False)
+    for a, b in itertools.pairwise(rows)
+  ]
+  filled = np.concatenate([*parts, rows[-1:]])
+  return np.rint(filled[:, :3]).astype(int), filled[:, 3]
+
+
+def strictness(thresholds: Thresholds, measured: Criteria) -> jax.Array:
+  """Scores pictures by the strictest point that finds them; pure, jittable.
+
+  Args:
+    thresholds: From `choose_thresholds`.
     measured: Criteria of B pictures.
 
   Returns:
-    `Criteria` in [0, 1); each is uniform if the pictures are like the clean
-    ones that the detector was fitted on. Equal values count half on average,
-    and so does one more picture that stands for the one looked at. NaN stays.
+    float32[B] in [0, 1]: the level of the point, and between two points by
+    how far a criterion is on its way from one threshold to the other, so that
+    pictures beyond all thresholds are still ordered. NaN stays.
   """
-  draw = lambda key: jax.random.uniform(_named(key, 'ties'), (3,), jnp.float32)
-  ties = jax.vmap(draw)(keys)
-
-  def share(clean, values, tie):
-    below = jnp.searchsorted(clean, values, side='left')
-    not_above = jnp.searchsorted(clean, values, side='right')
-    rank = (below + tie * (not_above - below + 1)) / (len(clean) + 1)
-    # It would be sorted behind all others, as if it were the largest.
-    return jnp.where(jnp.isnan(values), jnp.nan, rank)
-
-  return Criteria(
-    *(
-      share(clean, values, ties[:, i])
-      for i, (clean, values) in enumerate(
-        zip(state.clean, measured, strict=True)
-      )
-    )
-  )
+  levels = thresholds.levels[::-1]
+  found = [
+    jnp.interp(values, points[::-1], levels)
+    for values, points in zip(measured, thresholds.values.T, strict=True)
+  ]
+  return jnp.max(jnp.stack(found), axis=0)
 
 
 def tune(
@@ -297,12 +406,12 @@ def tune(
   untargeted_lrs: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0),
   radius: float = 0.5,
   targeted_cap: int = 200,
-  untargeted_cap: int = 1000,
+  untargeted_cap: int = 0,
 ) -> Tuned:
   """Finds the settings with which each criterion tells attacks best.
 
-  Each is chosen by itself, by the AUC of its criterion; of equal ones, and of
-  a criterion that is left out, the first. One compilation for all.
+  Each is chosen by itself, by `mean_auc` of its criterion; of equal ones, and
+  of a criterion that is left out, the first. One compilation for all.
 
   Args:
     key: One key.
@@ -359,15 +468,10 @@ def tune(
     for parts, run in zip(found, runs, strict=True):
       measured = measure(keys, classifier, batch.images, **run)
       parts.append(jax.tree.map(lambda x, mask=mask: x[mask], measured))
-  attacked = np.concatenate(kinds) != 0 if kinds else np.zeros(0, bool)
-  if not attacked.any() or attacked.all():
-    raise UserError(
-      f'there are {attacked.sum()} attacked pictures of {attacked.size} to '
-      'tune on; give some clean and some attacked ones'
-    )
+  kind = _checked_kinds(kinds)
   aucs = np.array(
     [
-      [roc.auc(np.concatenate(c), attacked) for c in zip(*parts, strict=True)]
+      [mean_auc(np.concatenate(c), kind) for c in zip(*parts, strict=True)]
       for parts in found
     ]
   )
@@ -377,9 +481,40 @@ def tune(
   )
 
 
+def mean_auc(values: np.ndarray, kind: np.ndarray) -> float:
+  """Averages the AUC over the kinds of attack, however many pictures each has.
+
+  Args:
+    values: float[N], larger for attacked pictures.
+    kind: int[N], 0 for clean pictures.
+
+  Returns:
+    A number in [0, 1].
+
+  Raises:
+    UserError: If there are no clean or no attacked pictures.
+    DataError: If a value is NaN.
+  """
+  kind = _checked_kinds([kind])
+  rows = [np.isin(kind, (0, k)) for k in np.unique(kind) if k]
+  return float(np.mean([roc.auc(values[r], kind[r] != 0) for r in rows]))
+
+
+def _checked_kinds(parts: Sequence[np.ndarray]) -> np.ndarray:
+  """Joins the kinds of pictures, among which have to be both sides."""
+  kind = np.concatenate([np.zeros(0, int), *parts])
+  attacked = np.count_nonzero(kind)
+  if attacked in (0, kind.size):
+    raise UserError(
+      f'there are {attacked} attacked pictures of {kind.size} to choose '
+      'thresholds and settings on; give some clean and some attacked ones'
+    )
+  return kind
+
+
 def _named(key: jax.Array, use: str) -> jax.Array:
   """A picture's key for one of its uses."""
-  return jax.random.fold_in(key, ('noise', 'class', 'ties').index(use))
+  return jax.random.fold_in(key, ('noise', 'class').index(use))
 
 
 def _other_classes(

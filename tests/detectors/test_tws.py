@@ -1,5 +1,8 @@
 """TWS on linear classifiers, where every step can be counted beforehand."""
 
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,63 +172,154 @@ def clean():
   return np.random.default_rng(2).normal(-1.2, 0.5, 1200)
 
 
-def test_shares_of_clean_pictures_are_uniform_also_with_ties(clean):
-  detector = tws.tws(0.1, 0.1, 0.1, **QUICK)
-  state = detector.fit(jax.random.key(0), CLASSIFIER, [batch(clean[:600])], [])
-  assert len(np.unique(state.clean.targeted)) < 8  # Ties abound.
-  fresh = pictures(clean[600:])
-  key = picture_keys(jax.random.key(3), jnp.arange(600))
-  measured = measure(fresh, key, targeted_lr=0.1, untargeted_lr=0.1, **QUICK)
-  shares = tws.clean_shares(key, state, measured)
-  for share in shares:
-    # Both samples vary; 1.95 is the threshold of one in a thousand.
-    assert stats.kstest(share, 'uniform').statistic < 1.95 * np.sqrt(2 / 600)
-  scores = jax.jit(detector.score)(key, CLASSIFIER, state, fresh)
-  np.testing.assert_allclose(scores, np.max(shares, axis=0), rtol=1e-5)
-
-
-def test_a_value_beyond_all_clean_ones_gets_an_extreme_share():
-  values = jnp.arange(4.0)
-  state = tws.TWSState(tws.Criteria(values, values, values), None, None)
-  num = 500
-  at = lambda value: tws.clean_shares(
-    keys(num), state, tws.Criteria(*[jnp.full(num, value)] * 3)
+def drawn(rng, kind):
+  """C1 finds kind 1, C2t finds kind 2, C2u nothing."""
+  num = len(kind)
+  return tws.Criteria(
+    noise=np.abs(rng.normal(size=num)) * 0.1 + 0.3 * (kind == 1),
+    targeted=rng.poisson(20, num) + 15 * (kind == 2),
+    untargeted=rng.poisson(9, num),
   )
-  ranges = {-1.0: (0, 0.2), 0.5: (0.2, 0.4), 2.0: (0.4, 0.8), 9.0: (0.8, 1)}
-  for value, (low, high) in ranges.items():
-    for share in at(value):
-      assert (
-        low <= share.min() < low + 0.01 and high - 0.01 < share.max() < high
-      )
-  one, two, _ = at(2.0)
-  assert abs(np.corrcoef(one, two)[0, 1]) < 0.2
 
 
-def test_only_clean_rows_that_are_no_padding_teach(clean):
+CAPS = {'targeted_cap': 99, 'untargeted_cap': 99, 'num_points': 21}
+
+
+def best_of_all_rows(measured, kind, num):
+  """The largest sum of attacked shares, by trying all rows of points.
+
+  Args:
+    measured: Criteria, the last of which finds nothing.
+    kind: int[N].
+    num: Number of points.
+  """
+  rates = np.linspace(0, 1, num)
+  sides = [[-1, *values[kind == 0], 99] for values in measured[:2]]
+  points = {}
+  for pair in itertools.product(*sides):
+    found = (measured[0] > pair[0]) | (measured[1] > pair[1])
+    shares = [found[kind == k].mean() for k in (0, 1, 2)]
+    points[pair] = (shares[0], np.mean(shares[1:]))
+
+  @functools.cache
+  def best(number, laxest):
+    if number < 0:
+      return 0.0
+    return max(
+      share + best(number - 1, pair)
+      for pair, (false, share) in points.items()
+      if false <= rates[number] + 1e-9
+      and pair[0] >= laxest[0]
+      and pair[1] >= laxest[1]
+    )
+
+  return best(num - 1, (-1, -1))
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_no_other_row_of_thresholds_finds_more(seed):
+  rng = np.random.default_rng(seed)
+  kind = np.array([0] * 8 + [1] * 3 + [2] * 5)
+  values = rng.permuted(np.tile(np.arange(16.0), (2, 1)), axis=1)
+  values[0] /= 8
+  measured = tws.Criteria(*values, np.zeros(16))
+  chosen = tws.choose_thresholds(
+    measured, kind, targeted_cap=99, untargeted_cap=0, num_points=9
+  )
+  steps = np.diff(chosen.values, axis=0)
+  assert (steps <= 0).all() and (np.diff(chosen.levels) <= 0).all()
+  finds = lambda point: np.any(np.stack(measured, -1) > point, axis=-1)
+  # Of the points, first and last stand for nothing and everything.
+  level = np.linspace(1, 0, 11)[1:-1]
+  rows = [np.argmin(np.abs(chosen.levels - at)) for at in level]
+  total = 0
+  for row, rate in zip(rows, np.linspace(0, 1, 9), strict=True):
+    found = finds(chosen.values[row])
+    assert found[kind == 0].mean() <= rate
+    total += np.mean([found[kind == k].mean() for k in (1, 2)])
+  assert total == pytest.approx(best_of_all_rows(measured, kind, 9), abs=1e-6)
+
+
+def test_a_score_tells_which_points_find_a_picture():
+  rng = np.random.default_rng(0)
+  kind = rng.integers(0, 3, 400)
+  chosen = tws.choose_thresholds(drawn(rng, kind), kind, **CAPS)
+  fresh = drawn(rng, kind)
+  scores = np.asarray(tws.strictness(chosen, fresh))
+  chosen = jax.device_get(chosen)
+  assert scores.min() >= 0 and scores.max() <= 1
+  for point, level in zip(chosen.values, chosen.levels, strict=True):
+    found = np.any(np.stack(fresh, -1) > point, axis=-1)
+    np.testing.assert_array_equal(found, scores > level + 1e-6)
+
+
+def test_together_criteria_find_what_each_alone_does_not():
+  rng = np.random.default_rng(0)
+  kind = np.repeat([0, 1, 2], [300, 100, 100])
+  chosen = tws.choose_thresholds(drawn(rng, kind), kind, **CAPS)
+  fresh = drawn(rng, kind)
+  scores = np.asarray(tws.strictness(chosen, fresh))
+  alone = [tws.mean_auc(values, kind) for values in fresh]
+  assert max(alone) < 0.8 and tws.mean_auc(scores, kind) > 0.95
+
+
+def test_a_kind_counts_the_same_however_many_pictures_it_has():
+  kind = np.repeat([0, 1, 2], [60, 20, 20])
+  measured = drawn(np.random.default_rng(1), kind)
+  # Not found with ease, or all thresholds would do.
+  measured = measured._replace(noise=measured.noise - 0.15 * (kind == 1))
+  rows = np.concatenate([np.arange(80), np.tile(np.arange(80, 100), 30)])
+  choose = lambda rows: tws.choose_thresholds(
+    tws.Criteria(*(values[rows] for values in measured)), kind[rows], **CAPS
+  )
+  more = choose(rows)
+  for one, other in zip(choose(np.arange(100)), more, strict=True):
+    np.testing.assert_array_equal(one, other)
+  assert tws.mean_auc(measured.noise[rows], kind[rows]) == pytest.approx(
+    tws.mean_auc(measured.noise, kind)
+  )
+
+
+def test_where_one_criterion_does_it_its_order_is_kept():
+  rng = np.random.default_rng(0)
+  kind = np.repeat([0, 1], [60, 40])
+  measured = drawn(rng, kind)._replace(targeted=np.zeros(100))
+  chosen = tws.choose_thresholds(
+    measured, kind, targeted_cap=0, untargeted_cap=0
+  )
+  # Beyond all clean pictures of the choice as well.
+  values = np.linspace(0.01, 1.9, 100)
+  fresh = tws.Criteria(values, np.zeros(100), np.zeros(100))
+  assert (np.diff(tws.strictness(chosen, fresh)) > 0).all()
+
+
+def test_only_rows_of_valid_that_are_no_padding_teach(clean):
   detector = tws.tws(0.1, 0.1, 0.1, **QUICK)
-  fit = lambda batches: detector.fit(jax.random.key(0), CLASSIFIER, batches, [])
-  state = fit([batch(clean[:20])])
-  padded = batch(clean[10:20], first=10, mask=np.arange(10) < 5)
-  rest = batch(clean[15:20], first=15)
-  attacked = batch(clean[20:30], kind=2)
-  again = fit([batch(clean[:10]), padded, attacked, rest])
+  fit = lambda batches: detector.fit(jax.random.key(0), CLASSIFIER, [], batches)
+  attacked = batch(clean[20:30] + 1, kind=2)
+  second = lambda mask: batch(clean[10:20], first=10, mask=mask)
+  state = fit([batch(clean[:10]), second(np.arange(10) >= 0), attacked])
+  halves = [second(np.arange(10) < 5), second(np.arange(10) >= 5)]
+  again = fit([batch(clean[:10]), halves[0], attacked, halves[1]])
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), state, again
   )
-  with pytest.raises(UserError, match='no clean pictures'):
+  with pytest.raises(UserError, match='10 attacked pictures of 10'):
     fit([attacked])
+  with pytest.raises(UserError, match='0 attacked pictures of 0'):
+    fit([])
 
 
 def test_a_criterion_without_steps_is_left_out(clean):
+  margins = np.concatenate([clean[:50], np.full(50, -0.1)])
+  valid = [batch(margins, np.repeat([0, 1], 50))]
   detector = tws.tws(0.1, targeted_cap=0, untargeted_cap=0)
-  state = detector.fit(jax.random.key(0), CLASSIFIER, [batch(clean[:50])], [])
+  state = detector.fit(jax.random.key(0), CLASSIFIER, [], valid)
   fresh = pictures(clean[50:60])
-  measured = measure(fresh, targeted_cap=0, untargeted_cap=0)
-  np.testing.assert_allclose(
-    detector.score(keys(10), CLASSIFIER, state, fresh),
-    tws.clean_shares(keys(10), state, measured).noise,
-    rtol=1e-5,
-  )
+  noise = measure(fresh, targeted_cap=0, untargeted_cap=0).noise
+  scores = jax.jit(detector.score)(keys(10), CLASSIFIER, state, fresh)
+  np.testing.assert_array_equal(np.argsort(scores), np.argsort(noise))
+  assert len(np.unique(scores)) == 10
 
 
 def test_surrogate_rises_with_the_criteria(clean):
@@ -240,7 +334,8 @@ def test_surrogate_rises_with_the_criteria(clean):
   for stand_in, count in zip(values.T[1:], measured[1:], strict=True):
     assert stats.spearmanr(stand_in, count).statistic > 0.99
   detector = tws.tws(0.1, 0.1, 0.1, **QUICK)
-  state = detector.fit(jax.random.key(0), CLASSIFIER, [batch(clean[:600])], [])
+  valid = [batch(clean[:600], np.arange(600) % 2)]
+  state = detector.fit(jax.random.key(0), CLASSIFIER, [], valid)
   surrogate = jax.jit(
     lambda x: detector.surrogate(keys(100), CLASSIFIER, state, x)
   )

@@ -52,6 +52,7 @@ TINY_GCD = (
   '--detector_epochs=2',
   '--num_seeds=2',
   '--tws_pictures=10',
+  '--tws_tuned=10',
   '--tws_cap=5',
   '--tws_cap_t=5',
   '--pixelcnn_filters=4',

@@ -117,6 +117,8 @@ def test_a_minimal_norm_attack_teaches_by_its_successes_only():
     ({'tws_cap': 0}, '--tws_cap is 0; it must be 1 or more'),
     ({'weights': 'cifar100'}, 'give imagenet, cifar10, or a folder or file'),
     ({'weights': 'cifar10', 'dataset': 'mnist'}, 'mnist is read with one'),
+    ({'tws_tuned': 61}, '--num_valid=60'),
+    ({'tws_radius': 1.5}, '--tws_radius is 1.5'),
   ],
 )
 def test_what_cannot_be_is_refused(flags, said):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,21 +13,30 @@ import numpy as np
 
 from experiments.gcd.protocol import study as studies
 from experiments.gcd.protocol.detection import score_pictures, test_images
+from experiments.gcd.protocol.setting import Config
 from experiments.gcd.protocol.study import Attacked, Study
 from jaxadv import models, storage
 from jaxadv.data import pipeline, sources
 from jaxadv.data.sources import Pictures
+from jaxadv.detectors import tws
 from jaxadv.detectors.density import density_detector, rank_among
 from jaxadv.detectors.mahalanobis import mahalanobis
-from jaxadv.detectors.tws import tune, tws
 from jaxadv.errors import UserError
 from jaxadv.models.pixelcnn import PixelCNN, init_pixelcnn
 from jaxadv.models.weights import native
 from jaxadv.training.pixelcnn import RECIPE, fit_pixelcnn, measure_bits
-from jaxadv.types import Detector
+from jaxadv.types import Detector, picture_keys
 
-# Clean pictures that TWS is tuned on, and that the rank of DET_PD is among.
-NUM_TUNED = 30
+# What sigma and the step sizes of DET_TWS are chosen from; of equally good
+# ones the first is taken, that of the fewest steps.
+TWS_CHOICES = {
+  'noise': (0.005, 0.01, 0.02, 0.05, 0.1),
+  'targeted': (5e-2, 5e-3, 5e-4),
+  'untargeted': (10.0, 1.0, 0.1),
+}
+# Rows that take steps until the slowest is done: few wait less.
+TWS_BATCH = 20
+# Clean pictures that the rank of DET_PD is among.
 NUM_RANKED = 500
 # What the last epoch of a converged training gains at most, as a share.
 CONVERGED = 0.01
@@ -82,49 +93,206 @@ def fitted_scores(
   return storage.read_npz(folder / 'scores.npz')
 
 
-def tws_scores(study: Study, tested: Sequence[str]) -> dict[str, np.ndarray]:
-  """Scores by the three criteria, tuned on validation pictures of all attacks.
+def tws_scores(
+  study: Study,
+  parts: Sequence[str],
+  taught: Sequence[str],
+  tested: Sequence[str],
+) -> dict[str, np.ndarray]:
+  """Scores by criteria of DET_TWS, one alone or several with thresholds.
 
-  The clean distributions come from training pictures.
+  Sigma, step sizes and thresholds are chosen on validation pictures, to which
+  each attack gives as many. A criterion is measured once for each setting.
+
+  Args:
+    study: The study.
+    parts: Which of `tws.Criteria`.
+    taught: Attacks to choose by.
+    tested: Attacks to be tested on.
+
+  Returns:
+    {'clean' | attack: float32[n]}.
   """
   config = study.config
-  settings: dict[str, Any] = {
-    # What an Linf attack of the run may change.
-    'radius': max(config.epsilon, 0.03),
-    'targeted_cap': config.tws_cap_t,
-    'untargeted_cap': config.tws_cap,
-  }
-  clean = pipeline.stored(study.clean['train'])
-  several = studies.detector_batches(
-    study, studies.teachable(study), 'valid'
-  ).batch
-  kinds = np.asarray(several.kind) != 0
-  rows = [np.flatnonzero(kinds == side)[:NUM_TUNED] for side in (False, True)]
-  tuned_on = pipeline.select(jax.device_get(several), np.concatenate(rows))
-
-  key = studies.stream(config, 'tws')
-
-  def fit():
-    found = tune(
-      key,
-      study.victim.classifier,
-      pipeline.batches(tuned_on, 2 * NUM_TUNED),
-      **settings,
+  settings = tws_settings(study, parts, taught)
+  valid = _tws_valid(study, settings, taught, config.num_valid)
+  score = _tws_rule(config, parts, *valid)
+  return {
+    kind: score(
+      tws_criteria(study, settings, 'test', kind, config.tws_pictures)
     )
-    detector = tws(**found._asdict(), **settings)
-    batches = pipeline.batches(clean, studies.BATCH)
-    state = detector.fit(key, study.victim.classifier, batches, batches)
-    return detector, state, key
+    for kind in ('clean', *tested)
+  }
 
-  made_from = [
-    settings,
-    storage.fingerprint(clean),
-    storage.fingerprint(tuned_on),
-    key,
-  ]
-  return fitted_scores(
-    study, 'tws', made_from, tested, config.tws_pictures, fit
+
+def tws_settings(
+  study: Study, parts: Sequence[str], taught: Sequence[str]
+) -> dict[str, float]:
+  """Chooses sigma and step sizes, by which attacks are found best together.
+
+  Args:
+    study: The study.
+    parts: Which of `tws.Criteria`.
+    taught: Attacks to choose by; the mean of their AUCs decides.
+
+  Returns:
+    {part: its setting}; of equal ones the first.
+  """
+  config = study.config
+  # Read once, not for every combination.
+  columns = {
+    (part, setting): _tws_valid(
+      study, {part: setting}, taught, config.tws_tuned
+    )
+    for part in parts
+    for setting in TWS_CHOICES[part]
+  }
+
+  def worth(settings: dict[str, float]) -> float:
+    found = [columns[item] for item in settings.items()]
+    # What has no setting is 0.
+    measured, kind = found[0]
+    for more, _ in found[1:]:
+      measured = jax.tree.map(np.add, measured, more)
+    score = _tws_rule(config, parts, measured, kind)
+    return tws.mean_auc(score(measured), kind)
+
+  choices = itertools.product(*(TWS_CHOICES[part] for part in parts))
+  return max(
+    (dict(zip(parts, values, strict=True)) for values in choices), key=worth
   )
+
+
+def _tws_valid(
+  study: Study, settings: dict[str, float], taught: Sequence[str], n: int
+) -> tuple[tws.Criteria, np.ndarray]:
+  """Measures n validation pictures of each kind: criteria and kinds."""
+  kinds = ('clean', *taught)
+  sides = [tws_criteria(study, settings, 'valid', kind, n) for kind in kinds]
+  measured = jax.tree.map(lambda *columns: np.concatenate(columns), *sides)
+  return measured, np.repeat(np.arange(len(kinds)), n)
+
+
+def _tws_rule(
+  config: Config, parts: Sequence[str], measured: tws.Criteria, kind: np.ndarray
+) -> Callable[[tws.Criteria], np.ndarray]:
+  """Gives the score by one criterion, or by thresholds of several."""
+  if len(parts) == 1:
+    return lambda criteria: getattr(criteria, parts[0])
+  thresholds = tws.choose_thresholds(
+    measured,
+    kind,
+    **{
+      f'{part}_cap': _tws_cap(config, part) * (part in parts)
+      for part in ('targeted', 'untargeted')
+    },
+  )
+  return lambda criteria: np.asarray(tws.strictness(thresholds, criteria))
+
+
+def tws_criteria(
+  study: Study, settings: dict[str, float], side: str, kind: str, n: int
+) -> tws.Criteria:
+  """Measures those criteria that have a setting; the others are 0.
+
+  Args:
+    study: The study.
+    settings: {part: its sigma or step size}.
+    side: As of `tws_criterion`.
+    kind: Likewise.
+    n: Likewise.
+  """
+  columns: dict[str, Any] = dict.fromkeys(
+    tws.Criteria._fields, np.zeros(n, np.float32)
+  )
+  for part, setting in settings.items():
+    columns[part] = tws_criterion(study, part, setting, side, kind, n)
+  return tws.Criteria(**columns)
+
+
+def tws_criterion(
+  study: Study, part: str, setting: float, side: str, kind: str, n: int
+) -> np.ndarray:
+  """Measures a criterion, or finds it in the cache.
+
+  Args:
+    study: The study.
+    part: One of `tws.Criteria`.
+    setting: Its sigma or step size.
+    side: 'valid', where pictures that an attack had success with stand in for
+      the others, or 'test'.
+    kind: 'clean' or an attack.
+    n: Number of pictures, the first of the side.
+
+  Returns:
+    float32[n].
+  """
+  config = study.config
+  if kind == 'clean':
+    pictures = pipeline.select(pipeline.stored(study.clean[side]), np.arange(n))
+  else:
+    rows = np.arange(n)
+    if side == 'valid':
+      rows = studies.taught_rows(study, kind, side)[:n]
+    pictures = studies.attacked_batch(study, kind, side, rows)
+  key = studies.stream(config, 'tws')
+  options = {
+    'part': part,
+    'radius': config.tws_radius,
+    'cap': _tws_cap(config, part),
+  }
+  made_from = options | {
+    'setting': setting,
+    'victim': study.victim.identity,
+    'pictures': storage.fingerprint(pictures.images),
+    # Draws of a picture go by its id.
+    'source': pictures.source,
+    'key': key,
+  }
+
+  def make(folder, work):
+    del work
+    measure = _tws_measure(**options)
+    found = [
+      measure(
+        picture_keys(key, batch.source),
+        study.victim.classifier,
+        batch.images,
+        setting,
+      )[batch.mask]
+      for batch in pipeline.batches(pictures, TWS_BATCH)
+    ]
+    storage.write_npz(folder / 'values.npz', values=np.concatenate(found))
+
+  version = storage.code_version(__name__)
+  folder = study.cache.get_or_make('gcd_tws', version, made_from, make)
+  return storage.read_npz(folder / 'values.npz')['values']
+
+
+@functools.cache
+def _tws_measure(part: str, radius: float, cap: int):
+  """Compiles a criterion: `(keys, classifier, images, setting) -> [B]`."""
+
+  def measure(keys, classifier, images, setting):
+    measured = tws.criteria(
+      keys,
+      classifier,
+      images,
+      sigma=setting,
+      targeted_lr=setting,
+      untargeted_lr=setting,
+      radius=radius,
+      targeted_cap=cap * (part == 'targeted'),
+      untargeted_cap=cap * (part == 'untargeted'),
+    )
+    return getattr(measured, part)
+
+  return jax.jit(measure)
+
+
+def _tws_cap(config: Config, part: str) -> int:
+  caps = {'targeted': config.tws_cap_t, 'untargeted': config.tws_cap}
+  return caps.get(part, 0)
 
 
 def density_pictures(study: Study) -> Pictures:

@@ -90,6 +90,12 @@ class Config(Options):
   detector_epochs: int = option(10, "Epochs of a detector's training.")
   detector_rate: float = option(1e-3, "Learning rate of a detector's training.")
   tws_pictures: int = option(100, 'Test pictures that DET_TWS is tried on.')
+  tws_tuned: int = option(
+    20, 'Validation pictures of each kind that settings of DET_TWS go by.'
+  )
+  tws_radius: float = option(
+    0.5, 'Linf radius of the steps of DET_TWS, in (0, 1].'
+  )
   tws_cap: int = option(30, 'Largest number of untargeted steps of DET_TWS.')
   tws_cap_t: int = option(100, 'Largest number of targeted steps of DET_TWS.')
   pixelcnn_filters: int = option(8, 'Filters of PixelCNN++.')
@@ -154,7 +160,13 @@ class Config(Options):
         raise UserError(
           f'--{field.name} is {value}; it must be {least} or more'
         )
-    for name in ('epsilon', 'pgd_step_size', 'detector_rate', 'pixelcnn_rate'):
+    for name in (
+      'epsilon',
+      'pgd_step_size',
+      'detector_rate',
+      'pixelcnn_rate',
+      'tws_radius',
+    ):
       if not 0 < getattr(self, name) <= 1:
         raise UserError(
           f'--{name} is {getattr(self, name)}; it must lie in (0, 1]'
@@ -187,6 +199,12 @@ class Config(Options):
           f'--{flag} is {count}, but there are --num_test={self.num_test} '
           'test pictures; give at most as many'
         )
+    if self.tws_tuned > self.num_valid:
+      raise UserError(
+        f'--tws_tuned is {self.tws_tuned}, but there are '
+        f'--num_valid={self.num_valid} validation pictures; give at most as '
+        'many'
+      )
     if (
       self.weights
       and not os.path.exists(self.weights)
@@ -303,6 +321,7 @@ _PAPER: dict[str, Any] = dict(
   cw_searches=9,
   cw_steps=1000,
   tws_pictures=1000,
+  tws_tuned=100,
   tws_cap=1000,
   tws_cap_t=200,
   pixelcnn_filters=40,
@@ -330,6 +349,7 @@ _PAPER_COLOUR: dict[str, Any] = _CIFAR_PGD | dict(
 )
 _PAPER_IMAGENET: dict[str, Any] = dict(
   image_size=224,
+  tws_radius=0.03,
   victim='resnet152',
   weights='imagenet',
   pixelcnn_pictures=5_000,
