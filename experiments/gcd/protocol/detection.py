@@ -110,8 +110,7 @@ def recipe(config: Config) -> TrainConfig:
   """Gives the training of network detectors."""
   return TrainConfig(
     num_epochs=config.detector_epochs,
-    # Few pictures need more steps an epoch than batches of 128 would give.
-    batch_size=128 if config.num_train > 1000 else 32,
+    batch_size=config.detector_batch,
     learning_rate=config.detector_rate,
     schedule='constant',
   )
