@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 
 from experiments import conduct
-from experiments.gcd.protocol import record, repair
+from experiments.gcd.protocol import detection, record, repair
 from experiments.gcd.protocol import run as protocol
 from experiments.gcd.protocol.plan import plan
 from experiments.gcd.protocol.repair import READINGS, UNMASKED, named
@@ -15,9 +17,9 @@ from experiments.gcd.protocol.setting import PAPER_NAME, Config, get_config
 from experiments.gcd.protocol.study import Study
 from jaxadv.classifier import predict
 from jaxadv.experiment import Cell
-from jaxadv.metrics.figures import Figure, mean
+from jaxadv.metrics.figures import intervals, mean
 from jaxadv.metrics.intervals import mean_interval
-from jaxadv.reports import Claim, Record, Row, Table
+from jaxadv.reports import Claim, Record, Row, Table, figure_rows
 from jaxadv.reports import Figure as Drawing
 from jaxadv.reports.verdicts import Comparison, judge
 
@@ -46,6 +48,7 @@ GOALS = ('untargeted', 'targeted')
 SUSPECT = 'pixels that are suspect (%)'
 REPLACED = 'pixels that a draw replaces (%)'
 BEST = 'best alpha of those tried'
+KEPT = 'clean validation pictures kept (%)'
 
 
 def cells(config: Config) -> list[Cell]:
@@ -70,28 +73,33 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
   """Repairs the test pictures of a kind at every masking rate.
 
   Returns:
-    'unprotected', int[N], the victim's labels; and for every setting
-    'READING/ALPHA/labels', 'suspect' and 'replaced'.
+    'unprotected', int[N], the victim's labels; and for every setting and S
+    trainings 'READING/ALPHA/labels', int[S, N], 'suspect' and 'replaced',
+    float[S, N]; of clean pictures also 'kept', float[S], the validation
+    pictures that f_rec keeps.
   """
   images = repair.side_images(study, cell.name, 'test')
-  note('detectors', 0.0)
-  score = repair.pooled_score(study, 'ensemble', 0)
-  classifiers = repair.all_fine_tuned(study, score, 0, note)
-  note(f'gradients of {cell.name}', 0.0)
-  seen = repair.look(score, images)
-  found = {
+  source = study.clean['test'].source
+  found: dict[str, Any] = {
     'unprotected': predict(
       study.victim.classifier, images, study.config.batch_size
     ).argmax(-1)
   }
-  note(f'rectifier on {cell.name}', 0.0)
-  for setting, classifier in classifiers.items():
-    source = study.clean['test'].source
-    done = repair.repaired(study, images, source, seen, setting, classifier)
-    found |= {
-      f'{named(setting)}/{name}': part for name, part in done._asdict().items()
-    }
-  return found
+  each: dict[str, list[Any]] = {}
+  for seed in range(study.config.num_seeds):
+    note('detectors', 0.0)
+    score = repair.pooled_score(study, 'ensemble', seed)
+    classifiers = repair.all_fine_tuned(study, score, seed, note)
+    note(f'rectifier on {cell.name}', 0.0)
+    seen = repair.look(score, images)
+    for setting, classifier in classifiers.items():
+      done = repair.repaired(study, images, source, seen, setting, classifier)
+      parts = done._asdict()
+      if cell.name == 'clean':
+        parts['kept'] = np.array(repair.kept(study, classifier))
+      for name, part in parts.items():
+        each.setdefault(f'{named(setting)}/{name}', []).append(part)
+  return found | {name: np.stack(parts) for name, parts in each.items()}
 
 
 def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
@@ -100,86 +108,86 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
   truth, source = study.clean['test'].labels, study.clean['test'].source
   groups = groups_of(study.config.attacks)
   columns = [(mask, alpha) for mask in READINGS for alpha in alphas]
-
-  def accuracy(kind: str, name: str) -> Figure:
-    return record.share_figure(found[kind][name] == truth, source)
-
-  def group_accuracy(kinds, name: str) -> Figure:
-    return mean([accuracy(kind, name) for kind in kinds])
-
-  curves = {
-    (mask, goal): [
-      group_accuracy(kinds, f'{named((mask, alpha))}/labels')
-      for alpha in alphas
-    ]
-    for mask in READINGS
+  lines = {title: (title, '–') for title in REFERENCES.values()}
+  names = {title: name for name, title in REFERENCES.items()}
+  for mask, alpha in columns:
+    lines[named((mask, alpha))] = (mask, f'{alpha:g}')
+    names[named((mask, alpha))] = f'{named((mask, alpha))}/labels'
+  accuracy = {
+    (kind, line): record.share_figure(arrays[names[line]] == truth, source)
+    for kind, arrays in found.items()
+    for line in lines
+  }
+  levels = {
+    (goal, line): mean([accuracy[kind, line] for kind in kinds])
     for goal, kinds in groups.items()
+    for line in lines
+  }
+  curves = {
+    (mask, goal): [levels[goal, named((mask, alpha))] for alpha in alphas]
+    for mask in READINGS
+    for goal in groups
   }
   unmasked = {
-    goal: group_accuracy(kinds, f'{named(UNMASKED)}/labels')
-    for goal, kinds in groups.items()
+    goal: levels[goal, REFERENCES[f'{named(UNMASKED)}/labels']]
+    for goal in groups
   }
   n = len(truth)
-  rows = []
-  for kind, arrays in found.items():
-    keys = {'role': 'kind', 'pictures': PAPER_NAME.get(kind, 'Clean')}
-    rows += [
-      record.share_row(
-        keys | {'reading': title, 'alpha': '–'},
-        record.ACCURACY,
-        arrays[name] == truth,
+  optimum = dict(
+    zip(GOALS, PAPER_ALPHA.get(record.paper_dataset(study), ()), strict=False)
+  )
+
+  def keys(role: str, name: str, value: str, line: str) -> dict[str, Any]:
+    reading, alpha = lines[line]
+    return {'role': role, name: value, 'reading': reading, 'alpha': alpha}
+
+  rows = record.share_rows(
+    [
+      keys('kind', 'pictures', PAPER_NAME.get(kind, 'Clean'), line)
+      for kind, line in accuracy
+    ],
+    record.ACCURACY,
+    list(accuracy.values()),
+    [n] * len(accuracy),
+  )
+  rows += figure_rows(
+    [keys('mean', 'goal', goal, line) for goal, line in levels],
+    record.ACCURACY,
+    list(levels.values()),
+    n,
+  )
+  for (mask, goal), curve in curves.items():
+    best = int(np.argmax([figure.value for figure in curve]))
+    rows.append(
+      Row(
+        {'role': 'best', 'reading': mask, 'goal': goal},
+        BEST,
+        alphas[best],
+        n=n,
+        paper=optimum.get(goal),
       )
-      for name, title in REFERENCES.items()
-    ]
-    for mask, alpha in columns:
-      rows.append(
-        record.share_row(
-          keys | {'reading': mask, 'alpha': f'{alpha:g}'},
-          record.ACCURACY,
-          arrays[f'{named((mask, alpha))}/labels'] == truth,
-        )
-      )
-  paper = PAPER_ALPHA.get(record.paper_dataset(study), ())
-  for goal, kinds in groups.items():
-    keys = {'role': 'mean', 'goal': goal}
-    rows += [
-      record.figure_row(
-        keys | {'reading': title, 'alpha': '–'},
-        record.ACCURACY,
-        group_accuracy(kinds, name),
-        n,
-      )
-      for name, title in REFERENCES.items()
-    ]
-    for mask in READINGS:
-      curve = curves[mask, goal]
-      rows += [
-        record.figure_row(
-          keys | {'reading': mask, 'alpha': f'{alpha:g}'},
-          record.ACCURACY,
-          figure,
-          n,
-        )
-        for alpha, figure in zip(alphas, curve, strict=True)
-      ]
-      best = int(np.argmax([figure.value for figure in curve]))
-      rows.append(
-        Row(
-          {'role': 'best', 'reading': mask, 'goal': goal},
-          BEST,
-          alphas[best],
-          n=n,
-          paper=paper[GOALS.index(goal)] if paper else None,
-        )
-      )
+    )
   rows += fraction_rows(found, columns)
+  kept = {
+    setting: float(np.mean(found['clean'][f'{named(setting)}/kept']))
+    for setting in (*columns, UNMASKED)
+  }
+  rows += kept_rows(study, kept)
+  weak = detection.too_weak(study, 'ensemble')
   return conduct.Findings(
-    claims=claims(curves, unmasked, alphas),
+    claims=claims(
+      curves,
+      unmasked,
+      alphas,
+      n,
+      weak + repair.forgets(min(kept.values())),
+      optimum,
+    ),
     rows=rows + record.picture_rows(study),
     answer=answer(curves, unmasked, alphas),
     tables=tables(study, alphas),
     figures=[drawing(groups)],
-    arrays=curve_arrays(curves, alphas, found, truth, source),
+    arrays=curve_arrays(accuracy, levels, lines, alphas),
     warnings=warnings(found, columns),
   )
 
@@ -203,9 +211,11 @@ def fraction_rows(found, columns) -> list[Row]:
   for setting in columns:
     for pictures, own in kinds.items():
       for name, metric in (('suspect', SUSPECT), ('replaced', REPLACED)):
-        # Over attacks first: versions of one picture are no independent ones.
+        # Over attacks and trainings first: versions of one picture are no
+        # independent ones.
         shares = 100.0 * np.mean(
-          [found[kind][f'{named(setting)}/{name}'] for kind in own], axis=0
+          [found[kind][f'{named(setting)}/{name}'] for kind in own],
+          axis=(0, 1),
         )
         low, high = mean_interval(shares)
         rows.append(
@@ -226,6 +236,19 @@ def fraction_rows(found, columns) -> list[Row]:
   return rows
 
 
+def kept_rows(study: Study, kept) -> list[Row]:
+  """Gives the clean validation pictures that each f_rec keeps."""
+  return [
+    Row(
+      {'role': 'kept', 'reading': mask, 'alpha': f'{alpha:g}'},
+      KEPT,
+      share,
+      n=len(study.clean['valid'].labels),
+    )
+    for (mask, alpha), share in kept.items()
+  ]
+
+
 def inner_peak(curve, alphas) -> list[Comparison]:
   """Compares the best rate inside the range with both ends of the range."""
   if len(alphas) < 3:
@@ -240,16 +263,20 @@ def inner_peak(curve, alphas) -> list[Comparison]:
   ]
 
 
-def claims(curves, unmasked, alphas) -> list[Claim]:
+def claims(curves, unmasked, alphas, n, weak, optimum) -> list[Claim]:
   """Judges whether curves peak as Figure 6 does, and what masking adds.
 
   Args:
     curves: {(reading, goal): accuracy at every rate}.
     unmasked: {goal: accuracy without masks}.
     alphas: The rates, ascending.
+    n: Test pictures.
+    weak: Why detectors and f_rec are too weak for any claim.
+    optimum: {goal: rate of the paper's best accuracy}, if it has the data.
   """
-  return [
-    judge(
+  ask = functools.partial(judge, n=n, unfit=weak)
+  judged = [
+    ask(
       'Masking recovers more than fine-tuning on the same attacked pictures '
       f'without masks, with {MEANING[mask]}',
       [
@@ -261,14 +288,19 @@ def claims(curves, unmasked, alphas) -> list[Claim]:
       ],
     )
     for mask in READINGS
-  ] + [
-    judge(
+  ]
+  for (mask, goal), curve in curves.items():
+    claim = ask(
       f'Recovery from {goal} attacks is best inside the range of alpha, with '
       f'{MEANING[mask]}',
       inner_peak(curve, alphas),
     )
-    for (mask, goal), curve in curves.items()
-  ]
+    if goal in optimum:
+      inside = alphas[0] < optimum[goal] < alphas[-1]
+      paper = 'held' if inside else 'did not'
+      claim = dataclasses.replace(claim, paper=paper)
+    judged.append(claim)
+  return judged
 
 
 def answer(curves, unmasked, alphas) -> str:
@@ -310,34 +342,32 @@ def warnings(found, columns) -> list[str]:
   ]
 
 
-def curve_arrays(curves, alphas, found, truth, source):
-  """Lays out the curves for `plots.curves`."""
+def curve_arrays(accuracy, levels, lines, alphas):
+  """Lays out the curves for `plots.curves`; intervals as in the table."""
 
-  def lines(figures):
-    ends = np.array([figure.interval for figure in figures]).T
-    return np.array([alphas, [f.value for f in figures], *ends])
+  def bounded(figures):
+    ends = dict(zip(figures, intervals(list(figures.values())), strict=True))
+    return {
+      place: [figure.value, *ends[place]] for place, figure in figures.items()
+    }
 
-  arrays = {
-    f'{mask}/{goal}': lines(curve) for (mask, goal), curve in curves.items()
+  clean = {line: accuracy['clean', line] for line in lines}
+  points = bounded(levels) | {
+    ('clean', line): point for line, point in bounded(clean).items()
   }
-  for mask in READINGS:
-    arrays[f'{mask}/clean'] = lines(
-      [
-        record.share_figure(
-          found['clean'][f'{named((mask, alpha))}/labels'] == truth, source
-        )
-        for alpha in alphas
-      ]
-    )
-  for goal, kinds in groups_of([k for k in found if k != 'clean']).items():
-    for name, title in REFERENCES.items():
-      level = mean(
-        [
-          record.share_figure(found[kind][name] == truth, source)
-          for kind in kinds
-        ]
-      )
-      arrays[f'{title}/{goal}'] = lines([level] * len(alphas))
+
+  def curve(goal, names):
+    return np.array([alphas, *np.transpose([points[goal, n] for n in names])])
+
+  goals = dict.fromkeys(goal for goal, _ in points)
+  arrays = {
+    f'{mask}/{goal}': curve(goal, [named((mask, alpha)) for alpha in alphas])
+    for mask in READINGS
+    for goal in goals
+  }
+  for title in REFERENCES.values():
+    for goal in goals:
+      arrays[f'{title}/{goal}'] = curve(goal, [title] * len(alphas))
   return arrays
 
 
@@ -378,7 +408,8 @@ def tables(study: Study, alphas) -> list[Table]:
       'alpha',
       columns=rates,
       where={'role': 'mean'},
-      note='All attacked test pictures, rounded to 8 bit; true labels.',
+      note='All attacked test pictures, rounded to 8 bit; true labels. Mean '
+      f'over {study.config.num_seeds} trainings of detectors and f_rec.',
     ),
     Table(
       'Accuracy behind the rectifier alone',
@@ -415,6 +446,15 @@ def tables(study: Study, alphas) -> list[Table]:
       columns=rates,
       where={'role': 'fraction'},
       note='A suspect is replaced with probability 0.5 in every draw.',
+    ),
+    Table(
+      'Clean validation pictures that f_rec keeps',
+      KEPT,
+      ('reading',),
+      'alpha',
+      where={'role': 'kept'},
+      note='Not masked, mean over the trainings; the victim has all of them '
+      'right. A fraction of 0: fine-tuned on pictures that are not masked.',
     ),
     *record.picture_tables(study),
   ]

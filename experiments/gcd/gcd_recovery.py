@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import conduct
-from experiments.gcd.protocol import record, repair, rivals
+from experiments.gcd.protocol import detection, record, repair, rivals
 from experiments.gcd.protocol import run as protocol
 from experiments.gcd.protocol import study as studies
 from experiments.gcd.protocol.baselines import density
@@ -28,10 +29,10 @@ from jaxadv.defences.total_variance import total_variance
 from jaxadv.experiment import Cell
 from jaxadv.metrics.figures import Figure, mean
 from jaxadv.metrics.intervals import mean_interval
-from jaxadv.reports import Claim, Record, Row, Table
+from jaxadv.reports import Claim, Record, Row, Table, figure_rows
 from jaxadv.reports import Figure as Drawing
 from jaxadv.reports.verdicts import Comparison, judge
-from jaxadv.types import picture_keys
+from jaxadv.types import Purifier, picture_keys
 from jaxadv.units import to_float
 
 __all__ = ['cells', 'get_config', 'plan', 'run']
@@ -41,7 +42,7 @@ QUESTION = (
   'other defences and without loss on clean ones?'
 )
 # What each cell measures.
-CELLS = ('gcd', 'pd', 'tvm', 'at_ddn', 'at_pgd')
+CELLS = ('gcd', 'pd', 'tvm', 'tvm_printed', 'at_ddn', 'at_pgd')
 DEFENCES = {
   'none': 'F',
   'rectifier': 'rectifier alone',
@@ -51,11 +52,25 @@ DEFENCES = {
   'at_ddn': 'AT_DDN',
   'at_pgd': 'AT_PGD',
   'tvm': 'TVM',
+  'tvm_printed': 'TVM as printed',
 }
 RIVALS = ('pd', 'at_ddn', 'at_pgd', 'tvm')
+HARDENED = ('at_ddn', 'at_pgd')
+# With several trainings.
+TRAINED = ('rectifier', 'unmasked', 'pipeline')
+# Whether attacked pictures are rounded, as everywhere else, or as the attack
+# left them, of which the paper says nothing.
+ROUNDED, EXACT = '8 bit', 'float'
+# PixelDefend rounds by itself; TVM costs as much again.
+EXACT_DEFENCES = ('none', *TRAINED, *HARDENED)
 # Loss of clean accuracy that still counts as keeping it, in points.
 KEEPS = 2.0
 VALID = 'accuracy on validation pictures (%)'
+KEPT = 'clean validation pictures kept (%)'
+# What the PixelCNN++ of PixelDefend's authors reaches, in bits per dimension,
+# and how much more is still no other density.
+PUBLISHED_BITS = {'CIFAR-10': 2.92}
+SLACK_BITS = 1.1
 
 
 def cells(config: Config) -> list[Cell]:
@@ -81,98 +96,191 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
   """Classifies test pictures behind a defence.
 
   Returns:
-    {'DEFENCE/KIND': int[n]}, labels of the first n test pictures, clean or
-    attacked; of adversarial training also 'DEFENCE/own/ATTACK', bool[N],
-    whether it withstands an attack made for it; of the rectifier what
-    `repair_all` adds.
+    {'DEFENCE/FORM/KIND': int[n]}, labels of the first n test pictures, clean
+    or attacked, rounded or not; int[S, n] after S trainings. Of adversarial
+    training also 'DEFENCE/own/ATTACK', bool[N], whether it withstands an
+    attack made for it, and 'DEFENCE/kept' and 'DEFENCE/withstood', its
+    accuracy on clean validation pictures and on those that its own attack
+    makes; of the rectifier and of PixelDefend what they are chosen by.
   """
   if cell.name == 'gcd':
     return repair_all(study, note)
-  kinds = ('clean', *study.config.attacks)
-  if cell.name in ('pd', 'tvm'):
-    return purify_all(study, cell.name, kinds, note)
+  if cell.name == 'pd':
+    return pixel_defend_all(study, note)
+  if cell.name.startswith('tvm'):
+    released = cell.name == 'tvm'
+    purifier = total_variance(objective='released' if released else 'printed')
+    n = study.config.num_test
+    note(f'{DEFENCES[cell.name]} on {n} pictures of each kind', 0.0)
+    labels = purify(study, purifier, (), 'test', n)
+    return {f'{cell.name}/{ROUNDED}/{k}': v for k, v in labels.items()}
   attack = cell.name.removeprefix('at_')
   note(f'adversarial training with {PAPER_NAME[attack]}', 0.0)
   classifier = rivals.hardened(study, attack)
-  found = {
-    f'{cell.name}/{kind}': predict(
-      classifier,
-      repair.side_images(study, kind, 'test'),
-      study.config.batch_size,
+  found: dict[str, Any] = {
+    f'{cell.name}/{form}/{kind}': predict(
+      classifier, images, study.config.batch_size
     ).argmax(-1)
-    for kind in kinds
+    for kind, form, images in test_pictures(study)
   }
   for own in rivals.TRAINED_WITH:
     note(f'{DEFENCES[cell.name]} attacked by {PAPER_NAME[own]}')
-    found[f'{cell.name}/own/{own}'] = rivals.withstands(study, classifier, own)
-  return found
+    found[f'{cell.name}/own/{own}'] = rivals.withstands(
+      study, classifier, own, 'test'
+    )
+  withstood = rivals.withstands(study, classifier, attack, 'valid')
+  return found | {
+    f'{cell.name}/kept': np.array(repair.kept(study, classifier)),
+    f'{cell.name}/withstood': np.array(100 * withstood.mean()),
+  }
 
 
-def purify_all(study: Study, name: str, kinds, note):
-  """Classifies pictures behind PixelDefend or TVM."""
-  n = study.config.num_test
-  if name == 'pd':
-    note('PixelCNN++', 0.0)
-    module, state, _ = density(study)
-    purifier = pixel_defend(module, study.config.purified_radius)
-    n = study.config.purified_pictures
-  else:
-    # What the authors' code minimises unless told otherwise.
-    purifier, state = total_variance(objective='released'), ()
-  note(f'{DEFENCES[name]} on {n} pictures of each kind', 0.0)
+def kinds_of(config: Config) -> tuple[str, ...]:
+  """Names clean pictures and the attacks."""
+  return ('clean', *config.attacks)
+
+
+def test_pictures(study: Study) -> list[tuple[str, str, np.ndarray]]:
+  """Lists kind, form and test pictures of everything that is recovered."""
+  rounded = [
+    (kind, ROUNDED, repair.side_images(study, kind, 'test'))
+    for kind in kinds_of(study.config)
+  ]
+  return rounded + [
+    (attack, EXACT, repair.exact_images(study, attack))
+    for attack in study.config.attacks
+  ]
+
+
+def purify(
+  study: Study, purifier: Purifier, state: Any, side: str, n: int
+) -> dict[str, np.ndarray]:
+  """Classifies the first n pictures of each kind behind a purifier."""
+  kinds = kinds_of(study.config)
   # All kinds together: a batch costs little more than a picture.
   labels = rivals.purified_labels(
     study,
     purifier,
     state,
-    np.concatenate([repair.side_images(study, k, 'test')[:n] for k in kinds]),
-    np.tile(study.clean['test'].source[:n], len(kinds)),
+    np.concatenate([repair.side_images(study, k, side)[:n] for k in kinds]),
+    np.tile(study.clean[side].source[:n], len(kinds)),
   )
-  parts = np.split(labels, len(kinds))
-  return {
-    f'{name}/{kind}': part for kind, part in zip(kinds, parts, strict=True)
+  return dict(zip(kinds, np.split(labels, len(kinds)), strict=True))
+
+
+def pixel_defend_all(study: Study, note) -> dict[str, np.ndarray]:
+  """Chooses PixelDefend's radius, and purifies the test pictures.
+
+  Nobody tells a defender how far attacks go, so the radius is that of the best
+  mean accuracy over clean pictures and every attack.
+
+  Returns:
+    'pd/FORM/KIND', int[n]; 'pd/valid', bool[R, K, n], whether validation
+    pictures of each kind are classified correctly at each radius; and
+    'pd/chosen', the row of the radius taken.
+  """
+  config = study.config
+  note('PixelCNN++', 0.0)
+  module, state, bits = density(study)
+  truth = study.clean['valid'].labels[: config.purified_valid]
+  purifiers = [pixel_defend(module, int(r)) for r in config.purified_radii]
+  valid = []
+  for radius, purifier in zip(config.purified_radii, purifiers, strict=True):
+    note(f'PixelDefend at radius {radius} on validation pictures', 0.0)
+    labels = purify(
+      study,
+      purifier,
+      state,
+      'valid',
+      config.purified_valid,
+    )
+    valid.append([given == truth for given in labels.values()])
+  chosen = int(np.argmax(np.mean(valid, axis=(1, 2))))
+  n, radius = config.purified_pictures, config.purified_radii[chosen]
+  note(f'PixelDefend at radius {radius} on {n} pictures of each kind', 0.0)
+  labels = purify(study, purifiers[chosen], state, 'test', n)
+  return {f'pd/{ROUNDED}/{kind}': own for kind, own in labels.items()} | {
+    'pd/valid': np.array(valid),
+    'pd/chosen': np.array(chosen),
+    'pd/bits': np.array(bits['test']),
   }
 
 
 def repair_all(study: Study, note) -> dict[str, np.ndarray]:
   """Chooses masking rate and reading, and repairs the test pictures.
 
+  One choice for all trainings: the best mean over them, among settings whose
+  f_rec keeps enough clean pictures if there are any.
+
   Returns:
-    'none', 'rectifier', 'unmasked' and 'pipeline' '/KIND', int[N];
-    'flagged/KIND', bool[N]; 'valid', what `valid_accuracy` gives; 'chosen',
-    the row of the setting taken.
+    'rectifier', 'unmasked' and 'pipeline' '/FORM/KIND', int[S, N];
+    'none/FORM/KIND', int[N]; 'flagged/KIND', bool[S, N]; 'valid', what
+    `valid_accuracy` gives, mean over trainings; 'kept', float[C], the clean
+    validation pictures that the f_rec of each setting keeps, the unmasked one
+    last; 'chosen', the row of the setting taken.
   """
-  config = study.config
   note('detectors', 0.0)
-  score = repair.pooled_score(study, 'ensemble', 0)
-  classifiers = repair.all_fine_tuned(study, score, 0, note)
-  control = classifiers.pop(UNMASKED)
-  choices = list(classifiers)
-  valid = valid_accuracy(study, score, classifiers, note)
-  chosen = int(np.argmax(valid.mean(axis=1)))
+  seeds = range(study.config.num_seeds)
+  scores = [repair.pooled_score(study, 'ensemble', seed) for seed in seeds]
+  tuned = [
+    repair.all_fine_tuned(study, scores[seed], seed, note) for seed in seeds
+  ]
+  kept = np.mean(
+    [[repair.kept(study, c) for c in own.values()] for own in tuned], axis=0
+  )
+  controls = [own.pop(UNMASKED) for own in tuned]
+  choices = list(tuned[0])
+  valid = np.mean(
+    [
+      valid_accuracy(study, score, own, note)
+      for score, own in zip(scores, tuned, strict=True)
+    ],
+    axis=0,
+  )
+  chosen = choose(valid.mean(axis=1), kept[:-1])
   setting = choices[chosen]
-  found: dict[str, Any] = {'valid': valid, 'chosen': np.array(chosen)}
-  for kind in ('clean', *config.attacks):
-    note(f'rectifier on {kind}')
-    images = repair.side_images(study, kind, 'test')
-    seen = repair.look(score, images)
-    source = study.clean['test'].source
-    done = repair.repaired(
-      study, images, source, seen, setting, classifiers[setting]
-    )
-    unmasked = repair.repaired(study, images, source, seen, UNMASKED, control)
-    plain = predict(study.victim.classifier, images, config.batch_size)
-    found |= {
-      f'none/{kind}': plain.argmax(-1),
-      f'rectifier/{kind}': done.labels,
-      f'unmasked/{kind}': unmasked.labels,
-      f'pipeline/{kind}': guarded_labels(
-        seen.logits, done.labels, plain.argmax(-1)
-      ),
-      f'flagged/{kind}': seen.logits > 0,
-    }
-    found |= example(study, kind, images, seen, setting)
+  found: dict[str, Any] = {
+    'valid': valid,
+    'kept': kept,
+    'chosen': np.array(chosen),
+  }
+  source = study.clean['test'].source
+  for kind, form, images in test_pictures(study):
+    note(f'rectifier on {kind}, {form}')
+    plain = predict(
+      study.victim.classifier, images, study.config.batch_size
+    ).argmax(-1)
+    each: dict[str, list[np.ndarray]] = {}
+    for seed in seeds:
+      seen = repair.look(scores[seed], images)
+      asked = {
+        'rectifier': (setting, tuned[seed][setting]),
+        'unmasked': (UNMASKED, controls[seed]),
+      }
+      labels = {
+        name: repair.repaired(
+          study, images, source, seen, own, classifier
+        ).labels
+        for name, (own, classifier) in asked.items()
+      }
+      labels['pipeline'] = guarded_labels(
+        seen.logits, labels['rectifier'], plain
+      )
+      for name, own_labels in labels.items():
+        each.setdefault(f'{name}/{form}/{kind}', []).append(own_labels)
+      if form == ROUNDED:
+        each.setdefault(f'flagged/{kind}', []).append(seen.logits > 0)
+        if not seed:
+          found |= example(study, kind, images, seen, setting)
+    found[f'none/{form}/{kind}'] = plain
+    found |= {name: np.stack(parts) for name, parts in each.items()}
   return found
+
+
+def choose(recovered: np.ndarray, kept: np.ndarray) -> int:
+  """Picks the setting that recovers most of those that keep enough."""
+  enough = kept >= repair.KEEPS
+  return int(np.argmax(np.where(enough | ~enough.any(), recovered, -1)))
 
 
 def guarded_labels(
@@ -236,64 +344,22 @@ def example(study: Study, kind: str, images, seen, setting: Setting):
 def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
   """Says which defence recovers what."""
   labels = {k: v for cell in found.values() for k, v in cell.items()}
-  kinds = ('clean', *study.config.attacks)
-  truth, source = study.clean['test'].labels, study.clean['test'].source
-
-  def right(defence: str, kind: str) -> np.ndarray:
-    given = labels[f'{defence}/{kind}']
-    return given == truth[: len(given)]
-
-  def accuracy(defence: str, kind: str, n: int | None = None) -> Figure:
-    holds = right(defence, kind)[:n]
-    return record.share_figure(holds, source[: len(holds)])
-
-  dataset = record.paper_dataset(study)
-  printed = record.printed('table5')
-  rows = []
-  for defence, title in DEFENCES.items():
-    for kind in kinds:
-      attack = PAPER_NAME.get(kind, 'Clean')
-      keys = {'role': 'recovery', 'defence': title, 'attack': attack}
-      holds = right(defence, kind)
-      rows.append(
-        record.share_row(
-          keys | {'pictures': 'all'},
-          record.ACCURACY,
-          holds,
-          printed.get((dataset, attack, title)),
-        )
-      )
-      if kind == 'clean':
-        continue
-      fooled = study.attacked[kind]['test'].success_uint8[: len(holds)]
-      if fooled.any():
-        rows.append(
-          record.share_row(
-            keys | {'pictures': 'still adversarial'},
-            record.ACCURACY,
-            holds[fooled],
-          )
-        )
-    for group, own in groups_of(kinds).items():
-      n = len(right(defence, 'clean'))
-      rows.append(
-        record.figure_row(
-          {'role': 'group', 'defence': title, 'pictures': group},
-          record.ACCURACY,
-          mean([accuracy(defence, kind) for kind in own]),
-          n,
-        )
-      )
-  rows += (
-    own_rows(labels) + flag_rows(labels, kinds) + valid_rows(study, labels)
-  )
+  kinds = kinds_of(study.config)
+  measured = Measured(study, labels)
   examples, drawings = example_pictures(study, labels)
   chosen = repair.settings(study.config.alphas)[int(labels['chosen'])]
+  rows = [
+    *recovery_rows(measured, kinds),
+    *own_rows(labels),
+    *flag_rows(study, labels, kinds),
+    *valid_rows(study, labels),
+    *radius_rows(study, labels),
+  ]
   return conduct.Findings(
-    claims=claims(accuracy, study.config),
+    claims=claims(measured.accuracy, study.config, settings_of(study, labels)),
     rows=rows + record.picture_rows(study),
-    answer=answer(accuracy, study.config, chosen),
-    tables=tables(study, chosen),
+    answer=answer(measured.accuracy, study.config, chosen),
+    tables=tables(study, chosen, labels),
     figures=[
       Drawing(
         'recovery',
@@ -309,6 +375,19 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
           'base': 0.0,
         },
       ),
+      Drawing(
+        'radius',
+        'interval_bars',
+        'Accuracy behind PixelDefend on validation pictures, by the levels of '
+        '255 that it may change a pixel by.',
+        {
+          'metric': VALID,
+          'category': 'radius',
+          'series': 'pictures',
+          'where': {'role': 'radius'},
+          'base': 0.0,
+        },
+      ),
       *drawings,
     ],
     arrays=examples,
@@ -318,6 +397,98 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
       if not study.attacked[kind]['test'].success_uint8.any()
     ],
   )
+
+
+class Measured:
+  """The labels behind all defences, as figures."""
+
+  def __init__(self, study: Study, labels: dict[str, np.ndarray]):
+    """Keeps them.
+
+    Args:
+      study: The study.
+      labels: What all cells gave.
+    """
+    self.study, self.labels = study, labels
+    self.printed = record.printed('table5')
+
+  def right(self, defence: str, kind: str, form: str = ROUNDED) -> np.ndarray:
+    """Tells which pictures are classified correctly: bool[n] or bool[S, n]."""
+    given = self.labels[f'{defence}/{form}/{kind}']
+    return given == self.study.clean['test'].labels[: given.shape[-1]]
+
+  def accuracy(
+    self,
+    defence: str,
+    kind: str,
+    n: int | None = None,
+    *,
+    form: str = ROUNDED,
+    rows: np.ndarray | None = None,
+  ) -> Figure:
+    """Computes the accuracy, with the printed number of all pictures.
+
+    Args:
+      defence: One of `DEFENCES`.
+      kind: 'clean' or an attack.
+      n: The first so many pictures; all there are by default.
+      form: `ROUNDED` or `EXACT`.
+      rows: bool[n], which of them count; all by default.
+    """
+    holds = self.right(defence, kind, form)[..., :n]
+    source = self.study.clean['test'].source[: holds.shape[-1]]
+    if rows is not None:
+      return record.share_figure(holds[..., rows], source[rows])
+    place = (
+      record.paper_dataset(self.study),
+      PAPER_NAME.get(kind, 'Clean'),
+      DEFENCES[defence],
+    )
+    return record.share_figure(holds, source, self.printed.get(place))
+
+
+def recovery_rows(measured: Measured, kinds) -> list[Row]:
+  """Gives the accuracy behind every defence: rounded, not rounded, grouped."""
+  attacked = measured.study.attacked
+  cells: dict[str, list[tuple[dict[str, Any], Figure, int]]] = {
+    'all': [],
+    'still adversarial': [],
+    'before rounding': [],
+    'group': [],
+  }
+  for defence, title in DEFENCES.items():
+    n = measured.right(defence, 'clean').shape[-1]
+    for kind in kinds:
+      keys = {
+        'role': 'recovery',
+        'defence': title,
+        'attack': PAPER_NAME.get(kind, 'Clean'),
+      }
+
+      def add(pictures, figure, count, keys=keys):
+        cells[pictures].append((keys | {'pictures': pictures}, figure, count))
+
+      add('all', measured.accuracy(defence, kind), n)
+      if kind == 'clean':
+        continue
+      fooled = attacked[kind]['test'].success_uint8[:n]
+      if fooled.any():
+        figure = measured.accuracy(defence, kind, rows=fooled)
+        add('still adversarial', figure, int(fooled.sum()))
+      if defence in EXACT_DEFENCES:
+        figure = measured.accuracy(defence, kind, form=EXACT)
+        add('before rounding', figure._replace(paper=None), n)
+    for group, own in groups_of(kinds).items():
+      figure = mean([measured.accuracy(defence, kind) for kind in own])
+      keys = {'role': 'group', 'defence': title, 'pictures': group}
+      cells['group'].append((keys, figure, n))
+  rows = []
+  for name, parts in cells.items():
+    if parts:
+      make = figure_rows if name == 'group' else record.share_rows
+      keys, figures, numbers = zip(*parts, strict=True)
+      rows += make(keys, record.ACCURACY, figures, numbers)
+  return rows
 
 
 def groups_of(kinds) -> dict[str, list[str]]:
@@ -342,26 +513,38 @@ def own_rows(labels) -> list[Row]:
       record.ACCURACY,
       labels[f'{defence}/own/{attack}'],
     )
-    for defence in ('at_ddn', 'at_pgd')
+    for defence in HARDENED
     for attack in rivals.TRAINED_WITH
   ]
 
 
-def flag_rows(labels, kinds) -> list[Row]:
+def flag_rows(study: Study, labels, kinds) -> list[Row]:
   """Gives the share of pictures that the ensemble flags."""
-  return [
-    record.share_row(
-      {'role': 'flagged', 'pictures': PAPER_NAME.get(kind, 'Clean')},
-      'flagged (%)',
-      labels[f'flagged/{kind}'],
-    )
-    for kind in kinds
-  ]
+  source = study.clean['test'].source
+  return record.share_rows(
+    [
+      {'role': 'flagged', 'pictures': PAPER_NAME.get(kind, 'Clean')}
+      for kind in kinds
+    ],
+    'flagged (%)',
+    [record.share_figure(labels[f'flagged/{kind}'], source) for kind in kinds],
+    [len(source)] * len(kinds),
+  )
 
 
 def valid_rows(study: Study, labels) -> list[Row]:
-  """Gives what the masking rate and its reading were chosen by."""
-  rows = []
+  """Gives what the masking rate was chosen by, and how networks fared there."""
+  n = len(study.clean['valid'].labels)
+  rows = [
+    Row(
+      {'role': 'hardened', 'defence': DEFENCES[defence], 'pictures': pictures},
+      VALID,
+      float(labels[f'{defence}/{name}']),
+      n=n,
+    )
+    for defence in HARDENED
+    for name, pictures in (('kept', 'clean'), ('withstood', 'own attack'))
+  ]
   choices = repair.settings(study.config.alphas)
   for (mask, alpha), shares in zip(choices, labels['valid'], strict=True):
     rows.append(
@@ -373,12 +556,98 @@ def valid_rows(study: Study, labels) -> list[Row]:
         n=len(shares),
       )
     )
+  for (mask, alpha), kept in zip(
+    (*choices, UNMASKED), labels['kept'], strict=True
+  ):
+    masked = (mask, alpha) != UNMASKED
+    rows.append(
+      Row(
+        {
+          'role': 'kept',
+          'reading': mask if masked else 'not masked',
+          'alpha': f'{alpha:g}' if masked else '–',
+        },
+        KEPT,
+        float(kept),
+        n=n,
+      )
+    )
   return rows
 
 
-def claims(accuracy, config: Config) -> list[Claim]:
+def radius_rows(study: Study, labels) -> list[Row]:
+  """Gives what PixelDefend's radius was chosen by."""
+  rows = []
+  kinds = kinds_of(study.config)
+  for radius, holds in zip(
+    study.config.purified_radii, labels['pd/valid'], strict=True
+  ):
+    for group, own in groups_of(kinds).items():
+      # Over kinds first: versions of one picture are no independent ones.
+      shares = 100.0 * np.mean([holds[kinds.index(k)] for k in own], axis=0)
+      low, high = mean_interval(shares)
+      rows.append(
+        Row(
+          {'role': 'radius', 'radius': radius, 'pictures': group},
+          VALID,
+          float(shares.mean()),
+          max(low, 0.0),
+          min(high, 100.0),
+          n=len(shares),
+        )
+      )
+  return rows
+
+
+class Settings(NamedTuple):
+  """What is wrong with the settings of a run, a sentence each.
+
+  Attributes:
+    weak: Why detectors and f_rec are too weak for any claim.
+    generous: {rival: why it is too weak a rival}.
+  """
+
+  weak: list[str]
+  generous: dict[str, list[str]]
+
+
+def settings_of(study: Study, labels) -> Settings:
+  """Looks for what a claim cannot be tested with."""
+  used = labels['kept'][[int(labels['chosen']), -1]]
+  generous = {
+    rival: rivals.unconverged(
+      study,
+      rival.removeprefix('at_'),
+      float(labels[f'{rival}/kept']),
+      float(labels[f'{rival}/withstood']),
+    )
+    for rival in HARDENED
+  }
+  least = PUBLISHED_BITS.get(record.paper_dataset(study), np.inf)
+  bits = float(labels['pd/bits'])
+  if bits > SLACK_BITS * least:
+    generous['pd'] = [
+      f'PixelCNN++ needs {bits:.2f} bits per dimension, that of its authors '
+      f'{least:g}'
+    ]
+  return Settings(
+    detection.too_weak(study, 'ensemble') + repair.forgets(used.min()),
+    generous,
+  )
+
+
+# What was trained once of what the claims rest on.
+ONCE = {
+  'pd': ('PixelCNN++',),
+  'at_ddn': ('AT_DDN',),
+  'at_pgd': ('AT_PGD',),
+}
+
+
+def claims(accuracy, config: Config, settings: Settings) -> list[Claim]:
   """Judges what the paper says of Table 5."""
   attacks = config.attacks
+  ask = functools.partial(judge, n=config.num_test, unfit=settings.weak)
 
   def above(defence: str, other: str, n: int | None = None):
     return [
@@ -395,35 +664,37 @@ def claims(accuracy, config: Config) -> list[Claim]:
       f'{DEFENCES[defence]} minus F, plus {KEEPS:g}', lost - (-KEEPS)
     )
 
+  def surpasses(rival: str) -> Claim:
+    n = config.purified_pictures if rival == 'pd' else config.num_test
+    return ask(
+      f'GCD surpasses {DEFENCES[rival]} on every attack',
+      above('pipeline', rival, n),
+      n=n,
+      generous=settings.generous.get(rival, ()),
+      once=ONCE.get(rival, ()),
+    )
+
   return [
-    judge(
+    ask(
       'The rectifier alone recovers more than the unprotected network has, for '
       'every attack',
       above('rectifier', 'none'),
     ),
-    judge(
+    ask(
       'The rectifier alone recovers more than its classifier fine-tuned and '
       'asked without masks',
       above('rectifier', 'unmasked'),
     ),
-    judge(
+    ask(
       'GCD recovers more than the unprotected network has, for every attack',
       above('pipeline', 'none'),
     ),
-    *(
-      judge(
-        f'GCD surpasses {DEFENCES[rival]} on every attack',
-        above(
-          'pipeline', rival, config.purified_pictures if rival == 'pd' else None
-        ),
-      )
-      for rival in RIVALS
-    ),
-    judge(
+    *(surpasses(rival) for rival in RIVALS),
+    ask(
       f'GCD keeps the accuracy on clean pictures (loss below {KEEPS:g} points)',
       [keeps('pipeline')],
     ),
-    judge(
+    ask(
       'The rectifier alone, as if all clean pictures were flagged, keeps their '
       f'accuracy (loss below {KEEPS:g} points)',
       [keeps('rectifier')],
@@ -445,10 +716,13 @@ def answer(accuracy, config: Config, chosen: Setting) -> str:
   )
 
 
-def tables(study: Study, chosen: Setting) -> list[Table]:
+def tables(study: Study, chosen: Setting, labels) -> list[Table]:
   """Lays out the tables."""
   names = record.columns(study, study.config.attacks)
   mask, alpha = chosen
+  config = study.config
+  radius = config.purified_radii[int(labels['pd/chosen'])]
+  length = rivals.max_norm(config) / 2
 
   def recovery(pictures: str, note: str) -> Table:
     return Table(
@@ -467,11 +741,23 @@ def tables(study: Study, chosen: Setting) -> list[Table]:
       'Attacked for the undefended network F, rounded to 8 bit. All of these '
       'pictures are classified correctly by F when clean, so F has 100 there; '
       f'the paper seems to take all. GCD: alpha {alpha:g} as a {mask}, vote '
-      f'over {study.config.num_draws} draws.',
+      f'over {config.num_draws} draws, mean over {config.num_seeds} trainings '
+      f'of detectors and f_rec. PixelDefend: radius {radius}. TVM: what its '
+      "authors' code minimises, and what their paper prints.",
     ),
     recovery(
       'still adversarial',
       'Only those that are a success after rounding, where F has 0.',
+    ),
+    Table(
+      'Accuracy behind each defence, attacked pictures before rounding',
+      record.ACCURACY,
+      ('defence',),
+      'attack',
+      columns=names,
+      where={'role': 'recovery', 'pictures': 'before rounding'},
+      note='As the attack left them. PixelDefend rounds by itself; TVM was not '
+      'tried.',
     ),
     Table(
       'Accuracy of adversarially trained networks, attacked themselves',
@@ -480,8 +766,17 @@ def tables(study: Study, chosen: Setting) -> list[Table]:
       'attack',
       columns=names,
       where={'role': 'own'},
-      note='A minimal-norm attack has no budget: DDN finds a change for almost '
-      'any picture.',
+      note='DDN-U finds a change for almost any picture, so one counts up to '
+      f'an L2 norm of {length:g}, half of what DDN training goes to.',
+    ),
+    Table(
+      'Adversarially trained networks on validation pictures',
+      VALID,
+      ('defence',),
+      'pictures',
+      where={'role': 'hardened'},
+      note='Own attack: PGD-U for AT_PGD, DDN-U up to that norm for AT_DDN. '
+      'All of these pictures are classified correctly by F.',
     ),
     Table(
       'Flagged by the ensemble of detectors',
@@ -497,7 +792,27 @@ def tables(study: Study, chosen: Setting) -> list[Table]:
       ('reading',),
       'alpha',
       where={'role': 'choice'},
-      note='Rectifier alone, mean over the attacks on validation pictures.',
+      note='Rectifier alone, mean over the attacks and the trainings; of rates '
+      f'whose f_rec keeps {repair.KEEPS:g} % of the clean pictures, if there '
+      'are any, the best one is taken.',
+    ),
+    Table(
+      'Clean validation pictures that f_rec keeps',
+      KEPT,
+      ('reading',),
+      'alpha',
+      where={'role': 'kept'},
+      note='Not masked, mean over the trainings; F has all of them right.',
+    ),
+    Table(
+      "Choice of PixelDefend's radius",
+      VALID,
+      ('pictures',),
+      'radius',
+      columns=config.purified_radii,
+      where={'role': 'radius'},
+      note='In levels of 255; taken is that of the best mean over clean '
+      'pictures and every attack.',
     ),
     *record.picture_tables(study),
   ]
@@ -526,11 +841,11 @@ def example_pictures(study: Study, labels):
     ]
     titles += [
       ['clean', f'class {names[study.clean["test"].labels[row]]}'],
-      [title, f'seen as {names[labels[f"none/{attack}"][row]]}'],
+      [title, f'seen as {names[labels[f"none/{ROUNDED}/{attack}"][row]]}'],
       ['suspects', f'{100 * suspects.mean():.1f} %'],
       [
         'masked, one draw',
-        f'voted {names[labels[f"rectifier/{attack}"][row]]}',
+        f'voted {names[labels[f"rectifier/{ROUNDED}/{attack}"][0, row]]}',
       ],
     ]
   if not pictures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
 from experiments import conduct
-from experiments.gcd.protocol import detection, record
+from experiments.gcd.protocol import detection, record, repair
 from experiments.gcd.protocol import run as protocol
 from experiments.gcd.protocol.plan import plan
 from experiments.gcd.protocol.setting import (
@@ -58,11 +59,25 @@ def run(config: Config, workdir: str) -> Record | None:
 
 
 def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
-  """Scores all test pictures: {'clean' | attack: float32[N]}."""
+  """Scores all test pictures.
+
+  Returns:
+    {'clean' | ATTACK: float32[N]}, and 'exact/ATTACK' of the pictures as the
+    attack left them, before rounding.
+  """
   note(f'score {SCORES[cell.name]}', 0.0)
-  return detection.trivial_scores(
+  found = detection.trivial_scores(
     study, cell.name, ('clean', *study.config.attacks)
   )
+  return found | {
+    f'exact/{attack}': detection.score_pictures(
+      detection.TRIVIAL[cell.name],
+      study.victim.classifier,
+      (),
+      repair.exact_images(study, attack),
+    )
+    for attack in study.config.attacks
+  }
 
 
 def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
@@ -90,6 +105,22 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
       n=int(record.succeeded(study, attack).sum()),
     )
     for (score, attack), figure in areas.items()
+  ]
+  rows += [
+    record.figure_row(
+      {
+        'role': 'exact',
+        'score': SCORES[score],
+        'attack': PAPER_NAME[attack],
+      },
+      record.AUC,
+      record.auc_figure(
+        study, attack, found[score]['clean'], found[score][f'exact/{attack}']
+      ),
+      n=int(record.succeeded(study, attack).sum()),
+    )
+    for score in SCORES
+    for attack in attacks
   ]
   for attack in attacks:
     outlived = study.attacked[attack]['test'].success_uint8
@@ -130,7 +161,11 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     for kind in ('clean', *attacks)
   }
   return conduct.Findings(
-    claims=claims(areas, by_norm),
+    claims=claims(
+      areas,
+      by_norm,
+      min((int(record.succeeded(study, a).sum()) for a in attacks), default=0),
+    ),
     rows=rows + record.picture_rows(study) + toy_rows,
     answer=answer(areas, by_norm),
     tables=tables(study),
@@ -171,11 +206,18 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
   )
 
 
-def claims(areas, by_norm) -> list[Claim]:
-  """Judges what the paper says of input sensitivity."""
+def claims(areas, by_norm, n: int) -> list[Claim]:
+  """Judges what the paper says of input sensitivity.
+
+  Args:
+    areas: {(score, attack): AUC}.
+    by_norm: {norm: attacks}.
+    n: Successes of the attack that has the fewest.
+  """
+  ask = functools.partial(judge, n=n)
   area = lambda attack: areas['log_s', attack]
   return [
-    judge(
+    ask(
       f'S alone tells L2 attacks from clean pictures (AUC above '
       f'{SEPARATES:.0f})',
       [
@@ -185,7 +227,7 @@ def claims(areas, by_norm) -> list[Claim]:
         for a in by_norm['L2']
       ],
     ),
-    judge(
+    ask(
       'S tells Linf attacks clearly worse than L2 attacks',
       [
         Comparison(
@@ -196,7 +238,7 @@ def claims(areas, by_norm) -> list[Claim]:
         if by_norm['L2']
       ],
     ),
-    judge(
+    ask(
       'S says more than the confidence of the classifier (1 - max probability)',
       [
         Comparison(
@@ -232,6 +274,15 @@ def tables(study: Study) -> list[Table]:
       where={'role': 'sensitivity'},
       note='Attacked pictures rounded to 8 bit, those that the attack changed '
       'with success before rounding.',
+    ),
+    Table(
+      'AUC of the same on attacked pictures before rounding',
+      record.AUC,
+      ('score',),
+      'attack',
+      columns=names,
+      where={'role': 'exact'},
+      note='As the attack left them; the clean ones have 8 bit.',
     ),
     Table(
       'AUC of S on pictures that still fool the victim after rounding',

@@ -92,10 +92,14 @@ class Phase:
   Attributes:
     config: Epochs, batch size, optimizer and learning rate.
     attacked: Whether batches are replaced by attacked ones.
+    share: Of the attack's radius, its step and the largest norm, in (0, 1]. A
+      network that meets the whole radius at once may give up and answer one
+      class, which growing shares avoid.
   """
 
   config: TrainConfig
   attacked: bool = True
+  share: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,20 +193,38 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+# Hyperparameters in image units.
+_SIZES = ('epsilon', 'step_size')
+
+
 @functools.cache
-def _perturb(
-  attack: str, hyper: tuple, max_norm: float | None, move_all: bool
-) -> Perturb:
-  """Builds a recipe's change once, so that its training compiles once."""
-  made = make(attack, **dict(hyper))
-  if move_all:
+def perturb_of(recipe: Recipe, phase: Phase) -> Perturb | None:
+  """Builds the change of a phase once, so that its training compiles once.
+
+  Args:
+    recipe: The recipe.
+    phase: One of its phases.
+
+  Returns:
+    As `attacked_batches`; None of a phase that is not attacked.
+
+  Raises:
+    UserError: If the attack or a hyperparameter of it is unknown.
+  """
+  if not phase.attacked:
+    return None
+  share, hyper = phase.share, dict(recipe.hyper)
+  hyper |= {k: float(v) * share for k, v in hyper.items() if k in _SIZES}
+  made = make(recipe.attack, **hyper)
+  if recipe.move_all:
     if isinstance(made, Composite):
       raise UserError(
-        f'move_all takes a single attack, but {attack} with '
-        f'{dict(hyper)} is several; leave move_all out'
+        f'move_all takes a single attack, but {recipe.attack} with '
+        f'{dict(recipe.hyper)} is several; leave move_all out'
       )
     made = moving_all(made)
-  return attacked_batches(made, max_norm=max_norm)
+  longest = recipe.max_norm and recipe.max_norm * share
+  return attacked_batches(made, max_norm=longest)
 
 
 def fit_adversarial(
@@ -212,6 +234,7 @@ def fit_adversarial(
   labels: np.ndarray,
   recipe: Recipe,
   *,
+  start: PyTree | None = None,
   checkpoint_dir: str | os.PathLike[str] | None = None,
   **options,
 ) -> PyTree:
@@ -228,6 +251,7 @@ def fit_adversarial(
     images: uint8[N, H, H, C].
     labels: int32[N].
     recipe: One of `RECIPES`, or another.
+    start: Variables to start from; default fresh ones.
     checkpoint_dir: Folder of this training alone, its recipe included, to
       resume from after an interruption.
     **options: As of `fit_classifier` (preprocess, flip, mesh).
@@ -247,10 +271,7 @@ def fit_adversarial(
     Madry et al., 2018, https://arxiv.org/abs/1706.06083; Rony et al., 2019,
     https://arxiv.org/abs/1811.09600, section 6.
   """
-  perturb = _perturb(
-    recipe.attack, recipe.hyper, recipe.max_norm, recipe.move_all
-  )
-  variables = None
+  variables = start
   for number, phase in enumerate(recipe.phases):
     folder = checkpoint_dir and Path(checkpoint_dir) / f'phase{number}'
     variables = fit_classifier(
@@ -259,7 +280,7 @@ def fit_adversarial(
       images,
       labels,
       phase.config,
-      perturb=perturb if phase.attacked else None,
+      perturb=perturb_of(recipe, phase),
       start=variables,
       checkpoint_dir=folder,
       **options,

@@ -416,13 +416,44 @@ def masked_copies(
   )
 
 
+class Held(NamedTuple):
+  """Pictures by which `fine_tune` picks an epoch; it learns from none of them.
+
+  Attributes:
+    masked: uint8[V, H, W, C], masked pictures.
+    labels: int32[V], true classes of the originals.
+    clean: uint8[W, H, W, C], clean pictures as they are.
+    clean_labels: int32[W].
+    keeps: Share of the clean ones that has to be classified correctly.
+  """
+
+  masked: np.ndarray
+  labels: np.ndarray
+  clean: np.ndarray
+  clean_labels: np.ndarray
+  keeps: float
+
+
+def _judge(num_masked: int, keeps: float) -> Callable[..., jax.Array]:
+  """Prefers whoever keeps clean pictures, of these who recovers most."""
+
+  def judge(measured):
+    accuracy = measured['accuracy']
+    kept = accuracy[num_masked:].mean()
+    recovered = accuracy[:num_masked].mean()
+    return jnp.where(kept >= keeps, 1 + recovered, kept)
+
+  return judge
+
+
 @functools.cache
-def _task(module, preprocess) -> Task:
-  return classification(
+def _task(module, preprocess, num_masked: int, keeps: float) -> Task:
+  task = classification(
     lambda key, data, member: data['start'],
     linen_apply(module),
     gather_images(preprocess=preprocess),
   )
+  return task._replace(judge=_judge(num_masked, keeps)) if num_masked else task
 
 
 def fine_tune(
@@ -435,6 +466,7 @@ def fine_tune(
   clean_labels: np.ndarray,
   config: TrainConfig = FINE_TUNING,
   *,
+  held: Held | None = None,
   preprocess: Callable[[jax.Array], jax.Array] = identity,
   mesh: jax.sharding.Mesh | None = None,
   checkpoint_dir: str | os.PathLike[str] | None = None,
@@ -449,9 +481,12 @@ def fine_tune(
       floating in [0, 1], which is rounded.
     labels: int32[N], true classes of the originals.
     clean: uint8[M, H, W, C]; an epoch goes through them as often as it takes
-      to make D x N.
+      to make D x N, or through the first D x N of more.
     clean_labels: int32[M].
     config: Epochs, batch size, optimizer and schedule.
+    held: Validation pictures. The weights are then those of the epoch that
+      recovers most masked ones while it keeps enough clean ones, or that keeps
+      most where none keeps enough; without them, those of the last epoch.
     preprocess: The classifier's own; hashable.
     mesh: Splits batches over its devices.
     checkpoint_dir: Folder to resume from after an interruption.
@@ -478,18 +513,27 @@ def fine_tune(
       'clean picture'
     )
   num_masked = num_copies * num
-  data = {
-    'images': np.concatenate([masked.reshape(-1, *clean.shape[1:]), clean]),
-    'labels': np.concatenate([np.tile(labels, num_copies), clean_labels]),
-    'start': variables,
-  }
+  images = [masked.reshape(-1, *clean.shape[1:]), clean]
+  classes = [np.tile(labels, num_copies), clean_labels]
+  judging: tuple[int, float] = (0, 0.0)
+  if held is not None:
+    images += [as_uint8(held.masked), as_uint8(held.clean)]
+    classes += [held.labels, held.clean_labels]
+    judging = len(held.labels), held.keeps
   rows = np.arange(num_masked)
+  num_learnt = num_masked + len(clean)
   result = fit(
     key,
-    _task(module, preprocess),
-    data,
+    _task(module, preprocess, *judging),
+    {
+      'images': np.concatenate(images),
+      'labels': np.concatenate(classes),
+      'start': variables,
+    },
     np.concatenate([rows, num_masked + rows % len(clean)]),
-    None,
+    None
+    if held is None
+    else np.arange(num_learnt, sum(len(part) for part in images)),
     config,
     mesh=mesh,
     checkpoint_dir=checkpoint_dir,

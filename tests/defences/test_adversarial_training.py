@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from jaxadv import attacks, losses
-from jaxadv.classifier import Normalise, from_linen
+from jaxadv.classifier import Normalise, from_function, from_linen
+from jaxadv.defences import adversarial_training
 from jaxadv.defences.adversarial_training import (
   RECIPES,
   Phase,
@@ -212,6 +213,24 @@ def test_changes_are_cut_to_the_largest_norm(trained):
   )
   with pytest.raises(UserError, match='epsilon is -1'):
     attacked_batches(attacks.fgsm(0.05), max_norm=-1)
+
+
+def test_a_phase_has_a_share_of_the_radius():
+  images, labels = pictures(0, 4)
+  images = images / np.float32(255)
+  classifier = from_function(lambda images: images.sum((1, 2)))
+
+  def longest(attack, hyper, share, **options):
+    phases = (Phase(DESCENT, share=share),)
+    recipe = Recipe(phases, attack, hyper, **options)
+    perturb = adversarial_training.perturb_of(recipe, recipe.phases[0])
+    changed = jax.jit(perturb)(jax.random.key(0), classifier, images, labels)
+    return changed - images
+
+  delta = longest('fgsm', (('epsilon', 0.05),), 0.5)
+  np.testing.assert_allclose(linf(delta).max(), 0.025, rtol=1e-4)
+  delta = longest('fgsm', (('epsilon', 0.05),), 0.5, max_norm=0.4)
+  np.testing.assert_allclose(l2(delta).max(), 0.2, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

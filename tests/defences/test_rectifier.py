@@ -8,7 +8,9 @@ import pytest
 
 from jaxadv import attacks, losses
 from jaxadv.classifier import Normalise, from_function
+from jaxadv.defences import rectifier
 from jaxadv.defences.rectifier import (
+  Held,
   fine_tune,
   guarded,
   mask_pixels,
@@ -257,6 +259,49 @@ def test_fine_tuning_is_one_step_on_masked_and_clean_alike():
   ):
     np.testing.assert_allclose(got, leaf, rtol=1e-4, atol=1e-6)
     assert np.abs(leaf - old).max() > 1e-3
+
+
+def test_validation_pictures_pick_the_epoch():
+  rng = np.random.default_rng(6)
+  images = rng.integers(0, 256, (8, *SHAPE)).astype(np.uint8)
+  ones = np.ones(8, np.int32)
+  net = Net()
+  start = net.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+  start = jax.tree.map(jnp.zeros_like, start)
+  start['params']['Dense_0']['bias'] = jnp.array([1.0, 0.0])
+
+  def classes(held=None):
+    # All that it learns from is of class 1, which the bias comes to say.
+    found = fine_tune(
+      jax.random.key(1),
+      net,
+      start,
+      images[None],
+      ones,
+      images,
+      ones,
+      TrainConfig(12, 16, 'sgd', 0.003, 'constant', momentum=0.0),
+      held=held,
+    )
+    return net.apply(found, images / np.float32(255)).argmax(-1)
+
+  assert classes().all()
+  held = Held(images, ones, images, 0 * ones, 0.95)
+  assert not classes(held).any()
+
+
+def test_an_epoch_has_to_keep_clean_pictures_before_it_recovers_others():
+  judge = rectifier._judge(2, 0.5)
+  judged = [
+    float(judge({'accuracy': jnp.array(accuracy)}))
+    for accuracy in (
+      [1.0, 1.0, 0.0, 0.0, 0.0, 1.0],
+      [0.0, 0.0, 0.0, 0.0, 1.0, 0.0],
+      [0.0, 0.0, 1.0, 1.0, 0.0, 0.0],
+      [0.0, 1.0, 1.0, 0.0, 0.0, 1.0],
+    )
+  ]
+  assert judged == [0.25, 0.25, 1.0, 1.5]
 
 
 def test_copies_are_those_of_single_calls_whatever_the_batch():

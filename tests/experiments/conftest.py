@@ -60,7 +60,8 @@ TINY_GCD = (
   '--pixelcnn_epochs=1',
   '--pixelcnn_pictures=32',
   '--purified_pictures=4',
-  '--purified_radius=8',
+  '--purified_radii=8',
+  '--purified_valid=2',
   '--white_pictures=6',
   '--white_searches=1',
   '--white_steps=10',
@@ -69,9 +70,11 @@ TINY_GCD = (
   '--alphas=0.3,0.7',
   '--repair_copies=1',
   '--repair_epochs=1',
+  '--hardened_growth=0.5',
   '--hardened_epochs=1',
   '--hardened_pictures=40',
-  '--hardened_steps=2',
+  '--hardened_pgd_steps=2',
+  '--hardened_ddn_steps=2',
 )
 
 

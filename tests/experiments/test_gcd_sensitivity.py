@@ -25,6 +25,17 @@ def test_a_run_leaves_a_report(finished):
   assert {attack for _, attack in areas} == {'PGD-U', 'DFool-U', 'DDN-T'}
   for row in areas.values():
     assert 0 <= row['ci_low'] <= row['value'] <= row['ci_high'] <= 100
+  exact = {
+    (row['score'], row['attack']): row
+    for row in record['rows']
+    if row.get('role') == 'exact'
+  }
+  assert exact.keys() == areas.keys()
+  # DDN rounds by itself; to round what DeepFool finds moves it.
+  assert exact['log S', 'DDN-T']['value'] == areas['log S', 'DDN-T']['value']
+  assert (
+    exact['log S', 'DFool-U']['value'] != areas['log S', 'DFool-U']['value']
+  )
   # Just past the boundary the loss changes most, whatever the classifier.
   assert areas['log S', 'DFool-U']['value'] > 80
   (control,) = [r for r in record['rows'] if r.get('role') == 'control']
@@ -111,7 +122,9 @@ def test_a_minimal_norm_attack_teaches_by_its_successes_only():
     ({'white_pictures': 900}, '--num_test=150'),
     ({'white_const': 0.0}, '--white_const is 0.0'),
     ({'pixelcnn_dropout': 1.0}, '--pixelcnn_dropout is 1.0'),
-    ({'purified_radius': 256}, '--purified_radius is 256'),
+    ({'purified_radii': ('8', '256')}, "--purified_radii is '8,256'"),
+    ({'purified_radii': ('8.5',)}, 'give whole levels'),
+    ({'purified_valid': 61}, '--num_valid=60 validation pictures'),
     ({'pixelcnn_rate': 0.0}, '--pixelcnn_rate is 0.0'),
     ({'victim': 'vgg9'}, "no choice 'vgg9'"),
     ({'tws_cap': 0}, '--tws_cap is 0; it must be 1 or more'),

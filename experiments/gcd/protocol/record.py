@@ -13,9 +13,15 @@ from experiments.gcd.protocol.setting import PAPER_DATASET, PAPER_NAME
 from experiments.gcd.protocol.study import Study
 from jaxadv.classifier import predict
 from jaxadv.metrics import roc
-from jaxadv.metrics.figures import Figure
-from jaxadv.metrics.intervals import auc_draws, share_draws, wilson
-from jaxadv.reports import Row, Table
+from jaxadv.metrics.figures import Figure, over_trainings
+from jaxadv.metrics.intervals import (
+  Interval,
+  auc_draws,
+  share_draws,
+  wilson,
+)
+from jaxadv.reports import Row, Table, figure_rows
+from jaxadv.reports.record import FEW_PICTURES
 
 AUC = 'AUC (%)'
 ACCURACY = 'accuracy (%)'
@@ -110,10 +116,42 @@ def figure_row(
   return Row(keys, metric, figure.value, low, high, n=n, paper=paper)
 
 
-def share_figure(holds: np.ndarray, sources: np.ndarray) -> Figure:
-  """Gives a share in per cent, with draws over the source pictures."""
+def share_figure(
+  holds: np.ndarray, sources: np.ndarray, paper: float | None = None
+) -> Figure:
+  """Gives a share in per cent, with draws over the source pictures.
+
+  Args:
+    holds: bool[n], or bool[S, n] after each of S trainings.
+    sources: int[n].
+    paper: The printed number.
+  """
+  if holds.ndim == 2:
+    each = [share_figure(own, sources) for own in holds]
+    return over_trainings(each, paper=paper)
   (draws,) = share_draws([holds], [sources])
-  return Figure(100 * float(np.mean(holds)), 100 * draws)
+  return Figure(100 * float(np.mean(holds)), 100 * draws, paper=paper)
+
+
+def share_rows(
+  keys: Sequence[dict[str, Any]],
+  metric: str,
+  figures: Sequence[Figure],
+  numbers: Sequence[int],
+) -> list[Row]:
+  """Makes the rows of a table of shares: Wilson's interval, and training.
+
+  Args:
+    keys: Of each row.
+    metric: Of all of them.
+    figures: Shares in per cent, with the printed numbers.
+    numbers: Test pictures behind each.
+  """
+  sampling = [
+    Interval(*(100 * end for end in wilson(round(f.value * n / 100), n)))
+    for f, n in zip(figures, numbers, strict=True)
+  ]
+  return figure_rows(keys, metric, figures, numbers, sampling)
 
 
 def share_row(
@@ -168,6 +206,39 @@ def picture_rows(study: Study) -> list[Row]:
           )
         )
   return rows
+
+
+def doubts(study: Study) -> list[str]:
+  """Says which attacks are too weak, or too rare, for what rests on them."""
+  found = {attack: sides['test'] for attack, sides in study.attacked.items()}
+  sentences = []
+  for costly, cheap in (('cw', 'ddn'), ('cw_t', 'ddn_t')):
+    if not {costly, cheap} <= found.keys():
+      continue
+    both = found[costly].success & found[cheap].success
+    if not both.any():
+      continue
+    sizes = [
+      float(np.median(found[attack].l2[both])) for attack in (costly, cheap)
+    ]
+    if sizes[0] > sizes[1]:
+      sentences.append(
+        f'{PAPER_NAME[costly]} is not at its strongest: its median change in '
+        f'L2 is {sizes[0]:.3f} where that of {PAPER_NAME[cheap]} is '
+        f'{sizes[1]:.3f}, on the {both.sum()} test pictures on which both have '
+        'success; give it more --cw_searches or --cw_steps.'
+      )
+  rare = [
+    f'{PAPER_NAME[attack]} on {side.success.sum()}'
+    for attack, side in found.items()
+    if side.success.sum() < FEW_PICTURES
+  ]
+  if rare:
+    sentences.append(
+      f'Attacks with success on fewer than {FEW_PICTURES} of '
+      f'{study.config.num_test} test pictures: {", ".join(rare)}.'
+    )
+  return sentences
 
 
 def picture_tables(study: Study) -> list[Table]:

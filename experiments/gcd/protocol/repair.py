@@ -22,7 +22,8 @@ from experiments.gcd.protocol.setting import Config
 from experiments.gcd.protocol.study import Attacked, Note, Study
 from jaxadv import storage
 from jaxadv.attacks.adaptive import Score
-from jaxadv.classifier import Classifier
+from jaxadv.classifier import Classifier, predict
+from jaxadv.data import sources
 from jaxadv.data.sources import Pictures
 from jaxadv.defences import rectifier
 from jaxadv.defences.rectifier import FINE_TUNING, Reading
@@ -31,14 +32,16 @@ from jaxadv.detectors.entropy_ensemble import (
   entropy_ensemble,
   temperature,
 )
+from jaxadv.inputs import as_float
 from jaxadv.types import Detector, picture_keys
-from jaxadv.units import to_float
 
 READINGS: tuple[Reading, ...] = ('threshold', 'fraction')
 # Pictures at a time; few, so that little is wasted on filling the last batch.
 ROWS = 50
 # What decides which pixels are masked: the reading of alpha, and alpha.
 Setting = tuple[Reading, float]
+# Share of the clean validation pictures (%) that f_rec has to keep.
+KEEPS = 95.0
 # The control: fine-tuned on the same pictures, of which nothing is masked.
 UNMASKED: Setting = ('fraction', 0.0)
 
@@ -115,13 +118,13 @@ def _look(score, images):
     logits = score(images)
     return jnp.sum(logits), logits
 
-  gradient, logits = jax.grad(total, has_aux=True)(to_float(images))
+  gradient, logits = jax.grad(total, has_aux=True)(images)
   return logits, gradient
 
 
 def look(score: Score, images: np.ndarray) -> Seen:
-  """Takes logits and gradients of a detector, for uint8[N, H, W, C]."""
-  return Seen(*in_batches(functools.partial(_look, score), images))
+  """Takes logits and gradients of a detector, for pictures of either form."""
+  return Seen(*in_batches(functools.partial(_look, score), as_float(images)))
 
 
 def in_batches(function: Callable[..., Any], *columns: Any) -> Any:
@@ -157,6 +160,13 @@ def standing_in(gradient: np.ndarray | jax.Array) -> Score:
   return jax.tree_util.Partial(_linear, gradient)
 
 
+def exact_images(study: Study, attack: str) -> np.ndarray:
+  """Gives attacked test pictures as they are before rounding: float32."""
+  images = study.attacked[attack]['test'].images_float
+  assert images is not None  # Those of the test pictures are kept.
+  return images
+
+
 def side_images(study: Study, kind: str, side: str) -> np.ndarray:
   """Gives the pictures of a side, 'clean' or those of an attack: uint8."""
   found: Pictures | Attacked = (
@@ -172,7 +182,9 @@ def fine_tuned(
 
   The masked pictures are those that detectors learn from: every source
   picture is attacked by one of the attacks, which have equal shares. As many
-  clean ones, not masked, are mixed in.
+  clean ones, not masked, are mixed in, all of them different as far as the
+  training split has so many: a few, seen again and again, are what a network
+  forgets the others by. Validation pictures pick the epoch.
 
   Args:
     study: The study.
@@ -185,18 +197,32 @@ def fine_tuned(
     The classifier, for one rate and reading.
   """
   config, victim = study.config, study.victim
-  taught = studies.detector_batches(
-    study, studies.teachable(study), 'train'
-  ).batch
-  images, labels = np.asarray(taught.images), np.asarray(taught.labels)
-  attacked = np.asarray(taught.kind) != 0
-  recipe = dataclasses.replace(FINE_TUNING, num_epochs=config.repair_epochs)
+  teachable = studies.teachable(study)
+  taught, held = (
+    jax.device_get(studies.detector_batches(study, teachable, side).batch)
+    for side in ('train', 'valid')
+  )
+  sources_of = np.flatnonzero(taught.kind != 0)
+  if 0 < config.repair_pictures < len(sources_of):
+    # Spread over the attacks, which follow each other.
+    places = np.linspace(0, len(sources_of) - 1, config.repair_pictures)
+    sources_of = sources_of[places.round().astype(int)]
+  images, labels = taught.images[sources_of], taught.labels[sources_of]
+  clean = clean_pictures(study, config.repair_copies * len(images))
+  recipe = dataclasses.replace(
+    FINE_TUNING,
+    num_epochs=config.repair_epochs,
+    learning_rate=config.repair_rate,
+  )
   key_copies = studies.stream(config, 'masked copies')
   key_tuning = studies.stream(config, f'fine-tuning seed {seed}')
   made_from = {
     'detector': storage.fingerprint(jax.tree.leaves(score)),
     'module': detection.module_of(config),
-    'pictures': storage.fingerprint(taught),
+    'pictures': storage.fingerprint([images, labels]),
+    'clean': clean.fingerprint,
+    'held': storage.fingerprint(held),
+    'keeps': KEEPS,
     'alpha': float(alpha),
     'mask': mask,
     'copies': config.repair_copies,
@@ -204,35 +230,72 @@ def fine_tuned(
     'keys': [key_copies, key_tuning],
   }
 
-  def fit(work):
-    seen = _remembered(study, score, images[attacked])
+  def masked(images: np.ndarray, num_copies: int) -> np.ndarray:
+    gradient = _remembered(study, score, images).gradient
     parts = []
-    for start in range(0, np.sum(attacked), ROWS):
+    for start in range(0, len(images), ROWS):
       rows = slice(start, start + ROWS)
       copies = rectifier.masked_copies(
         jax.random.fold_in(key_copies, start),
-        standing_in(seen.gradient[rows]),
-        images[attacked][rows],
+        standing_in(gradient[rows]),
+        images[rows],
         alpha,
         mask=mask,
-        num_copies=config.repair_copies,
+        num_copies=num_copies,
       )
       parts.append(copies.images)
+    return np.concatenate(parts, axis=1)
+
+  def fit(work):
+    attacked = held.kind != 0
     return rectifier.fine_tune(
       key_tuning,
       victim.module,
       victim.classifier.variables,
-      np.concatenate(parts, axis=1),
-      labels[attacked],
-      images[~attacked],
-      labels[~attacked],
+      masked(images, config.repair_copies),
+      labels,
+      clean.images,
+      clean.labels,
       recipe,
+      held=rectifier.Held(
+        masked(held.images[attacked], 1)[0],
+        held.labels[attacked],
+        held.images[~attacked],
+        held.labels[~attacked],
+        KEEPS / 100,
+      ),
       preprocess=victim.classifier.preprocess,
       mesh=studies.mesh(),
       checkpoint_dir=work,
     )
 
   return studies.retrained(study, 'gcd_repair', made_from, fit)
+
+
+def clean_pictures(study: Study, count: int) -> Pictures:
+  """Takes training pictures, but none on which anything is chosen."""
+  free = ~np.isin(study.train.source, study.clean['valid'].source)
+  return sources.subset(study.train, np.flatnonzero(free)[:count])
+
+
+def kept(study: Study, classifier: Classifier) -> float:
+  """Measures the clean validation pictures that f_rec gets right, in per cent.
+
+  They are not masked; the victim gets all of them right.
+  """
+  clean = study.clean['valid']
+  logits = predict(classifier, clean.images, study.config.batch_size)
+  return 100 * float(np.mean(logits.argmax(-1) == clean.labels))
+
+
+def forgets(share: float) -> list[str]:
+  """Says why f_rec cannot bear a claim, if it keeps too few clean pictures."""
+  if share >= KEEPS:
+    return []
+  return [
+    f'f_rec keeps {share:.1f} % of the clean validation pictures, {KEEPS:g} '
+    'are needed'
+  ]
 
 
 def _remembered(study: Study, score: Score, images: np.ndarray) -> Seen:
@@ -255,7 +318,7 @@ def _remembered(study: Study, score: Score, images: np.ndarray) -> Seen:
 
 @functools.partial(jax.jit, static_argnames=('mask', 'num_draws'))
 def _repair(classifier, alpha, keys, images, gradient, *, mask, num_draws):
-  images, score = to_float(images), standing_in(gradient)
+  score = standing_in(gradient)
   judge = rectifier.rectified(
     classifier, score, alpha, mask=mask, num_draws=num_draws, combine='vote'
   )
@@ -277,7 +340,7 @@ def repaired(
 
   Args:
     study: The study.
-    images: uint8[N, H, W, C].
+    images: [N, H, W, C], uint8, or float32 in [0, 1].
     source: int[N], their ids: the draws of a picture go by it.
     seen: What the ensemble made of them.
     setting: Reading and masking rate.
@@ -297,7 +360,8 @@ def repaired(
   keys = picture_keys(
     studies.stream(study.config, 'rectifier'), jnp.asarray(source)
   )
-  return Repaired(*in_batches(repair, keys, images, seen.gradient))
+  # Of one type, so that rounded and exact pictures share a program.
+  return Repaired(*in_batches(repair, keys, as_float(images), seen.gradient))
 
 
 def settings(alphas: Sequence[str]) -> list[Setting]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments import conduct
+from experiments.gcd.protocol import record
 from experiments.gcd.protocol import study as studies
 from experiments.gcd.protocol.setting import Config
 from experiments.gcd.protocol.study import Study
@@ -44,7 +45,11 @@ def run(
   """
 
   def of_all(prepared, found):
-    return describe(prepared, found) if len(found) == len(cells) else None
+    if len(found) < len(cells):
+      return None
+    findings = describe(prepared, found)
+    doubts = record.doubts(prepared)
+    return findings._replace(warnings=[*findings.warnings, *doubts])
 
   return conduct.conduct(
     config,

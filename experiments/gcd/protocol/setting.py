@@ -108,9 +108,14 @@ class Config(Options):
   pixelcnn_pictures: int = option(
     600, 'Training pictures of PixelCNN++; 0 for all there are.'
   )
-  purified_pictures: int = option(20, 'Test pictures that are purified.')
-  purified_radius: int = option(
-    77, 'Levels of 255 by which PixelDefend may change a pixel.'
+  purified_pictures: int = option(100, 'Test pictures that are purified.')
+  purified_radii: tuple[str, ...] = option(
+    ('4', '8', '16', '32', '77'),
+    'Levels of 255 by which PixelDefend may change a pixel; the best on '
+    'validation pictures is tested.',
+  )
+  purified_valid: int = option(
+    10, 'Validation pictures of each kind that the radius is chosen on.'
   )
   white_pictures: int = option(30, 'Test pictures attacked in the white box.')
   white_searches: int = option(3, 'Searches of Carlini-Wagner there.')
@@ -127,15 +132,27 @@ class Config(Options):
   alphas: tuple[str, ...] = option(
     ('0.1', '0.3', '0.5', '0.7', '0.9'), 'Masking rates of Figure 6.'
   )
+  repair_pictures: int = option(
+    0, 'Attacked pictures to fine-tune on; 0 for all that detectors learn.'
+  )
   repair_copies: int = option(5, 'Masked copies of a picture to fine-tune on.')
   repair_epochs: int = option(10, 'Epochs of the fine-tuning.')
+  repair_rate: float = option(1e-3, 'Learning rate of the fine-tuning.')
+  hardened_growth: tuple[str, ...] = option(
+    ('0.3', '0.6'),
+    'Shares of its radius that PGD training begins with, an epoch each.',
+  )
   hardened_epochs: int = option(
-    2, 'Epochs of adversarial training, after the usual ones.'
+    2, 'Epochs of adversarial training at its whole radius.'
   )
   hardened_pictures: int = option(
     0, 'Pictures of adversarial training; 0 for all there are.'
   )
-  hardened_steps: int = option(
+  hardened_pgd_steps: int = option(
+    7,
+    'Steps of PGD in adversarial training; as many as of PGD in the original.',
+  )
+  hardened_ddn_steps: int = option(
     20, 'Steps of DDN in adversarial training; 100 in the original.'
   )
 
@@ -152,7 +169,12 @@ class Config(Options):
       raise UserError(
         f'--attacks is {",".join(self.attacks)!r}; give at least one, each once'
       )
-    zero = ('cw_train', 'pixelcnn_pictures', 'hardened_pictures')
+    zero = (
+      'cw_train',
+      'pixelcnn_pictures',
+      'hardened_pictures',
+      'repair_pictures',
+    )
     for field in dataclasses.fields(self):
       value, least = getattr(self, field.name), int(field.name not in zero)
       if field.name == 'seed' or isinstance(value, bool):
@@ -167,14 +189,23 @@ class Config(Options):
       'detector_rate',
       'pixelcnn_rate',
       'tws_radius',
+      'repair_rate',
     ):
       if not 0 < getattr(self, name) <= 1:
         raise UserError(
           f'--{name} is {getattr(self, name)}; it must lie in (0, 1]'
         )
-    if self.purified_radius > 255:
+    radii = numbers('--purified_radii', self.purified_radii, 0, 255)
+    if any(radius % 1 for radius in radii):
       raise UserError(
-        f'--purified_radius is {self.purified_radius}; give at most 255 levels'
+        f'--purified_radii is {",".join(self.purified_radii)!r}; give whole '
+        'levels in [0, 255]'
+      )
+    if self.purified_valid > self.num_valid:
+      raise UserError(
+        f'--purified_valid is {self.purified_valid}, but there are '
+        f'--num_valid={self.num_valid} validation pictures; give at most as '
+        'many'
       )
     if not 0 <= self.pixelcnn_dropout < 1:
       raise UserError(
@@ -223,6 +254,7 @@ class Config(Options):
       )
     numbers('--betas', self.betas, 0, float('inf'))
     numbers('--alphas', self.alphas, 0, 1)
+    numbers('--hardened_growth', self.hardened_growth, 0, 1)
     for text in (self.victim, self.detector):
       network = parse_network(text)
       build(
@@ -281,10 +313,13 @@ def get_config(variant: str = 'quick', dataset: str = '') -> Config:
   return Config(variant=variant, **values)
 
 
-# The challenge of Madry et al. on CIFAR-10, PixelDefend's radius there. On grey
-# pictures, which it leaves open, that is the attacks' epsilon.
+# The challenge of Madry et al. on CIFAR-10. PixelDefend's radius is 16 levels
+# there; 77 are the attacks' epsilon on grey pictures.
 _CIFAR_PGD: dict[str, Any] = dict(
-  epsilon=8 / 255, pgd_step_size=2 / 255, pgd_steps=10, purified_radius=16
+  epsilon=8 / 255,
+  pgd_step_size=2 / 255,
+  pgd_steps=10,
+  purified_radii=('4', '8', '16', '32'),
 )
 _SMALL: dict[str, Any] = dict(
   victim='vgg11:0.25',
@@ -303,12 +338,13 @@ _SMALL: dict[str, Any] = dict(
   pixelcnn_filters=16,
   pixelcnn_epochs=2,
   pixelcnn_pictures=4_000,
-  purified_pictures=50,
+  purified_pictures=100,
+  purified_valid=20,
   white_pictures=50,
   white_steps=60,
   betas=('0.1', '1', '10'),
-  hardened_epochs=1,
-  hardened_pictures=5_000,
+  hardened_epochs=2,
+  hardened_pictures=15_000,
 )
 _COLOUR: dict[str, Any] = _CIFAR_PGD | dict(
   victim_epochs=6, pixelcnn_pictures=1_500
@@ -337,6 +373,7 @@ _PAPER: dict[str, Any] = dict(
   pixelcnn_dropout=0.5,
   pixelcnn_pictures=0,
   purified_pictures=500,
+  purified_valid=100,
   white_pictures=500,
   white_searches=9,
   white_steps=1000,
@@ -345,12 +382,14 @@ _PAPER: dict[str, Any] = dict(
   num_draws=30,
   alphas=tuple(f'{tenth / 10:g}' for tenth in range(1, 10)),
   hardened_epochs=50,
-  hardened_steps=100,
+  hardened_pgd_steps=40,
+  hardened_ddn_steps=100,
 )
 _PAPER_COLOUR: dict[str, Any] = _CIFAR_PGD | dict(
   victim_epochs=100,
   pixelcnn_filters=160,
   hardened_epochs=30,
+  hardened_pgd_steps=10,
 )
 _PAPER_IMAGENET: dict[str, Any] = dict(
   image_size=224,
