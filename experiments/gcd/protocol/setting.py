@@ -103,7 +103,9 @@ class Config(Options):
   )
   white_pictures: int = option(30, 'Test pictures attacked in the white box.')
   white_searches: int = option(3, 'Searches of Carlini-Wagner there.')
-  white_steps: int = option(40, 'Steps of each search there, and of DDN.')
+  white_steps: int = option(40, 'Steps of each search there.')
+  white_pgd_steps: int = option(200, 'Steps of PGD in the white box.')
+  white_ddn_steps: int = option(320, 'Steps of DDN in the white box.')
   white_const: float = option(
     1.0, 'Constant that Carlini-Wagner starts from there.'
   )
