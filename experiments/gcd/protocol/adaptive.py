@@ -453,9 +453,7 @@ def informed_attack(
     def pulled(pull):
       own = dataclasses.replace(guard, summed=pull[0] > 0)
 
-      def run(drive, keys, classifier, images, labels, done):
-        # Of a single detector both objectives are the same.
-        done = done | ~(own.summed | jnp.all(used))
+      def attempt(drive, keys, classifier, images, labels, done):
         if walk.targeted:
           joint = joint_classifier(classifier, own)
           return drive(walk, keys, joint, images, labels, done=done)
@@ -468,6 +466,12 @@ def informed_attack(
         found = drive(evasive, keys, classifier, images, labels, done=done)
         fooled = jnp.argmax(classifier(found.images), axis=-1) != labels
         return found._replace(success=fooled & (own(found.images) <= 0))
+
+      def run(drive, keys, classifier, images, labels, done):
+        # Of a single detector both objectives are the same.
+        rest = done | ~(own.summed | jnp.all(used))
+        found = attempt(drive, keys, classifier, images, labels, rest)
+        return found._replace(success=found.success & ~rest)
 
       return Composite(run, walk.targeted)
 
