@@ -51,7 +51,7 @@ FORMS = {
 # Of the budget curve of PGD-U, in shares of the run's epsilon.
 SHARES = (0.25, 0.5)
 # What is tried with fewer steps, and by which their number is divided.
-STEPPED = ('pgd', 'pgd_t', 'ddn', 'ddn_t')
+STEPPED = ('pgd_t', 'ddn_t')
 DIVISORS = (8, 4, 2)
 # What nobody guards is this far from being flagged.
 _FAR = 1e4
@@ -317,15 +317,15 @@ def plain_attack(
     config: The config of the run.
     attack: One of the run's attacks.
     share: Of the run's epsilon, for those that have one.
-    divisor: By which the number of steps is divided, for those of `STEPPED`.
+    divisor: By which the number of steps of PGD and DDN is divided.
   """
   settings = studies.attack_settings(white_config(config), attack)
   if attack == 'fgsm':
     return attacks.fgsm(share * config.epsilon)
-  if attack not in STEPPED:
-    return studies.attack_of(white_config(config), attack)
-  if attack in MINIMAL:
-    return shortened(studies.attack_of(white_config(config), attack), divisor)
+  name = attack.removesuffix('_t')
+  if name != 'pgd':
+    made = studies.attack_of(white_config(config), attack)
+    return shortened(made, divisor) if name == 'ddn' else made
   # A row rests at its first success: where two losses pull, steps that follow
   # would often lose it again.
   ball = attacks.pgd(

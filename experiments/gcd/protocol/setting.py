@@ -110,7 +110,7 @@ class Config(Options):
     1.0, 'Constant that Carlini-Wagner starts from there.'
   )
   betas: tuple[str, ...] = option(
-    ('1', '10'), "Weights of the detector's loss that are searched."
+    ('10',), "Weights of the detector's loss that are searched."
   )
   num_draws: int = option(
     10, 'Draws of the random mask, to judge and to attack.'
@@ -185,6 +185,12 @@ class Config(Options):
           f'--{flag} is {count}, but there are --num_test={self.num_test} '
           'test pictures; give at most as many'
         )
+    if self.white_pictures < self.num_seeds:
+      raise UserError(
+        f'--white_pictures is {self.white_pictures}; each of --num_seeds='
+        f'{self.num_seeds} trainings defends pictures of its own, so give at '
+        'least as many'
+      )
     if (
       self.weights
       and not os.path.exists(self.weights)
@@ -274,9 +280,9 @@ _SMALL: dict[str, Any] = dict(
   pixelcnn_epochs=2,
   pixelcnn_pictures=4_000,
   purified_pictures=50,
-  white_pictures=50,
+  white_pictures=102,
   white_steps=60,
-  betas=('0.1', '1', '10'),
+  betas=('1', '10'),
   hardened_epochs=1,
   hardened_pictures=5_000,
 )
@@ -308,6 +314,8 @@ _PAPER: dict[str, Any] = dict(
   white_pictures=500,
   white_searches=9,
   white_steps=1000,
+  white_pgd_steps=400,
+  white_ddn_steps=1000,
   white_const=1e-3,
   betas=('0.1', '1', '10'),
   num_draws=30,
