@@ -11,21 +11,24 @@ from experiments import conduct
 from experiments.gcd.protocol import adaptive, record
 from experiments.gcd.protocol import run as protocol
 from experiments.gcd.protocol.adaptive import (
+  DIVISORS,
   FORMS,
   SHARES,
+  STEPPED,
   Turn,
   White,
   turns_of,
 )
 from experiments.gcd.protocol.outcomes import (
-  COMPARED,
   PROBES,
   Outcomes,
   Pair,
   budget_steps,
+  last_doubling,
   masked,
   outcomes_of,
-  paired_medians,
+  rate_rows,
+  share_interval,
   sizes_of,
   summary,
 )
@@ -45,8 +48,9 @@ from experiments.gcd.protocol.white_figures import (
   example_pictures,
 )
 from jaxadv.experiment import Cell
-from jaxadv.metrics.figures import Figure
+from jaxadv.metrics.figures import Figure, combine, over_trainings
 from jaxadv.reports import Claim, Record, Row, Table
+from jaxadv.reports.record import figure_rows
 from jaxadv.reports.verdicts import Comparison, judge
 
 __all__ = ['cells', 'get_config', 'plan', 'run']
@@ -60,11 +64,13 @@ SIZE = 'median L2 of the change'
 RATIO = 'ratio of the medians'
 # Above it the paper calls a defence broken.
 BROKEN = 50.0
+# AUC on validation pictures below which a detector is too weak to be judged.
+WEAK = 90.0
+# Points of success, per cent of the size, that the last doubling of steps may
+# still gain in an attack that has converged.
+GAIN = 3.0
 # The tables' names of the guards; DET_org they leave out.
 PRINTED_RATE = {form: form.replace(' ', '_') for form in SHOWN}
-PRINTED_SIZE = dict(
-  zip(COMPARED, ('without detector', 'with GCD'), strict=True)
-)
 WAYS = {
   'past': 'past the detectors',
   'through': 'through the repair',
@@ -103,7 +109,9 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
   probes = [attack for attack in PROBES if attack in study.config.attacks]
   note(f'white box: {PAPER_NAME.get(cell.name, cell.name)}', 0.0)
   if cell.name == 'second_order':
-    plain = white._replace(guard=dataclasses.replace(white.guard, smooth=False))
+    plain = white._replace(
+      guards=tuple(dataclasses.replace(g, smooth=False) for g in white.guards)
+    )
     turn = [Turn('DET_IS')]
     parts = {
       attack: adaptive.attack_white(study, plain, attack, turn)[0]
@@ -130,13 +138,7 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
 def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
   """Says what the attacks came to."""
   white = adaptive.white_box(study)
-  flags = [
-    record.share_row(
-      {'role': 'clean', 'guard': form, 'pictures': 'clean'}, FLAGGED, flagged
-    )
-    for form, flagged in white.flagged.items()
-    if form != 'no detector'
-  ]
+  flags = detector_rows(study, white)
   if not white.quiet.any():
     return conduct.Findings(
       claims=[],
@@ -154,10 +156,10 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
   pairs = sizes_of(study, outcomes)
   curves = curves_of(study, outcomes)
   return conduct.Findings(
-    claims=claims(study, outcomes, pairs),
+    claims=claims(study, white, outcomes, pairs),
     rows=[
       *success_rows(study, outcomes),
-      *size_rows(study, pairs),
+      *size_rows(pairs),
       *probe_rows(outcomes),
       *flags,
       *record.picture_rows(study),
@@ -173,60 +175,100 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
   )
 
 
+def detector_rows(study: Study, white: White) -> list[Row]:
+  """Says how good the detectors are, and how many clean pictures they flag."""
+  n = len(study.clean['test'].labels)
+  figures, sampling, keys = [], [], []
+  for form in white.areas:
+    shares = [
+      record.share_figure(flags, study.clean['test'].source)
+      for flags in white.flagged[form]
+    ]
+    figures.append(over_trainings(shares))
+    sampling.append(share_interval(round(white.flagged[form].mean() * n), n))
+    keys.append({'role': 'clean', 'guard': form, 'pictures': 'clean'})
+  areas = [
+    Row(
+      {'role': 'validation', 'guard': form, 'pictures': 'validation'},
+      record.AUC,
+      float(areas.mean()),
+    )
+    for form, areas in white.areas.items()
+  ]
+  return [*figure_rows(keys, FLAGGED, figures, n, sampling), *areas]
+
+
 def success_rows(study: Study, outcomes: Outcomes) -> list[Row]:
   """Gives success rates, of informed attacks and of blind ones."""
   printed = record.printed('table3')
-  rows = []
+  white, rounded, budgets, steps = [], [], [], []
   for (attack, turn), outcome in outcomes.informed.items():
-    name = PAPER_NAME[attack]
-    if attack == 'pgd' and turn.form != 'DET_org':
-      keys = {
-        'role': 'budget',
-        'guard': turn.form,
-        'epsilon': f'{turn.share * study.config.epsilon:.3g}',
-      }
-      rows.append(record.share_row(keys, record.RATE, outcome.success))
-    if turn.share < 1:
-      continue
-    place = (record.paper_dataset(study), name, PRINTED_RATE.get(turn.form, ''))
-    keys = {'role': 'white', 'attack': name, 'guard': turn.form}
-    rows += [
-      record.share_row(
-        keys | {'judged': 'float'},
-        record.RATE,
-        outcome.success,
-        printed.get(place),
-      ),
-      record.share_row(
-        keys | {'judged': '8 bit'}, record.RATE, outcome.success_uint8
-      ),
-    ]
-  for (attack, form), outcome in outcomes.blind.items():
-    keys = {'role': 'blind', 'attack': PAPER_NAME[attack], 'guard': form}
-    rows.append(record.share_row(keys, record.RATE, outcome.success))
-  return rows
+    keys = {'attack': PAPER_NAME[attack], 'guard': turn.form}
+    if attack == 'pgd' and turn.divisor == 1 and turn.form != 'DET_org':
+      epsilon = f'{turn.share * study.config.epsilon:.3g}'
+      budget = {'role': 'budget', 'guard': turn.form, 'epsilon': epsilon}
+      budgets.append((budget, outcome.success))
+    if turn == Turn(turn.form):
+      role = {'role': 'white'} | keys
+      white.append((role | {'judged': 'float'}, outcome.success))
+      rounded.append((role | {'judged': '8 bit'}, outcome.success_uint8))
+  for (attack, turn), outcome in outcomes.single.items():
+    if attack in STEPPED and turn.form == 'GCD' and turn.share == 1:
+      keys = {'role': 'steps', 'attack': PAPER_NAME[attack]}
+      share = 'all' if turn.divisor == 1 else f'1/{turn.divisor}'
+      steps.append((keys | {'steps': share}, outcome.success))
+  dataset = record.paper_dataset(study)
+  paper = [
+    printed.get((dataset, keys['attack'], PRINTED_RATE.get(keys['guard'], '')))
+    for keys, _ in white
+  ]
+  blind = [
+    (
+      {'role': 'blind', 'attack': PAPER_NAME[attack], 'guard': turn.form},
+      outcome.success,
+    )
+    for (attack, turn), outcome in outcomes.blind.items()
+    if turn == Turn(turn.form)
+  ]
+  return [
+    *rate_rows(outcomes, white, paper),
+    *rate_rows(outcomes, rounded),
+    *rate_rows(outcomes, budgets),
+    *rate_rows(outcomes, steps),
+    *rate_rows(outcomes, blind),
+  ]
 
 
-def size_rows(study: Study, pairs: dict[str, Pair]) -> list[Row]:
+def size_rows(pairs: dict[str, Pair]) -> list[Row]:
   """Gives the sizes of changes with and without detectors."""
-  printed = record.printed('table4')
-  rows = []
-  for attack, pair in pairs.items():
-    name = PAPER_NAME[attack]
-    for form, figure in pair.medians.items():
-      place = (record.paper_dataset(study), name, PRINTED_SIZE[form])
-      keys = {'role': 'size', 'attack': name, 'guard': form}
-      rows.append(
-        record.figure_row(keys, SIZE, figure, pair.n, printed.get(place))
-      )
-    keys = {'role': 'ratio', 'attack': name, 'guard': 'GCD / no detector'}
-    rows.append(record.figure_row(keys, RATIO, pair.ratio, pair.n))
-  return rows
+  sizes = [
+    ({'role': 'size', 'attack': PAPER_NAME[attack], 'guard': form}, figure, n)
+    for attack, (medians, n) in pairs.items()
+    for form, figure in medians.items()
+  ]
+  guard = 'GCD / no detector'
+  ratios = [
+    (
+      {'role': 'ratio', 'attack': PAPER_NAME[attack], 'guard': guard},
+      pair.ratio,
+      pair.n,
+    )
+    for attack, pair in pairs.items()
+  ]
+  return [
+    *_rows_of(SIZE, sizes),
+    *_rows_of(RATIO, ratios),
+  ]
+
+
+def _rows_of(metric, measured) -> list[Row]:
+  keys, figures, numbers = zip(*measured, strict=True) if measured else [()] * 3
+  return figure_rows(keys, metric, figures, numbers)
 
 
 def probe_rows(outcomes: Outcomes) -> list[Row]:
   """Gives success with the plain gradient, and against the whole defence."""
-  rows = []
+  rates, sizes = [], []
   for attack, outcome in outcomes.plain.items():
     smooth = outcomes.single[attack, Turn('DET_IS')]
     for gradient, own in {'smooth': smooth, 'plain': outcome}.items():
@@ -235,49 +277,66 @@ def probe_rows(outcomes: Outcomes) -> list[Row]:
         'attack': PAPER_NAME[attack],
         'gradient': gradient,
       }
-      rows.append(record.share_row(keys, record.RATE, own.success))
+      rates.append((keys, own.success))
       if own.success.any():
-        (median,) = paired_medians([own.l2[own.success]])
-        n = int(own.success.sum())
-        rows.append(record.figure_row(keys, SIZE, median, n))
-  for attack, ways in outcomes.pipeline.items():
-    for way, success in ways.items():
-      keys = {
-        'role': 'pipeline',
-        'attack': PAPER_NAME[attack],
-        'way': WAYS[way],
-      }
-      rows.append(record.share_row(keys, record.RATE, success))
-  return rows
+        figure = outcomes.median(own.l2, own.success)
+        sizes.append((keys, figure, int(own.success.sum())))
+  whole = [
+    (
+      {'role': 'pipeline', 'attack': PAPER_NAME[attack], 'way': WAYS[way]},
+      success,
+    )
+    for attack, ways in outcomes.pipeline.items()
+    for way, success in ways.items()
+  ]
+  return [
+    *rate_rows(outcomes, rates),
+    *_rows_of(SIZE, sizes),
+    *rate_rows(outcomes, whole),
+  ]
 
 
 def claims(
-  study: Study, outcomes: Outcomes, pairs: dict[str, Pair]
+  study: Study, white: White, outcomes: Outcomes, pairs: dict[str, Pair]
 ) -> list[Claim]:
-  """Judges what the paper says of the white box."""
+  """Judges what the paper says of the white box.
+
+  An attack that is badly optimised favours the ensemble: what it withstands
+  then says nothing.
+  """
+  printed = record.printed('table3')
 
   def rate(attack: str, form: str) -> Figure:
-    return record.share_figure(
-      outcomes.informed[attack, Turn(form)].success, outcomes.sources
+    place = (record.paper_dataset(study), PAPER_NAME[attack])
+    return outcomes.rate(
+      outcomes.informed[attack, Turn(form)].success,
+      printed.get((*place, PRINTED_RATE[form])),
     )
 
-  def spare(figure: Figure) -> Figure:
-    return Figure(BROKEN - figure.value, BROKEN - figure.draws)
+  def unfit(*forms: str) -> list[str]:
+    return [
+      f'{form} has an AUC of {white.areas[form].mean():.1f} on the validation '
+      f'pictures, below {WEAK:.0f}'
+      for form in forms
+      if white.areas[form].mean() < WEAK
+    ]
 
-  def percent_more(ratio: Figure) -> Figure:
-    return Figure(100 * (ratio.value - 1), 100 * (ratio.draws - 1))
-
-  attacks = study.config.attacks
+  percent_more = lambda ratio: 100 * (ratio - 1)
+  attacks, n = study.config.attacks, len(outcomes.sources)
+  generous = understated(study, outcomes, 'GCD')
   return [
     judge(
       f'GCD keeps the success of every white-box attack below {BROKEN:.0f} %',
       [
         Comparison(
           f'{BROKEN:.0f} minus success of {PAPER_NAME[a]}',
-          spare(rate(a, 'GCD')),
+          BROKEN - rate(a, 'GCD'),
         )
         for a in attacks
       ],
+      n=n,
+      unfit=unfit('GCD'),
+      generous=generous,
     ),
     judge(
       'GCD is harder to get past than DET_IS alone',
@@ -288,16 +347,22 @@ def claims(
         )
         for a in attacks
       ],
+      n=n,
+      unfit=unfit('DET_IS', 'GCD'),
+      generous=generous,
     ),
     judge(
       'Getting past GCD costs a larger L2 change',
       [
         Comparison(
           f'{PAPER_NAME[a]}: by how many per cent the median is larger',
-          percent_more(pair.ratio),
+          combine(percent_more, pair.ratio),
         )
         for a, pair in pairs.items()
       ],
+      n=min((pair.n for pair in pairs.values()), default=None),
+      unfit=unfit('GCD'),
+      generous=generous,
     ),
   ]
 
@@ -337,27 +402,65 @@ def warnings(study: Study, white: White, outcomes: Outcomes) -> list[str]:
         f'the plain one ({summary(smooth)} against {summary(plain)}), so the '
         'gradient may be masked and success be understated'
       )
-  for (attack, form), blind in outcomes.blind.items():
-    informed = outcomes.informed[attack, Turn(form)]
-    if blind.success.sum() > informed.success.sum():
+  for form in white.areas:
+    found += understated(study, outcomes, form)
+  return found
+
+
+def understated(study: Study, outcomes: Outcomes, form: str) -> list[str]:
+  """Says which attacks on a guard are badly optimised, a sentence each."""
+  found = []
+  for attack in study.config.attacks:
+    name, turn = PAPER_NAME[attack], Turn(form)
+    blind, informed = (
+      part[attack, turn].success for part in (outcomes.blind, outcomes.single)
+    )
+    if blind.sum() > informed.sum():
       found.append(
-        f'{PAPER_NAME[attack]} that does not know {form} beats the one that '
-        f'does ({blind.success.sum()} against {informed.success.sum()} of '
-        f'{len(blind.success)} pictures): the latter is badly optimised'
+        f'{name} that does not know {form} beats the one that does '
+        f'({blind.sum()} against {informed.sum()} of {len(blind)} pictures): '
+        'the latter is badly optimised'
       )
+    if attack in STEPPED and form == 'GCD':
+      found += _unconverged(study, outcomes, attack)
   for smaller, larger in budget_steps(outcomes.single):
     few, many = (
       outcomes.single['pgd', turn].success for turn in (larger, smaller)
     )
-    if few.sum() < many.sum():
+    if larger.form == form and few.sum() < many.sum():
       radii = [t.share * study.config.epsilon for t in (larger, smaller)]
       found.append(
-        f'PGD-U on {larger.form} has success on {few.sum()} of {len(few)} '
-        f'pictures at epsilon {radii[0]:.3g} and on {many.sum()} at '
-        f'{radii[1]:.3g}: badly optimised; the tables count at an epsilon '
-        'what any smaller one finds'
+        f'PGD-U on {form} has success on {few.sum()} of {len(few)} pictures at '
+        f'epsilon {radii[0]:.3g} and on {many.sum()} at {radii[1]:.3g}: badly '
+        'optimised; the tables count at an epsilon what any smaller one finds'
       )
   return found
+
+
+def _unconverged(study: Study, outcomes: Outcomes, attack: str) -> list[str]:
+  """Says so if the last doubling of steps gains much on the ensemble."""
+  half, whole = last_doubling(outcomes, attack)
+  steps = [
+    adaptive.steps_of(study.config, attack, Turn('GCD', divisor=divisor))
+    for divisor in (2, 1)
+  ]
+  name = f'{PAPER_NAME[attack]} on GCD'
+  gain = 100 * (whole.success.mean() - half.success.mean())
+  if gain > GAIN:
+    return [
+      f'{name} has success on {gain:.0f} % more of the pictures after '
+      f'{steps[1]} steps than after {steps[0]}: more steps would find more'
+    ]
+  both = half.success & whole.success
+  if attack not in MINIMAL or not both.any():
+    return []
+  saved = 100 * (1 - np.median(whole.l2[both]) / np.median(half.l2[both]))
+  if saved <= GAIN:
+    return []
+  return [
+    f'{name} needs {saved:.0f} % less L2 after {steps[1]} steps than after '
+    f'{steps[0]}: more steps would need less'
+  ]
 
 
 def tables(study: Study) -> list[Table]:
@@ -376,8 +479,10 @@ def tables(study: Study) -> list[Table]:
       columns=tuple(FORMS),
       where={'role': 'white', 'judged': 'float'},
       note=counted
-      + ' DFool-U walks to the class that it finds without detectors. PGD-U '
-      'counts what it finds within smaller budgets, too.',
+      + ' Of an attack that knows the detectors and one that does not, the '
+      'better counts for each picture, and of PGD-U what it finds within '
+      'smaller budgets, too. DFool-U walks to the class that it finds without '
+      'detectors.',
     ),
     Table(
       'Size of the change with and without GCD',
@@ -419,6 +524,18 @@ def tables(study: Study) -> list[Table]:
       'by a vote of fresh draws; the suspects are the share '
       f'{alpha:g} of the pixels ({reading}), not chosen for its results. The '
       "paper's white box ignores the repair.",
+    ),
+    Table(
+      'Success on GCD with fewer steps',
+      record.RATE,
+      ('attack',),
+      'steps',
+      columns=(*(f'1/{divisor}' for divisor in DIVISORS), 'all'),
+      where={'role': 'steps'},
+      control=True,
+      note=f'All are {study.config.white_pgd_steps} steps of PGD and '
+      f'{study.config.white_ddn_steps} of DDN in each search. Where half of '
+      'them find clearly less, more would find more.',
     ),
     Table(
       'DET_IS attacked with and without smooth derivatives of ReLU',
@@ -463,6 +580,14 @@ def tables(study: Study) -> list[Table]:
       ('pictures',),
       'guard',
       where={'role': 'clean'},
+    ),
+    Table(
+      'AUC of the detectors on the validation pictures of all attacks',
+      record.AUC,
+      ('pictures',),
+      'guard',
+      where={'role': 'validation'},
+      note=f'Below {WEAK:.0f} no claim is tested.',
     ),
     *record.picture_tables(study)[:1],
   ]

@@ -55,6 +55,23 @@ def more_certain(first: jax.Array, second: jax.Array) -> jax.Array:
   return jnp.where(farther | jnp.isnan(second), second, first)
 
 
+def certain_sum(first: jax.Array, second: jax.Array) -> jax.Array:
+  """Adds two logits: positive exactly where `more_certain` of them is.
+
+  Whichever is farther from 0 gives the sum its sign. Unlike the rule, the sum
+  does not jump, so gradients can follow it.
+
+  Args:
+    first: float32[B]; it wins ties, which the rule itself stands in for.
+    second: float32[B].
+
+  Returns:
+    float32[B], NaN where one of them is.
+  """
+  total = first + second
+  return jnp.where(total == 0, more_certain(first, second), total)
+
+
 def _mean(first: jax.Array, second: jax.Array) -> jax.Array:
   return (first + second) / 2
 
@@ -64,6 +81,8 @@ RULES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
   'max': jnp.maximum,
   'mean': _mean,
 }
+# What attackers follow in place of a rule.
+_SURROGATES = RULES | {'entropy': certain_sum}
 
 
 def temperature(logits: np.ndarray, attacked: np.ndarray) -> float:
@@ -167,11 +186,10 @@ def entropy_ensemble(
 
   Returns:
     A `Detector`; scores are logits, positive where attacked is more likely.
-    The switch of the entropy is not smooth, so the surrogate is the larger of
-    both logits, where it is at most 0 neither detector flags the picture;
-    with the mean it is the mean. It takes each detector's own surrogate if it
-    has one. `fit` fits both; for detectors fitted before see
-    `calibrated_state`.
+    The switch of the entropy is not smooth, so the surrogate is the sum of both
+    logits, which has its sign; the other rules are their own surrogates. It
+    takes each detector's own surrogate if it has one. `fit` fits both; for
+    detectors fitted before see `calibrated_state`.
 
   Raises:
     UserError: If the rule is unknown.
@@ -225,6 +243,6 @@ def entropy_ensemble(
     combined([d.score for d in detectors], RULES[rule]),
     combined(
       [d.surrogate or d.score for d in detectors],
-      _mean if rule == 'mean' else jnp.maximum,
+      _SURROGATES[rule],
     ),
   )

@@ -44,6 +44,18 @@ def test_temperature_of_a_detector_that_is_never_wrong_is_no_extreme():
   )
 
 
+def test_the_sum_has_the_sign_of_the_more_certain_of_two_logits():
+  first, second = RNG.normal(0, 3, (2, 2000)).astype(np.float32)
+  second[:200] = -first[:200]  # Ties, which the sum cannot tell.
+  second[200:400] = np.nextafter(-first[200:400], np.float32(np.inf))
+  first[400:420] = second[400:420] = 0
+  total = np.asarray(unit.certain_sum(first, second))
+  rule = np.asarray(unit.more_certain(first, second))
+  np.testing.assert_array_equal(total > 0, rule > 0)
+  np.testing.assert_array_equal(total < 0, rule < 0)
+  np.testing.assert_array_equal(total[420:], (first + second)[420:])
+
+
 def _scaled(factor, surrogate=None, zero=0.0):
   """Scores the first pixel; nothing is fitted."""
 
@@ -78,7 +90,7 @@ def test_both_are_calibrated_on_the_validation_rows_alone():
 @pytest.mark.parametrize(
   ('rule', 'wanted', 'smooth'),
   [
-    ('entropy', -4.0, 3.0),
+    ('entropy', -4.0, -1.0),
     ('max', 3.0, 3.0),
     ('mean', -0.5, -0.5),
   ],
@@ -100,7 +112,7 @@ def test_surrogate_takes_those_of_its_parts():
   ensemble = unit.entropy_ensemble(_scaled(1.0), _scaled(1.0, other))
   state = unit.EnsembleState((jnp.zeros(()), jnp.zeros(())), jnp.ones(2))
   images = jnp.ones((1, 1, 1, 1))
-  assert float(ensemble.surrogate(None, None, state, images)[0]) == 11
+  assert float(ensemble.surrogate(None, None, state, images)[0]) == 12
   assert float(ensemble.score(None, None, state, images)[0]) == 1
 
 

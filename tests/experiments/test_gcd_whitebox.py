@@ -1,5 +1,6 @@
 """Attacks that know the detectors: the rules, and the experiment."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,16 +10,19 @@ import pytest
 
 from experiments.gcd import gcd_whitebox
 from experiments.gcd.protocol import adaptive
-from experiments.gcd.protocol.adaptive import FORMS, Guard, Judged, Turn
+from experiments.gcd.protocol.adaptive import FORMS, Guard, Judged, Turn, White
 from experiments.gcd.protocol.outcomes import (
   Outcome,
+  Outcomes,
+  better,
   budget_steps,
   masked,
   nested,
-  paired_medians,
 )
 from experiments.gcd.protocol.setting import get_config
+from jaxadv.attacks import ddn, pgd
 from jaxadv.classifier import from_function
+from jaxadv.data.sources import Pictures
 from jaxadv.types import Detector, picture_keys
 
 # The logits of DET_IS and DET_org of four pictures.
@@ -62,17 +66,36 @@ def test_budget_curve_counts_successes_that_are_small_enough():
   np.testing.assert_array_equal(counts, [0, 1, 2, 3])
 
 
-def test_medians_are_paired():
+def outcomes_by_training(training):
+  training = np.array(training)
+  empty = dict(single={}, informed={}, blind={}, plain={}, pipeline={})
+  sources = np.arange(len(training))
+  return Outcomes(**empty, sources=sources, training=training)
+
+
+def test_medians_are_paired_and_known_of_each_training():
+  outcomes = outcomes_by_training(np.arange(21) % 2)
   sizes = np.linspace(1, 2, 21)
-  plain, double = paired_medians([sizes, 2 * sizes])
-  assert (plain.value, double.value) == (1.5, 3.0)
+  rows = sizes < 1.99
+  plain, double = (outcomes.median(f * sizes, rows) for f in (1, 2))
+  assert (plain.value, double.value) == (1.475, 2.95)
   np.testing.assert_array_equal(double.draws, 2 * plain.draws)
   assert plain.draws.std() > 0
+  assert plain.trainings == pytest.approx((1.45, 1.5)) and plain.apart
+
+
+def test_a_rate_is_the_mean_of_the_trainings_each_on_its_pictures():
+  outcomes = outcomes_by_training([0, 1, 2, 0, 1, 2])
+  rate = outcomes.rate(np.array([1, 0, 1, 1, 0, 0], bool), paper=3.0)
+  assert rate.trainings == (100.0, 0.0, 50.0) and rate.apart
+  assert (rate.value, rate.paper) == (50.0, 3.0)
+  # Only the third training's pictures differ among themselves.
+  assert set(rate.draws.round(3)) == {33.333, 50.0, 66.667}
 
 
 def outcome(success, size):
   success = np.array(success, bool)
-  return Outcome(success, success, np.full(len(success), size))
+  return Outcome(success, success, np.broadcast_to(size, success.shape))
 
 
 def test_a_gradient_that_does_not_beat_the_plain_one_may_be_masked():
@@ -83,6 +106,14 @@ def test_a_gradient_that_does_not_beat_the_plain_one_may_be_masked():
   assert masked(worse, worse, sized=False)
   assert masked(better, better, sized=True)
   assert not masked(better, outcome([1, 1], 2.0), sized=True)
+
+
+def test_the_better_of_two_attacks_is_the_success_or_the_smaller():
+  first = outcome([1, 1, 0, 0], np.array([1.0, 3.0, 1.0, 5.0]))
+  second = outcome([1, 1, 1, 0], np.array([2.0, 2.0, 2.0, 6.0]))
+  kept = better(first, second)
+  np.testing.assert_array_equal(kept.success, [1, 1, 1, 0])
+  np.testing.assert_array_equal(kept.l2[:3], [1, 2, 2])
 
 
 def test_a_small_ball_counts_in_the_larger_ones_around_it():
@@ -104,19 +135,35 @@ def test_a_small_ball_counts_in_the_larger_ones_around_it():
     np.testing.assert_array_equal(found[other].success, [0, 0, 0, 1])
 
 
+def test_pictures_are_dealt_to_trainings_quiet_ones_first():
+  quiet = np.array([[0, 1, 1, 1, 0, 1, 1, 1], [1, 0, 1, 0, 0, 1, 1, 1]], bool)
+  # Even rows are the first training's, odd ones the second's.
+  np.testing.assert_array_equal(adaptive.dealt(quiet, 5), [2, 5, 6, 7])
+  np.testing.assert_array_equal(
+    adaptive.dealt(quiet, 100), [2, 5, 6, 7, 0, 1, 4, 3]
+  )
+
+
 SHAPE = (2, 2, 1)
+CONFIG = dataclasses.replace(
+  get_config(), white_pgd_steps=40, white_ddn_steps=40, betas=('10',)
+)
 
 
-def linear_guard(**options):
-  """A victim whose label is the sign of the mean, two linear detectors."""
+def linear(axis):
+  def logits(keys, classifier, state, images):
+    del keys, classifier
+    return state * (images[:, axis, 0, 0] - 0.5)
 
-  def score(axis):
-    def logits(keys, classifier, state, images):
-      del keys, classifier
-      return state * (images[:, axis, 0, 0] - 0.5)
+  return Detector(lambda *_: None, logits)
 
-    return Detector(lambda *_: None, logits)
 
+# DET_IS flags whatever has the wrong label, DET_org looks elsewhere.
+LINEAR = (linear(0), linear(1))
+
+
+def linear_guard(weight=1.0, summed=False, detectors=LINEAR):
+  """A victim whose label is the sign of a pixel, two linear detectors."""
   classifier = from_function(
     lambda scale, images: (
       scale
@@ -126,58 +173,122 @@ def linear_guard(**options):
   )
   return Guard(
     classifier=classifier,
-    states=(jnp.float32(1.0), jnp.float32(3.0)),
+    states=(jnp.float32(weight), jnp.float32(3.0)),
     temperatures=jnp.array([1.0, 1.0]),
     used=jnp.ones(2, bool),
-    detectors=(score(0), score(1)),
-    **options,
+    summed=jnp.asarray(summed),
+    detectors=detectors,
   )
 
 
+def white_of(*guards, n):
+  images = np.zeros((n, *SHAPE), np.uint8)
+  pictures = Pictures(
+    images, np.zeros(n, np.int32), np.arange(n), ('a', 'b'), '', ''
+  )
+  nothing = np.zeros(n, np.int32), np.ones(n, bool), {}, {}
+  return White(guards, pictures, *nothing)
+
+
+@pytest.mark.parametrize('summed', [False, True])
 @pytest.mark.parametrize('form', FORMS)
-def test_the_score_has_the_value_of_the_rule_and_the_slope_of_the_larger(form):
-  guard = linear_guard()
+def test_the_score_has_the_sign_of_the_rule_and_an_objectives_slope(
+  form, summed
+):
+  guard = linear_guard(summed=summed)
   images = jax.random.uniform(jax.random.key(0), (6, *SHAPE))
+  images = images.at[0, :, 0, 0].set(jnp.array([0.8, 0.4]))  # They tie.
   logits = np.asarray(guard.logits(images))
-  guard = guard.replace(used=jnp.array(FORMS[form]))
+  used = np.array(FORMS[form])
+  guard = guard.replace(used=jnp.array(used))
   np.testing.assert_array_equal(
     np.asarray(guard(images)) > 0, adaptive.flagged(form, logits)
   )
-  gradient = jax.grad(lambda x: jnp.sum(guard(x)))(images)[:, :, 0, 0]
+  gradient = jax.grad(lambda x: jnp.sum(guard(x)))(images)[1:, :, 0, 0]
   slopes = np.array([[1.0, 0.0], [0.0, 3.0]])
-  shown = np.where(np.array(FORMS[form])[:, None], logits, -np.inf)
-  expected = slopes[shown.argmax(axis=0)] * any(FORMS[form])
+  shown = np.where(used[:, None], logits, -np.inf)[:, 1:]
+  expected = slopes[shown.argmax(axis=0)] * any(used)
+  if summed:
+    expected = np.broadcast_to(used @ slopes, expected.shape)
   np.testing.assert_allclose(gradient, expected)
 
 
-@pytest.mark.parametrize('attack', ['pgd', 'pgd_t', 'ddn', 'deepfool'])
-def test_success_is_had_only_where_a_guard_leaves_room(attack):
-  # DET_IS flags whatever has the wrong label; DET_org looks elsewhere.
-  guard = linear_guard()
-  config = get_config()
-  images = (
-    jnp.full((3, *SHAPE), 0.45)
-    .at[:, 1]
-    .set(jnp.linspace(0.35, 0.45, 3)[:, None, None])
-  )
-  labels = jnp.zeros(3, jnp.int32)
-  keys = picture_keys(jax.random.key(0), jnp.arange(3))
+IMAGES = (
+  jnp.full((3, *SHAPE), 0.45)
+  .at[:, 1]
+  .set(jnp.linspace(0.35, 0.45, 3)[:, None, None])
+)
 
+
+def got_past(white, result, form):
+  found = adaptive.judged(white, np.asarray(result.images))
+  return adaptive.succeeded(found, form, white.pictures.labels, None)
+
+
+def run_informed(attack, guards, images, forms):
+  """Gives the result of an attack for every form: one program for all."""
+  keys = picture_keys(jax.random.key(0), jnp.arange(len(images)))
+
+  @jax.jit
   def run(used):
-    attacked = adaptive.informed_attack(config, attack, used, 1.0)
-    aims = labels + attacked.targeted
-    return attacked(keys, adaptive.guarded_victim(guard), images, aims)
+    attacked = adaptive.informed_attack(CONFIG, attack, used)
+    aims = jnp.full(len(images), int(attacked.targeted))
+    return attacked(keys, adaptive.guarded_victim(guards), images, aims)
 
-  run = jax.jit(run)
-  for form, possible in {
-    'no detector': True,
-    'DET_IS': False,
-    'DET_org': True,
-  }.items():
-    result = run(jnp.array(FORMS[form]))
-    found = adaptive.judged(guard, np.asarray(result.images))
-    success = adaptive.succeeded(found, form, np.zeros(3), None)
-    assert success.all() if possible else not success.any(), form
+  return {form: run(jnp.array(FORMS[form])) for form in forms}
+
+
+@pytest.mark.parametrize('attack', ['pgd', 'ddn', 'deepfool'])
+def test_success_is_had_only_where_a_guard_leaves_room(attack):
+  guard = linear_guard()
+  possible = {'no detector': True, 'DET_IS': False, 'DET_org': True}
+  results = run_informed(attack, [guard], IMAGES, possible)
+  white = white_of(guard, n=3)
+  for form, result in results.items():
+    success = got_past(white, result, form)
+    assert success.all() if possible[form] else not success.any(), form
+
+
+@pytest.mark.parametrize('attack', ['fgsm', 'ddn_t'])
+def test_the_sum_is_followed_where_the_larger_logit_leads_nowhere(attack):
+  def certain(keys, classifier, state, images):
+    return state * jnp.ones(len(images))
+
+  # DET_IS is always sure, so only DET_org can be made to outvote it.
+  detectors = (Detector(lambda *_: None, certain), linear(1))
+  guard = linear_guard(weight=0.3, detectors=detectors)
+  images = jnp.full((3, *SHAPE), 0.45)
+  results = run_informed(attack, [guard], images, ['DET_IS', 'GCD'])
+  white = white_of(guard, n=3)
+  assert got_past(white, results['GCD'], 'GCD').all()
+  assert not got_past(white, results['DET_IS'], 'DET_IS').any()
+
+
+def test_a_picture_meets_the_training_that_its_number_names():
+  # The second training's DET_IS flags the right label.
+  guards = linear_guard(weight=1.0), linear_guard(weight=-1.0)
+  images = jnp.concatenate([IMAGES, IMAGES])
+  result = run_informed('pgd', guards, images, ['DET_IS'])['DET_IS']
+  np.testing.assert_array_equal(
+    got_past(white_of(*guards, n=6), result, 'DET_IS'), [0, 1] * 3
+  )
+
+
+@pytest.mark.filterwarnings('ignore:num_steps times step_size')
+@pytest.mark.parametrize(
+  'make', [lambda n: pgd(0.5, 0.01, n, random_start=False), ddn]
+)
+def test_a_shortened_attack_is_one_of_fewer_steps(make):
+  classifier = linear_guard().classifier
+  keys = picture_keys(jax.random.key(0), jnp.arange(3))
+  labels = jnp.zeros(3, jnp.int32)
+  run = lambda attack: attack(keys, classifier, IMAGES, labels)
+  short, own, whole = (
+    run(attack)
+    for attack in (adaptive.shortened(make(16), 2), make(8), make(16))
+  )
+  np.testing.assert_array_equal(short.images, own.images)
+  assert np.any(np.asarray(short.images != whole.images))
 
 
 def rows(folder, **keys):

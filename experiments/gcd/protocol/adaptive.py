@@ -2,13 +2,15 @@
 
 Which detectors stand guard is an argument of the compiled attack, so one
 program an attack serves the classifier alone, each detector and the ensemble.
+So are the detectors' weights: each of the run's trainings defends a share of
+the pictures.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,13 +25,20 @@ from experiments.gcd.protocol.study import Study
 from jaxadv import attacks, storage
 from jaxadv.attacks.adaptive import evading, joint_classifier
 from jaxadv.attacks.drive import Composite
+from jaxadv.attacks.rows import keep_done
 from jaxadv.classifier import Classifier, from_function
 from jaxadv.data import sources
 from jaxadv.data.sources import Pictures
 from jaxadv.defences import rectifier
-from jaxadv.detectors.entropy_ensemble import more_certain, temperature
+from jaxadv.detectors.entropy_ensemble import (
+  certain_sum,
+  more_certain,
+  temperature,
+)
+from jaxadv.errors import DataError
+from jaxadv.metrics import roc
 from jaxadv.norms import l2, linf_ball
-from jaxadv.types import Detector, picture_keys
+from jaxadv.types import Attack, AttackResult, Detector, PyTree, picture_keys
 from jaxadv.units import to_float
 
 # Which of DET_IS and DET_org stand guard.
@@ -39,10 +48,11 @@ FORMS = {
   'DET_org': (False, True),
   'GCD': (True, True),
 }
-# Section 7 of the spec.
-PGD_STEPS = 40
 # Of the budget curve of PGD-U, in shares of the run's epsilon.
 SHARES = (0.25, 0.5)
+# What is tried with fewer steps, and by which their number is divided.
+STEPPED = ('pgd_t', 'ddn_t')
+DIVISORS = (8, 4, 2)
 # What nobody guards is this far from being flagged.
 _FAR = 1e4
 
@@ -51,24 +61,29 @@ _FAR = 1e4
 class Guard:
   """DET_IS, DET_org or both as one score, positive where a picture is flagged.
 
-  Its value is the rule by which the defence decides: with both, the logit of
-  the more certain one. Its gradient is that of the larger logit, since the
-  rule itself jumps.
+  With both, the defence takes the logit of the more certain one, which jumps
+  from the one to the other. An attacker has two objectives in its place, of
+  the same sign as a guard of one detector: the larger logit, below 0 only if
+  neither detector flags the picture, and the sum, below 0 exactly if the rule
+  is.
 
   Attributes:
     classifier: The victim.
     states: Of DET_IS and DET_org.
     temperatures: float32[2], which calibrate their logits.
     used: bool[2], which of them stand guard.
+    summed: bool, whether gradient and value are those of the sum; else the
+      gradient is that of the larger logit, the value that of the rule.
     detectors: DET_IS and DET_org.
     smooth: Whether the gradient takes DET_IS's surrogate, with softplus for
       ReLU; else it is that of second order as it is.
   """
 
-  classifier: Classifier
+  classifier: Classifier | None
   states: tuple[Any, Any]
   temperatures: jax.Array
   used: jax.Array
+  summed: jax.Array
   detectors: tuple[Detector, Detector] = struct.field(pytree_node=False)
   smooth: bool = struct.field(pytree_node=False, default=True)
 
@@ -93,60 +108,132 @@ class Guard:
     return jnp.stack(found)
 
   def __call__(self, images: jax.Array) -> jax.Array:
-    """Scores pictures, float32[B]."""
+    """Scores pictures, float32[B]; of one sign whatever the objective."""
     logits = self.logits(images)
     largest = jnp.max(jnp.where(self.used[:, None], logits, -_FAR), axis=0)
-    rule = jnp.where(jnp.any(self.used), more_certain(*logits), -_FAR)
-    slope = largest - jax.lax.stop_gradient(largest)  # Exactly 0.
-    return jax.lax.stop_gradient(rule) + slope
+    total = certain_sum(*logits)
+    value = jnp.where(self.summed, total, more_certain(*logits))
+    value = jnp.where(jnp.any(self.used), value, -_FAR)
+    slope = jnp.where(self.summed, total, largest)
+    return jax.lax.stop_gradient(value - slope) + slope
 
 
 class White(NamedTuple):
-  """What the white box attacks.
+  """What the white box attacks: picture i meets training i modulo their number.
 
   Attributes:
-    guard: The detectors, both in use.
-    pictures: The first test pictures that are not flagged when clean, then
-      such as are.
+    guards: The detectors of every training, both in use.
+    pictures: Test pictures; for each training first such as it does not flag
+      when clean.
     targets: int32[n], classes to reach.
-    quiet: bool[n], whether neither detector flags the clean picture; the
-      others count nowhere.
-    flagged: {form: bool[N]}, which of all clean test pictures are flagged.
+    quiet: bool[n], whether neither detector that the picture meets flags it
+      when clean; the others count nowhere.
+    flagged: {form: bool[trainings, N]}, which of all clean test pictures are
+      flagged.
+    areas: {form: float64[trainings]}, AUC in per cent on the validation
+      pictures, of all attacks of the run.
   """
 
-  guard: Guard
+  guards: tuple[Guard, ...]
   pictures: Pictures
   targets: np.ndarray
   quiet: np.ndarray
   flagged: dict[str, np.ndarray]
+  areas: dict[str, np.ndarray]
+
+  @property
+  def training(self) -> np.ndarray:
+    """Which training each picture meets, int[n]."""
+    return np.arange(len(self.quiet)) % len(self.guards)
+
+
+class _Fitted(NamedTuple):
+  """A pair of detectors after one training.
+
+  Attributes:
+    guard: They.
+    clean: float32[2, N], calibrated logits on the clean test pictures.
+    valid: float32[2, V], on the validation pictures.
+    attacked: bool[V], which of those are attacked.
+  """
+
+  guard: Guard
+  clean: np.ndarray
+  valid: np.ndarray
+  attacked: np.ndarray
 
 
 def white_box(study: Study) -> White:
   """Fits the detectors on all attacks, or finds them; picks the pictures."""
   config = study.config
-  learnt = [detection.learn_pooled(study, name, 0) for name in ('is', 'org')]
+  fitted = [_fitted(study, seed) for seed in range(config.num_seeds)]
+  quiet = np.stack([(pair.clean <= 0).all(axis=0) for pair in fitted])
+  rows = dealt(quiet, config.white_pictures)
+  pictures = sources.subset(study.clean['test'], rows)
+  training = np.arange(len(rows)) % len(fitted)
+  return White(
+    tuple(pair.guard for pair in fitted),
+    pictures,
+    studies.targets_of(config, pictures),
+    quiet[training, rows],
+    {
+      form: np.stack([flagged(form, pair.clean) for pair in fitted])
+      for form in FORMS
+    },
+    {
+      form: np.array(
+        [
+          100 * float(roc.auc(decisive(form, pair.valid), pair.attacked))
+          for pair in fitted
+        ]
+      )
+      for form, used in FORMS.items()
+      if any(used)
+    },
+  )
+
+
+def _fitted(study: Study, seed: int) -> _Fitted:
+  """Fits both detectors in one training, or finds them."""
+  learnt = [detection.learn_pooled(study, name, seed) for name in ('is', 'org')]
+  temperatures = np.asarray(
+    [temperature(found.valid, found.valid_attacked) for found in learnt],
+    np.float32,
+  )
   guard = Guard(
     classifier=study.victim.classifier,
     states=(learnt[0].state, learnt[1].state),
-    temperatures=jnp.asarray(
-      [temperature(found.valid, found.valid_attacked) for found in learnt],
-      jnp.float32,
-    ),
+    temperatures=jnp.asarray(temperatures),
     used=jnp.ones(2, bool),
+    summed=jnp.asarray(False),
     detectors=(learnt[0].detector, learnt[1].detector),
   )
-  clean = np.stack([found.scores['clean'] for found in learnt])
-  clean = clean / np.asarray(guard.temperatures)[:, None]
-  quiet = (clean <= 0).all(axis=0)
-  rows = np.argsort(~quiet, kind='stable')[: config.white_pictures]
-  pictures = sources.subset(study.clean['test'], rows)
-  return White(
+  calibrated = lambda logits: np.stack(logits) / temperatures[:, None]
+  return _Fitted(
     guard,
-    pictures,
-    studies.targets_of(config, pictures),
-    quiet[rows],
-    {form: flagged(form, clean) for form in FORMS},
+    calibrated([found.scores['clean'] for found in learnt]),
+    calibrated([found.valid for found in learnt]),
+    learnt[0].valid_attacked,
   )
+
+
+def dealt(quiet: np.ndarray, wanted: int) -> np.ndarray:
+  """Deals pictures to trainings, to each first those that are quiet for it.
+
+  Args:
+    quiet: bool[trainings, N]. Picture i is for training i modulo their number.
+    wanted: How many; rounded down to as many for each training.
+
+  Returns:
+    int[n], rows, in turn one for each training.
+  """
+  number, n = quiet.shape
+  each = min(wanted, n) // number
+  rows = []
+  for seed in range(number):
+    own = np.arange(seed, n, number)
+    rows.append(own[np.argsort(~quiet[seed, own], kind='stable')][:each])
+  return np.stack(rows, axis=1).ravel()
 
 
 def flagged(form: str, logits: np.ndarray) -> np.ndarray:
@@ -159,111 +246,272 @@ def flagged(form: str, logits: np.ndarray) -> np.ndarray:
   Returns:
     bool[n].
   """
-  used = [row for row, use in zip(logits, FORMS[form], strict=True) if use]
-  if not used:
+  if not any(FORMS[form]):
     return np.zeros(logits.shape[1], bool)
-  return np.asarray(more_certain(used[0], used[-1])) > 0
+  return decisive(form, logits) > 0
+
+
+def decisive(form: str, logits: np.ndarray) -> np.ndarray:
+  """Gives the logit that decides of those in use: float32[2, n] to [n]."""
+  used = [row for row, use in zip(logits, FORMS[form], strict=True) if use]
+  return np.asarray(more_certain(used[0], used[-1]))
 
 
 def white_config(config: Config) -> Config:
   """Gives the config with the settings of attacks in the white box."""
   return dataclasses.replace(
     config,
-    pgd_steps=max(config.pgd_steps, PGD_STEPS),
+    pgd_steps=config.white_pgd_steps,
     cw_searches=config.white_searches,
     cw_steps=config.white_steps,
     # Few searches: from a constant that is far too small they end too soon.
     cw_const=config.white_const,
-    ddn_steps=config.white_steps,
+    ddn_steps=config.white_ddn_steps,
   )
 
 
-def plain_attack(config: Config, attack: str, share: jax.Array | float = 1.0):
+class Turn(NamedTuple):
+  """One run of an attack.
+
+  Attributes:
+    form: Who stands guard, one of `FORMS`.
+    share: Of the run's epsilon.
+    divisor: By which the number of steps is divided.
+  """
+
+  form: str
+  share: float = 1.0
+  divisor: int = 1
+
+
+def turns_of(attack: str) -> list[Turn]:
+  """Lists the runs of an attack: all guards, smaller budgets, fewer steps."""
+  full = [Turn(form) for form in FORMS]
+  smaller = [
+    Turn(form, share)
+    for share in SHARES
+    for form in FORMS
+    if attack == 'pgd' and form != 'DET_org'
+  ]
+  fewer = [
+    Turn('GCD', divisor=divisor) for divisor in DIVISORS if attack in STEPPED
+  ]
+  return full + smaller + fewer
+
+
+def steps_of(config: Config, attack: str, turn: Turn) -> int:
+  """Counts the steps of a run of one of `STEPPED`."""
+  settings = studies.attack_settings(white_config(config), attack)
+  return -(-settings['num_steps'] // turn.divisor)
+
+
+def plain_attack(
+  config: Config,
+  attack: str,
+  share: jax.Array | float = 1.0,
+  divisor: jax.Array | int = 1,
+) -> Attack:
   """Builds an attack with its settings in the white box, detectors unknown.
 
   Args:
     config: The config of the run.
     attack: One of the run's attacks.
     share: Of the run's epsilon, for those that have one.
+    divisor: By which the number of steps of PGD and DDN is divided.
   """
   settings = studies.attack_settings(white_config(config), attack)
   if attack == 'fgsm':
     return attacks.fgsm(share * config.epsilon)
-  if attack not in ('pgd', 'pgd_t'):
-    return studies.attack_of(white_config(config), attack)
+  name = attack.removesuffix('_t')
+  if name != 'pgd':
+    made = studies.attack_of(white_config(config), attack)
+    return shortened(made, divisor) if name == 'ddn' else made
   # A row rests at its first success: where two losses pull, steps that follow
   # would often lose it again.
-  return attacks.pgd(
+  ball = attacks.pgd(
     linf_ball(share * settings['epsilon']),
     share * settings['step_size'],
     settings['num_steps'],
     targeted=attack.endswith('_t'),
     early_stop=True,
   )
+  return shortened(ball, divisor)
+
+
+class _Shortened(NamedTuple):
+  """State of a shortened attack; see `shortened`."""
+
+  inner: Any
+  steps: jax.Array
+  done: jax.Array
+
+
+def shortened(attack: Attack, divisor: jax.Array | int) -> Attack:
+  """Divides the steps of an attack; the divisor may be traced.
+
+  A row whose steps are used up rests. An attack with a schedule that follows
+  its own counter, as DDN's does, goes through all of it in as many fewer steps.
+
+  Args:
+    attack: An attack whose rows may rest at any time.
+    divisor: At least 1.
+  """
+
+  def wrap(inner, steps):
+    return _Shortened(inner, steps, inner.done | (steps >= attack.max_steps))
+
+  def init(keys, classifier, images, labels):
+    inner = attack.init(keys, classifier, images, labels)
+    return wrap(inner, jnp.zeros(labels.shape, jnp.int32))
+
+  def step(classifier, images, labels, state):
+    inner = state.inner._replace(done=state.done)
+    inner = attack.step(classifier, images, labels, inner)
+    steps = state.steps + divisor
+    if 'steps' in inner._fields:
+      inner = inner._replace(steps=steps)
+    return keep_done(state, wrap(inner, steps))
+
+  def finish(classifier, images, labels, state):
+    return attack.finish(classifier, images, labels, state.inner)
+
+  return Attack(init, step, finish, attack.max_steps, attack.targeted)
+
+
+def by_training(run: Callable[..., AttackResult], targeted: bool) -> Composite:
+  """Attacks row i of a batch against training i modulo their number.
+
+  Args:
+    run: As of `Composite`, given the classifier and what was trained together
+      as its victim: `(drive, keys, (classifier, trained), images, labels,
+      done)`.
+    targeted: As of `Composite`.
+
+  Returns:
+    A `Composite` to attack `trained_victim` with, in batches whose size is a
+    multiple of the number of trainings. All trainings are one program.
+  """
+
+  def dealt_run(drive, keys, victim, images, labels, done):
+    classifier, trained = victim.variables
+    number = len(jax.tree.leaves(trained)[0])
+    if done is None:
+      done = jnp.zeros(len(images), bool)
+
+    def attack_one(part):
+      trained, keys, images, labels, done = part
+      return run(drive, keys, (classifier, trained), images, labels, done)
+
+    def deal(rows):
+      return jnp.swapaxes(rows.reshape(-1, number, *rows.shape[1:]), 0, 1)
+
+    def gather(rows):
+      return jnp.swapaxes(rows, 0, 1).reshape(-1, *rows.shape[2:])
+
+    rows = jax.tree.map(deal, (keys, images, labels, done))
+    return jax.tree.map(gather, jax.lax.map(attack_one, (trained, *rows)))
+
+  return Composite(dealt_run, targeted)
 
 
 def informed_attack(
-  config: Config, attack: str, used: jax.Array, share: jax.Array | float
+  config: Config,
+  attack: str,
+  used: jax.Array,
+  share: jax.Array | float = 1.0,
+  divisor: jax.Array | int = 1,
 ) -> Composite:
   """Builds an attack on classifier and detectors at once.
 
-  Untargeted attacks add the detectors' loss, weighed by every beta of the run
-  (of minimal-norm attacks the smallest success is kept); targeted ones see the
-  detectors as one more class; so does DeepFool, which walks to the class that
-  it finds without detectors.
+  Untargeted attacks add the detectors' loss, weighed by every beta of the run;
+  targeted ones see the detectors as one more class; so does DeepFool, which
+  walks to the class that it finds without detectors. All of them follow both
+  objectives of a `Guard` of two detectors. What is kept is the first success,
+  of minimal-norm attacks the smallest.
 
   Args:
     config: The config of the run.
     attack: One of the run's attacks.
     used: bool[2], which detectors stand guard.
     share: Of the run's epsilon.
+    divisor: By which the number of steps is divided.
 
   Returns:
     A `Composite` to attack `guarded_victim` with.
   """
-  plain = plain_attack(config, attack, share)
-  betas = jnp.asarray(numbers('--betas', config.betas, 0, float('inf')))
+  plain = plain_attack(config, attack, share, divisor)
+  walk = plain_attack(config, 'deepfool_t') if attack == 'deepfool' else plain
+  betas = numbers('--betas', config.betas, 0, float('inf'))
+  if walk.targeted:
+    betas = (0.0,)
+  pulls = jnp.asarray([(s, beta) for s in (False, True) for beta in betas])
 
   def run(drive, keys, victim, images, labels, done):
-    classifier, guard = victim.variables
-    guard = dataclasses.replace(guard, used=used)
-    if attack == 'deepfool':
-      return _deepfool(drive, keys, classifier, guard, images, labels, done)
-    if plain.targeted:
-      joint = joint_classifier(classifier, guard)
-      return drive(plain, keys, joint, images, labels, done=done)
-    score = guard
-    if attack == 'fgsm':
-      # Its only step starts where nothing is flagged and the hinge is flat:
-      # raised, it has the slope that the attacker will meet. Success is judged
-      # by the guard itself afterwards.
-      score = lambda images: guard(images) + _FAR
-    search = attacks.over(
-      lambda beta: evading(plain, score, beta),
-      betas,
-      smallest=l2 if attack in MINIMAL else None,
-    )
-    return search.run(drive, keys, classifier, images, labels, done)
+    classifier, guard = victim
+    guard = dataclasses.replace(guard, classifier=classifier, used=used)
 
-  def _deepfool(drive, keys, classifier, guard, images, labels, done):
+    def pulled(pull):
+      own = dataclasses.replace(guard, summed=pull[0] > 0)
+
+      def attempt(drive, keys, classifier, images, labels, done):
+        if walk.targeted:
+          joint = joint_classifier(classifier, own)
+          return drive(walk, keys, joint, images, labels, done=done)
+        if attack != 'fgsm':
+          evasive = evading(plain, own, pull[1])
+          return drive(evasive, keys, classifier, images, labels, done=done)
+        # Its only step starts where nothing is flagged and the hinge is flat:
+        # raised, it has the slope that the attacker will meet.
+        evasive = evading(plain, lambda images: own(images) + _FAR, pull[1])
+        found = drive(evasive, keys, classifier, images, labels, done=done)
+        fooled = jnp.argmax(classifier(found.images), axis=-1) != labels
+        return found._replace(success=fooled & (own(found.images) <= 0))
+
+      def run(drive, keys, classifier, images, labels, done):
+        # Of a single detector both objectives are the same.
+        rest = done | ~(own.summed | jnp.all(used))
+        found = attempt(drive, keys, classifier, images, labels, rest)
+        return found._replace(success=found.success & ~rest)
+
+      return Composite(run, walk.targeted)
+
+    search = attacks.over(
+      pulled, pulls, smallest=l2 if attack in MINIMAL else None
+    )
+    if attack != 'deepfool':
+      return search.run(drive, keys, classifier, images, labels, done)
     nearest = drive(plain, keys, classifier, images, labels, done=done)
     logits = classifier(nearest.images)
     own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     rivals = jnp.argmax(jnp.where(own, -jnp.inf, logits), axis=-1)
-    joint = joint_classifier(classifier, guard)
-    targeted = plain_attack(config, 'deepfool_t')
-    reached = drive(targeted, keys, joint, images, rivals, done=done)
-    watched = jnp.any(guard.used)
+    reached = search.run(drive, keys, classifier, images, rivals, done)
+    watched = jnp.any(used)
     return jax.tree.map(
       lambda own, other: jnp.where(watched, own, other), reached, nearest
     )
 
-  return Composite(run, plain.targeted)
+  return by_training(run, plain.targeted)
 
 
-def guarded_victim(guard: Guard) -> Classifier:
+def guarded_victim(guards: Sequence[Guard]) -> Classifier:
   """Gives the victim in the form that `informed_attack` takes apart."""
-  return from_function(_victim_logits, (guard.classifier, guard))
+  classifier = guards[0].classifier
+  assert classifier is not None  # Only here it travels apart from them.
+  return trained_victim(
+    classifier,
+    [dataclasses.replace(guard, classifier=None) for guard in guards],
+  )
+
+
+def trained_victim(classifier: Classifier, trained: Sequence[PyTree]):
+  """Gives the victim in the form that `by_training` takes apart.
+
+  Args:
+    classifier: The victim.
+    trained: A pytree a training, alike but for the numbers in it.
+  """
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trained)
+  return from_function(_victim_logits, (classifier, stacked))
 
 
 def _victim_logits(parts, images):
@@ -285,24 +533,36 @@ class Judged(NamedTuple):
 
 @jax.jit
 def _judge(guard, images):
-  return jnp.argmax(guard.classifier(images), axis=-1), guard.logits(images)
+  return jnp.argmax(guard.classifier(images), axis=-1), guard.logits(images).T
 
 
-def judged(guard: Guard, images: np.ndarray) -> Judged:
-  """Classifies and scores pictures, uint8 or floats; uses both detectors."""
-  guard = dataclasses.replace(guard, smooth=False)
+def judged(white: White, images: np.ndarray) -> Judged:
+  """Classifies and scores pictures by the detectors that they meet.
+
+  Args:
+    white: What is attacked.
+    images: [n, H, W, C], versions of its pictures, uint8 or floats.
+
+  Raises:
+    DataError: If a detector gives NaN or infinity, which it could not flag.
+  """
   if images.dtype == np.uint8:
     images = np.asarray(to_float(images))
-  size = min(len(images), studies.BATCH)
-  parts = []
-  for start in range(0, len(images), size):
-    rows = np.arange(start, start + size)
-    parts.append(jax.device_get(_judge(guard, images[rows % len(images)])))
-  predicted, logits = zip(*parts, strict=True)
-  num = len(images)
-  return Judged(
-    np.concatenate(predicted)[:num], np.concatenate(logits, axis=1)[:, :num]
-  )
+  predicted = np.zeros(len(images), np.int32)
+  logits = np.zeros((2, len(images)), np.float32)
+  for number, guard in enumerate(white.guards):
+    guard = dataclasses.replace(guard, smooth=False)
+    rows = white.training == number
+    found = repair.in_batches(
+      lambda images, guard=guard: _judge(guard, images), images[rows]
+    )
+    predicted[rows], logits[:, rows] = found[0], found[1].T
+  if not np.isfinite(logits).all():
+    raise DataError(
+      'a detector gives NaN or infinity for an attacked picture; look at the '
+      'weights of the detectors, and train them again'
+    )
+  return Judged(predicted, logits)
 
 
 def succeeded(
@@ -342,30 +602,6 @@ def budget_curve(
   return (needed[None] <= budgets[:, None]).sum(axis=1)
 
 
-class Turn(NamedTuple):
-  """One run of an attack.
-
-  Attributes:
-    form: Who stands guard, one of `FORMS`.
-    share: Of the run's epsilon.
-  """
-
-  form: str
-  share: float = 1.0
-
-
-def turns_of(attack: str) -> list[Turn]:
-  """Lists the runs of an attack: all guards; PGD-U on smaller budgets too."""
-  full = [Turn(form) for form in FORMS]
-  smaller = [
-    Turn(form, share)
-    for share in SHARES
-    for form in FORMS
-    if attack == 'pgd' and form != 'DET_org'
-  ]
-  return full + smaller
-
-
 def attack_white(
   study: Study, white: White, attack: str, turns: Sequence[Turn]
 ) -> list[dict[str, np.ndarray]]:
@@ -380,7 +616,7 @@ def attack_white(
   Returns:
     For each run what `measured` gives.
   """
-  config, victim = study.config, guarded_victim(white.guard)
+  config, victim = study.config, guarded_victim(white.guards)
   key = studies.stream(config, f'white {attack}')
   targeted = attack.endswith('_t')
 
@@ -388,7 +624,8 @@ def attack_white(
     turn = jnp.asarray(value, jnp.int32)
     used = jnp.asarray([FORMS[t.form] for t in turns])[turn]
     share = jnp.asarray([t.share for t in turns])[turn]
-    return informed_attack(config, attack, used, share)
+    divisor = jnp.asarray([t.divisor for t in turns])[turn]
+    return informed_attack(config, attack, used, share, divisor)
 
   def compute(folder, work):
     del work
@@ -404,9 +641,7 @@ def attack_white(
       **batches_of(white),
     )
     for number, found in enumerate(evaluations):
-      storage.write_npz(
-        folder / f'{number}.npz', **measured(white.guard, found)
-      )
+      storage.write_npz(folder / f'{number}.npz', **measured(white, found))
 
   made_from = {
     'attack': attack,
@@ -425,17 +660,18 @@ def attack_white(
 def batches_of(white: White) -> dict[str, Any]:
   """Gives the batch size and the mesh of an evaluation."""
   devices = studies.mesh()
-  num = devices.size if devices is not None else 1
+  # Every device has as many rows of each training.
+  unit = len(white.guards) * (devices.size if devices is not None else 1)
   rows = min(len(white.quiet), studies.BATCH)
-  return {'batch_size': num * -(-rows // num), 'mesh': devices}
+  return {'batch_size': unit * -(-rows // unit), 'mesh': devices}
 
 
 def identity(study: Study, white: White) -> dict[str, Any]:
   """Names all that a white-box attack depends on besides its settings."""
   return {
     'victim': study.victim.identity,
-    'smooth': white.guard.smooth,
-    'detectors': storage.fingerprint(jax.tree.leaves(white.guard)),
+    'smooth': white.guards[0].smooth,
+    'detectors': storage.fingerprint(jax.tree.leaves(white.guards)),
     'module': detection.module_of(study.config),
     'pictures': white.pictures.fingerprint,
     # Draws of a picture go by its id.
@@ -444,7 +680,7 @@ def identity(study: Study, white: White) -> dict[str, Any]:
   }
 
 
-def measured(guard: Guard, found: attacks.Evaluation) -> dict[str, np.ndarray]:
+def measured(white: White, found: attacks.Evaluation) -> dict[str, np.ndarray]:
   """Judges attacked pictures, before and after rounding.
 
   Returns:
@@ -453,8 +689,8 @@ def measured(guard: Guard, found: attacks.Evaluation) -> dict[str, np.ndarray]:
     the sizes 'l2' and 'linf' of the changes.
   """
   exact, rounded = (
-    judged(guard, found.images),
-    judged(guard, found.images_uint8),
+    judged(white, found.images),
+    judged(white, found.images_uint8),
   )
   return {
     'predicted': exact.predicted,
@@ -497,27 +733,46 @@ def attack_pipeline(
   """
   config = study.config
   reading, alpha = repair_setting(config)
-  score = repair.pooled_score(study, 'ensemble', 0)
-  tuned = repair.fine_tuned(study, alpha, reading, score, 0)
+  classifier = study.victim.classifier
   key = studies.stream(config, f'white pipeline {attack}')
+  scores = [
+    repair.pooled_score(study, 'ensemble', seed)
+    for seed in range(config.num_seeds)
+  ]
+  tuned = [
+    repair.fine_tuned(study, alpha, reading, score, seed)
+    for seed, score in enumerate(scores)
+  ]
 
-  def pipeline(combine: rectifier.Combine) -> Classifier:
-    repaired = rectifier.rectified(
-      tuned,
-      score,
-      alpha,
-      mask=reading,
-      num_draws=config.num_draws,
-      combine=combine,
-    )
-    return rectifier.guarded(study.victim.classifier, repaired, score)
+  def pipelines(combine: rectifier.Combine) -> list[Classifier]:
+    return [
+      rectifier.guarded(
+        classifier,
+        rectifier.rectified(
+          own,
+          score,
+          alpha,
+          mask=reading,
+          num_draws=config.num_draws,
+          combine=combine,
+        ),
+        score,
+      )
+      for own, score in zip(tuned, scores, strict=True)
+    ]
+
+  plain = plain_attack(config, attack)
+
+  def run(drive, keys, victim, images, labels, done):
+    _, pipeline = victim
+    return drive(plain, keys, pipeline, images, labels, done=done)
 
   def compute(folder, work):
     del work
     found = attacks.evaluate(
-      plain_attack(config, attack),
+      by_training(run, plain.targeted),
       key,
-      pipeline('mean'),
+      trained_victim(classifier, pipelines('mean')),
       white.pictures.images,
       white.pictures.labels,
       white.pictures.source,
@@ -528,17 +783,20 @@ def attack_pipeline(
     )
     # The pipeline is an argument, so that its weights are none of the program.
     vote = jax.jit(lambda judge, keys, images: judge(images, keys).argmax(-1))
-    voted = repair.in_batches(
-      functools.partial(vote, pipeline('vote')), keys, found.images
-    )
+    voted = np.zeros(len(white.quiet), np.int32)
+    for number, judge in enumerate(pipelines('vote')):
+      rows = white.training == number
+      voted[rows] = repair.in_batches(
+        functools.partial(vote, judge), keys[rows], found.images[rows]
+      )
     storage.write_npz(
-      folder / 'found.npz', voted=voted, **measured(white.guard, found)
+      folder / 'found.npz', voted=voted, **measured(white, found)
     )
 
   made_from = {
     'attack': attack,
     'settings': studies.attack_settings(white_config(config), attack),
-    'repair': storage.fingerprint(jax.tree.leaves(pipeline('mean'))),
+    'repair': storage.fingerprint(jax.tree.leaves(pipelines('mean'))),
     'reading': reading,
     'num_draws': config.num_draws,
     'key': key,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.gcd.protocol import adaptive
+from experiments.gcd.protocol import adaptive, record
 from experiments.gcd.protocol.adaptive import (
   FORMS,
   Judged,
@@ -16,14 +16,21 @@ from experiments.gcd.protocol.adaptive import (
   White,
   turns_of,
 )
+from experiments.gcd.protocol.setting import PAPER_NAME
 from experiments.gcd.protocol.study import Study
-from jaxadv.metrics.figures import Figure
+from jaxadv.metrics.figures import Figure, combine, over_trainings
+from jaxadv.metrics.intervals import Interval, share_draws, wilson
+from jaxadv.reports import Row
+from jaxadv.reports.record import figure_rows
 
 # With a budget and of minimal norm: those tried on what is costly.
 PROBES = ('pgd', 'ddn')
 # Attacks whose sizes Table 4 compares, and the guards it compares them under.
 SIZED = ('ddn', 'ddn_t', 'cw', 'cw_t')
 COMPARED = ('no detector', 'GCD')
+PRINTED_SIZE = dict(
+  zip(COMPARED, ('without detector', 'with GCD'), strict=True)
+)
 
 
 class Outcome(NamedTuple):
@@ -68,36 +75,77 @@ class Outcomes(NamedTuple):
 
   Attributes:
     single: {(attack, turn): outcome} of attacks that know the guard.
-    informed: The same, but what PGD-U finds within a smaller budget counts
-      within a larger one.
-    blind: {(attack, form): outcome} of those that do not.
+    informed: The same, with the better of them and of the blind one for each
+      picture; what PGD-U finds within a smaller budget counts within a larger
+      one.
+    blind: {(attack, turn): outcome} of those that do not know the guard.
     plain: {attack: outcome} against DET_IS with the plain gradient.
     pipeline: {attack: {way: bool[n]}}, success against the whole defence.
     sources: int32[n], of the pictures.
+    training: int[n], which training each picture met.
   """
 
   single: Turns
   informed: Turns
-  blind: dict[tuple[str, str], Outcome]
+  blind: Turns
   plain: dict[str, Outcome]
   pipeline: dict[str, dict[str, np.ndarray]]
   sources: np.ndarray
+  training: np.ndarray
+
+  def rate(self, success: np.ndarray, paper: float | None = None) -> Figure:
+    """Gives the mean success of the trainings in per cent, bool[n]."""
+    shares = [success[own] for own in self._rows]
+    draws = share_draws(shares, [self.sources[own] for own in self._rows])
+    figures = [
+      Figure(100 * float(np.mean(share)), 100 * own)
+      for share, own in zip(shares, draws, strict=True)
+    ]
+    return over_trainings(figures, apart=True, paper=paper)
+
+  def median(
+    self, sizes: np.ndarray, rows: np.ndarray, paper: float | None = None
+  ) -> Figure:
+    """Gives the median size of some of the pictures, float64[n] and bool[n].
+
+    All medians of the same pictures have the same resamples.
+    """
+    sizes = sizes.astype(np.float64)
+    n = int(rows.sum())
+    draws = np.random.default_rng(0).integers(n, size=(1000, n))
+    own = [sizes[each & rows] for each in self._rows if (each & rows).any()]
+    return Figure(
+      float(np.median(sizes[rows])),
+      np.median(sizes[rows][draws], axis=1),
+      tuple(float(np.median(part)) for part in own),
+      apart=True,
+      paper=paper,
+    )
+
+  @property
+  def _rows(self) -> list[np.ndarray]:
+    """The pictures of each training that has some, bool[n] each."""
+    return [self.training == number for number in np.unique(self.training)]
 
 
 def outcomes_of(study: Study, white: White, found: dict[str, Any]) -> Outcomes:
   """Judges the results of all cells."""
   single, blind = {}, {}
   for attack in study.config.attacks:
-    for number, turn in enumerate(turns_of(attack)):
-      single[attack, turn] = outcome_of(
-        white, attack, turn.form, found[attack], str(number)
+    turns = turns_of(attack)
+    for number, turn in enumerate(turns):
+      judge = lambda number, form, attack=attack: outcome_of(
+        white, attack, form, found[attack], str(number)
       )
-      if turn == Turn('no detector'):
-        for form in FORMS:
-          blind[attack, form] = outcome_of(
-            white, attack, form, found[attack], str(number)
-          )
-  informed = nested(single)
+      single[attack, turn] = judge(number, turn.form)
+      if turn.divisor == 1:
+        unaware = turns.index(turn._replace(form='no detector'))
+        blind[attack, turn] = judge(unaware, turn.form)
+  informed = {
+    key: better(outcome, blind.get(key, outcome))
+    for key, outcome in single.items()
+  }
+  informed = nested(informed)
   plain, pipeline = {}, {}
   for attack in [a for a in PROBES if a in study.config.attacks]:
     plain[attack] = outcome_of(
@@ -107,14 +155,31 @@ def outcomes_of(study: Study, white: White, found: dict[str, Any]) -> Outcomes:
     past = informed[attack, Turn('GCD')].success
     through = voted[white.quiet]
     pipeline[attack] = dict(past=past, through=through, either=past | through)
-  sources = white.pictures.source[white.quiet]
-  return Outcomes(single, informed, blind, plain, pipeline, sources)
+  return Outcomes(
+    single,
+    informed,
+    blind,
+    plain,
+    pipeline,
+    white.pictures.source[white.quiet],
+    white.training[white.quiet],
+  )
+
+
+def better(first: Outcome, second: Outcome) -> Outcome:
+  """Keeps of two attacks on the same pictures the success, or the smaller."""
+  kept = first.success & ~(second.success & (second.l2 < first.l2))
+  return Outcome(
+    first.success | second.success,
+    first.success_uint8 | second.success_uint8,
+    np.where(kept, first.l2, second.l2),
+  )
 
 
 def budget_steps(turns: Turns) -> list[tuple[Turn, Turn]]:
   """Pairs each budget of PGD-U with the next larger one, smallest first."""
   own = sorted(
-    (turn for attack, turn in turns if attack == 'pgd'),
+    (turn for attack, turn in turns if attack == 'pgd' and turn.divisor == 1),
     key=lambda turn: turn.share,
   )
   return [
@@ -128,12 +193,7 @@ def nested(turns: Turns) -> Turns:
   """Counts what PGD-U finds in a small ball in the larger ones around it."""
   turns = dict(turns)
   for smaller, larger in budget_steps(turns):
-    first, second = turns['pgd', smaller], turns['pgd', larger]
-    turns['pgd', larger] = Outcome(
-      first.success | second.success,
-      first.success_uint8 | second.success_uint8,
-      np.where(first.success, first.l2, second.l2),
-    )
+    turns['pgd', larger] = better(turns['pgd', smaller], turns['pgd', larger])
   return turns
 
 
@@ -152,39 +212,68 @@ class Pair(NamedTuple):
   def ratio(self) -> Figure:
     """With the ensemble over without, draw by draw."""
     free, guarded = (self.medians[form] for form in COMPARED)
-    return Figure(guarded.value / free.value, guarded.draws / free.draws)
+    return combine(np.divide, guarded, free)
 
 
 def sizes_of(study: Study, outcomes: Outcomes) -> dict[str, Pair]:
   """Compares sizes of changes; leaves attacks out that never succeed twice."""
+  printed = record.printed('table4')
   pairs = {}
   for attack in [a for a in SIZED if a in study.config.attacks]:
     own = {form: outcomes.informed[attack, Turn(form)] for form in COMPARED}
     both = np.all([outcome.success for outcome in own.values()], axis=0)
     if both.any():
-      medians = paired_medians([o.l2[both] for o in own.values()])
-      pairs[attack] = Pair(
-        dict(zip(own, medians, strict=True)), int(both.sum())
-      )
+      place = (record.paper_dataset(study), PAPER_NAME[attack])
+      medians = {
+        form: outcomes.median(
+          outcome.l2, both, printed.get((*place, PRINTED_SIZE[form]))
+        )
+        for form, outcome in own.items()
+      }
+      pairs[attack] = Pair(medians, int(both.sum()))
   return pairs
 
 
-def paired_medians(
-  columns: Sequence[np.ndarray], num: int = 1000, seed: int = 0
-) -> list[Figure]:
-  """Takes medians with draws over the rows, the same ones in all columns.
+def rate_rows(
+  outcomes: Outcomes,
+  measured: Sequence[tuple[dict[str, Any], np.ndarray]],
+  paper: Sequence[float | None] | None = None,
+) -> list[Row]:
+  """Makes the rows of a table of success rates.
 
   Args:
-    columns: float64[n] each, n at least 1; row i is always the same picture.
-    num: Number of resamples.
-    seed: Of the random draws.
+    outcomes: That they belong to.
+    measured: Keys and bool[n] of each row.
+    paper: The printed number of each.
+
+  Returns:
+    A row each; the sampling part of intervals is Wilson's.
   """
-  n = len(columns[0])
-  rows = np.random.default_rng(seed).integers(n, size=(num, n))
-  return [
-    Figure(float(np.median(column)), np.median(column[rows], axis=1))
-    for column in columns
+  n = len(outcomes.sources)
+  figures = [
+    outcomes.rate(success, number)
+    for (_, success), number in zip(
+      measured, paper or [None] * len(measured), strict=True
+    )
   ]
+  sampling = [share_interval(int(success.sum()), n) for _, success in measured]
+  return figure_rows(
+    [keys for keys, _ in measured], record.RATE, figures, n, sampling
+  )
+
+
+def share_interval(count: int, n: int) -> Interval:
+  """Gives Wilson's interval in per cent."""
+  low, high = wilson(count, n)
+  return Interval(100 * low, 100 * high)
+
+
+def last_doubling(outcomes: Outcomes, attack: str) -> tuple[Outcome, Outcome]:
+  """Gives an attack on the ensemble with half of the steps, and with all."""
+  half, whole = (
+    outcomes.single[attack, Turn('GCD', divisor=divisor)] for divisor in (2, 1)
+  )
+  return half, whole
 
 
 def masked(smooth: Outcome, plain: Outcome, *, sized: bool) -> bool:

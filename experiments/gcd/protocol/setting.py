@@ -119,12 +119,14 @@ class Config(Options):
   )
   white_pictures: int = option(30, 'Test pictures attacked in the white box.')
   white_searches: int = option(3, 'Searches of Carlini-Wagner there.')
-  white_steps: int = option(40, 'Steps of each search there, and of DDN.')
+  white_steps: int = option(40, 'Steps of each search there.')
+  white_pgd_steps: int = option(200, 'Steps of PGD in the white box.')
+  white_ddn_steps: int = option(320, 'Steps of DDN in the white box.')
   white_const: float = option(
     1.0, 'Constant that Carlini-Wagner starts from there.'
   )
   betas: tuple[str, ...] = option(
-    ('1', '10'), "Weights of the detector's loss that are searched."
+    ('10',), "Weights of the detector's loss that are searched."
   )
   num_draws: int = option(
     10, 'Draws of the random mask, to judge and to attack.'
@@ -237,6 +239,12 @@ class Config(Options):
         f'--num_valid={self.num_valid} validation pictures; give at most as '
         'many'
       )
+    if self.white_pictures < self.num_seeds:
+      raise UserError(
+        f'--white_pictures is {self.white_pictures}; each of --num_seeds='
+        f'{self.num_seeds} trainings defends pictures of its own, so give at '
+        'least as many'
+      )
     if (
       self.weights
       and not os.path.exists(self.weights)
@@ -340,9 +348,9 @@ _SMALL: dict[str, Any] = dict(
   pixelcnn_pictures=4_000,
   purified_pictures=100,
   purified_valid=20,
-  white_pictures=50,
+  white_pictures=102,
   white_steps=60,
-  betas=('0.1', '1', '10'),
+  betas=('1', '10'),
   hardened_epochs=2,
   hardened_pictures=15_000,
 )
@@ -377,6 +385,8 @@ _PAPER: dict[str, Any] = dict(
   white_pictures=500,
   white_searches=9,
   white_steps=1000,
+  white_pgd_steps=400,
+  white_ddn_steps=1000,
   white_const=1e-3,
   betas=('0.1', '1', '10'),
   num_draws=30,

@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 
 from experiments.gcd.protocol import adaptive, record
-from experiments.gcd.protocol.adaptive import FORMS, Judged, White
+from experiments.gcd.protocol.adaptive import (
+  DIVISORS,
+  FORMS,
+  STEPPED,
+  Judged,
+  Turn,
+  White,
+  steps_of,
+)
 from experiments.gcd.protocol.outcomes import Outcomes
 from experiments.gcd.protocol.setting import MINIMAL, PAPER_NAME
 from experiments.gcd.protocol.study import Study
@@ -17,6 +25,8 @@ from jaxadv.reports import Figure as Drawing
 NUM_BUDGETS = 60
 # Guards of the paper's Table 3, whose pictures its Figure 5 shows.
 SHOWN = ('no detector', 'DET_IS', 'GCD')
+# Of the curves over the number of steps.
+ANY_SIZE, SMALL = 'success', 'success by the median L2 of all steps'
 
 
 def curves_of(study: Study, outcomes: Outcomes) -> dict[str, np.ndarray]:
@@ -26,7 +36,7 @@ def curves_of(study: Study, outcomes: Outcomes) -> dict[str, np.ndarray]:
     own = {
       turn: outcome
       for (name, turn), outcome in outcomes.informed.items()
-      if name == attack
+      if name == attack and turn.divisor == 1
     }
     if attack in MINIMAL:
       needed = [o.l2[o.success] for o in own.values()]
@@ -48,6 +58,24 @@ def curves_of(study: Study, outcomes: Outcomes) -> dict[str, np.ndarray]:
         curves[f'curve/pgd/{form}'] = _banded(
           budgets, counts.astype(int), len(outcomes.sources)
         )
+  return curves | step_curves(study, outcomes)
+
+
+def step_curves(study: Study, outcomes: Outcomes) -> dict[str, np.ndarray]:
+  """Counts success on the ensemble by number of steps, as `curves_of`."""
+  curves = {}
+  for attack in [a for a in STEPPED if a in study.config.attacks]:
+    turns = [Turn('GCD', divisor=divisor) for divisor in (*DIVISORS, 1)]
+    own = [outcomes.single[attack, turn] for turn in turns]
+    steps = np.array([steps_of(study.config, attack, turn) for turn in turns])
+    lines = {ANY_SIZE: np.inf}
+    if attack in MINIMAL and own[-1].success.any():
+      lines[SMALL] = float(np.median(own[-1].l2[own[-1].success]))
+    for line, budget in lines.items():
+      counts = [int((o.success & (o.l2 <= budget)).sum()) for o in own]
+      curves[f'steps/{attack}/{line}'] = _banded(
+        steps, np.array(counts), len(outcomes.sources)
+      )
   return curves
 
 
@@ -72,6 +100,15 @@ def curve_drawings(study: Study, curves) -> list[Drawing]:
     options = {'panels': panels, 'xlabel': xlabel, 'ylabel': record.RATE}
     return [Drawing(name, 'curves', caption, options)] if panels else []
 
+  steps = {
+    PAPER_NAME[attack]: {
+      line: f'steps/{attack}/{line}'
+      for line in (ANY_SIZE, SMALL)
+      if f'steps/{attack}/{line}' in curves
+    }
+    for attack in STEPPED
+    if attack in study.config.attacks
+  }
   size = 'L2 budget (image units)'
   text = (
     'Pictures on which a {} white-box attack has success, neither flagged nor '
@@ -93,6 +130,21 @@ def curve_drawings(study: Study, curves) -> list[Drawing]:
       'Linf budget epsilon (image units)',
       'PGD-U within smaller and smaller budgets; each point is an attack, and '
       'counts what the smaller ones found.',
+    ),
+    *(
+      [
+        Drawing(
+          'steps',
+          'curves',
+          'Success on GCD against the number of steps of each search, each '
+          'point an attack of its own: where a curve still rises at its end, '
+          'more steps would find more. Of DDN also success by at most the '
+          'median L2 that all steps need.',
+          {'panels': steps, 'xlabel': 'steps', 'ylabel': record.RATE},
+        )
+      ]
+      if steps
+      else []
     ),
   ]
 
