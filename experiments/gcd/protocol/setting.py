@@ -125,7 +125,9 @@ class Config(Options):
     0, 'Attacked pictures to fine-tune on; 0 for all that detectors learn.'
   )
   repair_copies: int = option(5, 'Masked copies of a picture to fine-tune on.')
-  repair_epochs: int = option(10, 'Epochs of the fine-tuning.')
+  repair_epochs: int = option(
+    5, 'Epochs of the fine-tuning; validation pictures pick one.'
+  )
   repair_rate: float = option(1e-3, 'Learning rate of the fine-tuning.')
   hardened_growth: tuple[str, ...] = option(
     ('0.3', '0.6'),
@@ -225,7 +227,7 @@ class Config(Options):
       )
     numbers('--betas', self.betas, 0, float('inf'))
     numbers('--alphas', self.alphas, 0, 1)
-    numbers('--hardened_growth', self.hardened_growth, 0, 1)
+    numbers('--hardened_growth', self.hardened_growth, 0.01, 1)
     for text in (self.victim, self.detector):
       network = parse_network(text)
       build(
@@ -311,7 +313,8 @@ _SMALL: dict[str, Any] = dict(
   white_pictures=50,
   white_steps=60,
   betas=('0.1', '1', '10'),
-  hardened_epochs=2,
+  repair_pictures=1_000,
+  repair_copies=2,
   hardened_pictures=15_000,
 )
 _COLOUR: dict[str, Any] = _CIFAR_PGD | dict(
@@ -347,6 +350,7 @@ _PAPER: dict[str, Any] = dict(
   betas=('0.1', '1', '10'),
   num_draws=30,
   alphas=tuple(f'{tenth / 10:g}' for tenth in range(1, 10)),
+  repair_epochs=10,
   hardened_epochs=50,
   hardened_pgd_steps=40,
   hardened_ddn_steps=100,
