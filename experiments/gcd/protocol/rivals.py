@@ -50,7 +50,11 @@ def recipe_of(config: Config, attack: str, num_pictures: int) -> Recipe:
     num_pictures: That it learns from.
   """
   whole = usual_recipe(config.hardened_epochs, num_pictures)
-  part = dataclasses.replace(whole, num_epochs=1, schedule='constant')
+  part = dataclasses.replace(
+    whole,
+    num_epochs=max(1, config.hardened_epochs // 4),
+    schedule='constant',
+  )
   if attack == 'ddn':
     return Recipe(
       (Phase(whole),),

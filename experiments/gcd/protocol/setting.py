@@ -131,10 +131,11 @@ class Config(Options):
   repair_rate: float = option(1e-3, 'Learning rate of the fine-tuning.')
   hardened_growth: tuple[str, ...] = option(
     ('0.3', '0.6'),
-    'Shares of its radius that PGD training begins with, an epoch each.',
+    'Shares of its radius that PGD training begins with, each for a quarter of '
+    'its epochs.',
   )
   hardened_epochs: int = option(
-    2, 'Epochs of adversarial training at its whole radius.'
+    8, 'Epochs of adversarial training at its whole radius.'
   )
   hardened_pictures: int = option(
     0, 'Pictures of adversarial training; 0 for all there are.'
@@ -315,6 +316,7 @@ _SMALL: dict[str, Any] = dict(
   betas=('0.1', '1', '10'),
   repair_pictures=1_000,
   repair_copies=2,
+  hardened_epochs=2,
   hardened_pictures=15_000,
 )
 _COLOUR: dict[str, Any] = _CIFAR_PGD | dict(
