@@ -174,7 +174,7 @@ def unconverged(
   if kept < least:
     found.append(
       f"{name} keeps {kept:.1f} % of the victim's clean validation pictures, "
-      f"the paper's {least:.1f} %"
+      f'{least:.1f} % are needed{" (the paper)" if dataset else ""}'
     )
   if withstood < kept / 2:
     found.append(
