@@ -478,6 +478,8 @@ def recovery_rows(measured: Measured, kinds) -> list[Row]:
       if defence in EXACT_DEFENCES:
         figure = measured.accuracy(defence, kind, form=EXACT)
         add('before rounding', figure._replace(paper=None), n)
+    if defence == 'tvm_printed':
+      continue  # A control, which the figure leaves out.
     for group, own in groups_of(kinds).items():
       figure = mean([measured.accuracy(defence, kind) for kind in own])
       keys = {'role': 'group', 'defence': title, 'pictures': group}

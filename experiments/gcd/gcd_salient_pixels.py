@@ -31,6 +31,7 @@ from jaxadv.reports import Claim, Record, Row, Table
 from jaxadv.reports import Figure as Drawing
 from jaxadv.reports.verdicts import Comparison, judge
 from jaxadv.types import picture_keys
+from jaxadv.units import to_uint8
 
 __all__ = ['cells', 'get_config', 'plan', 'run']
 
@@ -158,8 +159,9 @@ def sizes(study, name, images, changes, source) -> list[np.ndarray]:
     return [changes]
   keys = picture_keys(studies.stream(study.config, 'random pixels'), source)
   drawn = repair.in_batches(_drawn, keys, images)
-  # A black pixel comes after all others.
-  lit = images.any(-1, keepdims=True)
+  # A black pixel comes after all others; of 8 bit, since an attack leaves
+  # hardly any that is exactly 0.
+  lit = to_uint8(images).any(-1, keepdims=True)
   return [drawn + lit if name == 'lit' else drawn]
 
 
@@ -308,7 +310,7 @@ def broken_clean(found, attacks, truth) -> list[str]:
 
 def _blackened_row(keys, images: np.ndarray, pixels: np.ndarray) -> Row:
   """Counts the pixels that blackening changed, in per cent of all."""
-  shares = 100 * np.mean(pixels & images.any(-1), axis=(-2, -1))
+  shares = 100 * np.mean(pixels & to_uint8(images).any(-1), axis=(-2, -1))
   if shares.ndim == 2:  # Several trainings of a detector.
     shares = shares.mean(axis=0)
   low, high = mean_interval(shares) if len(shares) > 1 else (None, None)
@@ -476,9 +478,10 @@ def example_pictures(study: Study, found, attacks):
     Drawing(
       'examples',
       'titled_pictures',
-      'The first test picture on which each attack has success: clean, and '
-      'attacked with the 5 % blackened pixels in red; over it the class that '
-      'the victim then sees.',
+      'The first test picture on which each attack has success after rounding: '
+      'clean, and attacked with the 5 % blackened pixels in red (those that '
+      'the first training of a detector picks); over it the class that the '
+      'victim then sees.',
       {'pictures': 'examples', 'titles': titles},
     )
   ]

@@ -92,7 +92,11 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     for score in SCORES
     for attack in attacks
   }
-  n = study.config.num_test
+  # Without success a minimal-norm attack leaves the clean picture.
+  shown = {'clean': found['log_s']['clean']} | {
+    attack: found['log_s'][attack][record.succeeded(study, attack)]
+    for attack in attacks
+  }
   rows = [
     record.figure_row(
       {
@@ -141,14 +145,14 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
         )
       )
   rows += _control(study, found['log_s']['clean'])
-  for kind in ('clean', *attacks):
-    sizes = np.exp(found['log_s'][kind].astype(np.float64))
+  for kind, scores in shown.items():
+    sizes = np.exp(scores.astype(np.float64))
     rows.append(
       Row(
         {'role': 'size', 'pictures': PAPER_NAME.get(kind, kind)},
         'median of S',
         float(np.median(sizes)),
-        n=n,
+        n=len(sizes),
       )
     )
   toy_rows, toy_arrays = toy()
@@ -157,8 +161,7 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     'Linf': [a for a in attacks if a not in MINIMAL],
   }
   arrays = toy_arrays | {
-    f'log10_s/{kind}': found['log_s'][kind] / np.log(10)
-    for kind in ('clean', *attacks)
+    f'log10_s/{kind}': scores / np.log(10) for kind, scores in shown.items()
   }
   return conduct.Findings(
     claims=claims(
@@ -174,7 +177,7 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
         f'histogram-{norm.lower()}',
         'score_histogram',
         f'Input sensitivity S of clean test pictures and of those that '
-        f'{norm} attacks have changed, rounded to 8 bit (Figure '
+        f'{norm} attacks have changed with success, rounded to 8 bit (Figure '
         f'{3 if norm == "L2" else 4} of the paper).',
         {
           'scores': {

@@ -12,7 +12,7 @@ import functools
 import operator
 import os
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -446,11 +446,23 @@ def _judge(num_masked: int, keeps: float) -> Callable[..., jax.Array]:
   return judge
 
 
+def _as_deployed(module) -> Callable[..., Any]:
+  """Like `linen_apply`, in inference mode also while it is trained.
+
+  Statistics of masked pictures in BatchNorm alone make a network forget clean
+  ones.
+  """
+  apply = linen_apply(module)
+  return lambda variables, inputs, train, key: apply(
+    variables, inputs, False, key
+  )
+
+
 @functools.cache
 def _task(module, preprocess, num_masked: int, keeps: float) -> Task:
   task = classification(
     lambda key, data, member: data['start'],
-    linen_apply(module),
+    _as_deployed(module),
     gather_images(preprocess=preprocess),
   )
   return task._replace(judge=_judge(num_masked, keeps)) if num_masked else task
@@ -472,6 +484,9 @@ def fine_tune(
   checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> PyTree:
   """Trains a classifier further, on masked and clean pictures one to one.
+
+  BatchNorm keeps its statistics and nothing is dropped out: with statistics of
+  masked pictures it would be another network on clean ones.
 
   Args:
     key: One key.

@@ -49,7 +49,25 @@ def test_a_peak_lies_inside():
   assert verdict(50, 80, 40) == 'held'
   assert verdict(50, 60, 70) == 'did not'
   assert verdict(50, 60, 60) == 'cannot tell'
-  assert verdict(50, 60) == 'cannot tell'
+  assert verdict(50, 60) == 'not tested'
+
+
+def test_the_printed_optimum_is_judged_as_well():
+  curves = {('fraction', 'untargeted'): [figure(v) for v in (50.0, 80.0, 40.0)]}
+
+  def last(weak, optimum):
+    found = gcd_alpha.claims(
+      curves | {('threshold', 'untargeted'): curves['fraction', 'untargeted']},
+      {'untargeted': figure(70.0)},
+      [0.1, 0.5, 0.9],
+      100,
+      weak,
+      optimum,
+    )
+    return found[-1].verdict, found[-1].paper
+
+  assert last([], {'untargeted': 0.55}) == ('held', 'held')
+  assert last(['f_rec forgets'], {}) == ('not tested', '')
 
 
 def test_a_detector_is_its_gradient():

@@ -50,7 +50,11 @@ def recipe_of(config: Config, attack: str, num_pictures: int) -> Recipe:
     num_pictures: That it learns from.
   """
   whole = usual_recipe(config.hardened_epochs, num_pictures)
-  part = dataclasses.replace(whole, num_epochs=1, schedule='constant')
+  part = dataclasses.replace(
+    whole,
+    num_epochs=max(1, config.hardened_epochs // 4),
+    schedule='constant',
+  )
   if attack == 'ddn':
     return Recipe(
       (Phase(whole),),
@@ -170,7 +174,7 @@ def unconverged(
   if kept < least:
     found.append(
       f"{name} keeps {kept:.1f} % of the victim's clean validation pictures, "
-      f"the paper's {least:.1f} %"
+      f'{least:.1f} % are needed{" (the paper)" if dataset else ""}'
     )
   if withstood < kept / 2:
     found.append(

@@ -138,14 +138,17 @@ class Config(Options):
     0, 'Attacked pictures to fine-tune on; 0 for all that detectors learn.'
   )
   repair_copies: int = option(5, 'Masked copies of a picture to fine-tune on.')
-  repair_epochs: int = option(10, 'Epochs of the fine-tuning.')
+  repair_epochs: int = option(
+    5, 'Epochs of the fine-tuning; validation pictures pick one.'
+  )
   repair_rate: float = option(1e-3, 'Learning rate of the fine-tuning.')
   hardened_growth: tuple[str, ...] = option(
     ('0.3', '0.6'),
-    'Shares of its radius that PGD training begins with, an epoch each.',
+    'Shares of its radius that PGD training begins with, each for a quarter of '
+    'its epochs.',
   )
   hardened_epochs: int = option(
-    2, 'Epochs of adversarial training at its whole radius.'
+    8, 'Epochs of adversarial training at its whole radius.'
   )
   hardened_pictures: int = option(
     0, 'Pictures of adversarial training; 0 for all there are.'
@@ -262,7 +265,7 @@ class Config(Options):
       )
     numbers('--betas', self.betas, 0, float('inf'))
     numbers('--alphas', self.alphas, 0, 1)
-    numbers('--hardened_growth', self.hardened_growth, 0, 1)
+    numbers('--hardened_growth', self.hardened_growth, 0.01, 1)
     for text in (self.victim, self.detector):
       network = parse_network(text)
       build(
@@ -351,6 +354,8 @@ _SMALL: dict[str, Any] = dict(
   white_pictures=102,
   white_steps=60,
   betas=('1', '10'),
+  repair_pictures=1_000,
+  repair_copies=2,
   hardened_epochs=2,
   hardened_pictures=15_000,
 )
@@ -391,6 +396,7 @@ _PAPER: dict[str, Any] = dict(
   betas=('0.1', '1', '10'),
   num_draws=30,
   alphas=tuple(f'{tenth / 10:g}' for tenth in range(1, 10)),
+  repair_epochs=10,
   hardened_epochs=50,
   hardened_pgd_steps=40,
   hardened_ddn_steps=100,
