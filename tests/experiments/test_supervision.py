@@ -64,7 +64,7 @@ def judged(*results):
 
 
 def verdicts(*results):
-  found = supervision.evaluate(judged(*results), WANTED)
+  found = supervision.evaluate(judged(*results), WANTED, NUM)
   return [claim.verdict for claim in found]
 
 

@@ -7,6 +7,7 @@ one or more a backbone; see `jaxadv.reports.verdicts`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from experiments.connection.protocol.matrix import Matrix
 from jaxadv.reports.record import Claim
@@ -19,6 +20,8 @@ STRONG = 80.0
 ALMOST_PERFECT = 95.0
 
 
+# `judge` of a run.
+Ask = Callable[[str, Sequence[Comparison]], Claim]
 KIND = {kind.name: kind for kind in KINDS}
 
 
@@ -28,7 +31,11 @@ def in_category(category: str, matrix: Matrix) -> list[str]:
 
 
 def evaluate(
-  matrix: Matrix, *, unseen: bool = True, faded: Sequence[str] = ()
+  matrix: Matrix,
+  *,
+  unseen: bool = True,
+  faded: Sequence[str] = (),
+  unfit: Sequence[str] = (),
 ) -> list[Claim]:
   """Answers the claims that a matrix can answer.
 
@@ -37,16 +44,23 @@ def evaluate(
     unseen: Whether C3 to C6, on kinds not trained on, are asked too.
     faded: Kinds whose pictures are hardly adversarial any more once they are
       rounded to 8 bit: C1 and C3 are asked without them as well.
+    unfit: Why no claim can be tested, if none can.
 
   Returns:
     A claim each, in the order of the paper's specification.
   """
   faded = [kind for kind in faded if kind in matrix.kinds]
-  claims = [*_both_ways(_seen_claim, matrix, faded), _crop_claim(matrix)]
+  ask = partial(judge, n=matrix.num_tested, unfit=unfit)
+  lasting = [kind for kind in matrix.kinds if kind not in faded]
+  # All kinds, and those that outlive rounding.
+  ways = [matrix.kinds, lasting] if faded else [matrix.kinds]
+  claims = [_seen_claim(ask, matrix, kinds) for kinds in ways]
+  claims.append(_crop_claim(ask, matrix))
   if unseen:
     claims += [
-      *_both_ways(_category_claim, matrix, faded),
+      *(_category_claim(ask, matrix, kinds) for kinds in ways),
       _order_claim(
+        ask,
         matrix,
         'C4: detectors trained on natural kinds do better on semantic than on '
         'artificial kinds',
@@ -55,6 +69,7 @@ def evaluate(
         'artificial',
       ),
       _order_claim(
+        ask,
         matrix,
         'C5: detectors trained on semantic kinds do better on natural than on '
         'artificial kinds',
@@ -63,6 +78,7 @@ def evaluate(
         'artificial',
       ),
       _order_claim(
+        ask,
         matrix,
         'C6: detectors trained on artificial kinds do better on semantic than '
         'on natural kinds',
@@ -74,25 +90,13 @@ def evaluate(
   return claims
 
 
-def _both_ways(
-  ask: Callable[[Matrix, Sequence[str]], Claim],
-  matrix: Matrix,
-  faded: Sequence[str],
-) -> list[Claim]:
-  """Asks a claim of all kinds, and of those that outlive rounding."""
-  lasting = [kind for kind in matrix.kinds if kind not in faded]
-  return [ask(matrix, kinds) for kinds in (matrix.kinds, lasting)][
-    : 1 + bool(faded)
-  ]
-
-
 def _without(matrix: Matrix, kinds: Sequence[str]) -> str:
   """Says which kinds of a matrix a claim leaves out, for its text."""
   left = [KIND[k].paper for k in matrix.kinds if k not in kinds]
   return f' without {", ".join(left)}' if left else ''
 
 
-def _seen_claim(matrix: Matrix, kinds: Sequence[str]) -> Claim:
+def _seen_claim(ask: Ask, matrix: Matrix, kinds: Sequence[str]) -> Claim:
   comparisons = []
   for backbone in matrix.backbones:
     seen = {k: matrix.cell(backbone, k, k) for k in kinds}
@@ -113,15 +117,14 @@ def _seen_claim(matrix: Matrix, kinds: Sequence[str]) -> Claim:
       for k in ('ni_plus', 'ni_minus')
       if k in seen
     ]
-  return judge(
+  return ask(
     f'C1{_without(matrix, kinds)}: seen kinds are detected, FGSM easiest and '
     'DeepFool hardest of the artificial ones, NI+ and NI- almost perfectly',
     comparisons,
-    n=matrix.num_tested,
   )
 
 
-def _crop_claim(matrix: Matrix) -> Claim:
+def _crop_claim(ask: Ask, matrix: Matrix) -> Claim:
   comparisons = [
     Comparison(
       f'{backbone}: IN-A minus IN-A+',
@@ -131,15 +134,14 @@ def _crop_claim(matrix: Matrix) -> Claim:
     for backbone in matrix.backbones
     if {'natural', 'natural_plus'} <= set(matrix.kinds)
   ]
-  return judge(
+  return ask(
     'C2: natural adversarial pictures are easier to detect than their '
     'foreground crops',
     comparisons,
-    n=matrix.num_tested,
   )
 
 
-def _category_claim(matrix: Matrix, asked: Sequence[str]) -> Claim:
+def _category_claim(ask: Ask, matrix: Matrix, asked: Sequence[str]) -> Claim:
   comparisons = []
   for backbone in matrix.backbones:
     for category in ('natural', 'artificial', 'semantic'):
@@ -151,16 +153,15 @@ def _category_claim(matrix: Matrix, asked: Sequence[str]) -> Claim:
             matrix.unseen_mean(backbone, kinds, kinds) - STRONG,
           )
         )
-  return judge(
+  return ask(
     f'C3{_without(matrix, asked)}: transfer inside a category is strong (mean '
     f'AUC above {STRONG:.0f})',
     comparisons,
-    n=matrix.num_tested,
   )
 
 
 def _order_claim(
-  matrix: Matrix, text: str, train: str, better: str, worse: str
+  ask: Ask, matrix: Matrix, text: str, train: str, better: str, worse: str
 ) -> Claim:
   kinds = {c: in_category(c, matrix) for c in (train, better, worse)}
   comparisons = [
@@ -172,4 +173,4 @@ def _order_claim(
     for backbone in matrix.backbones
     if all(kinds.values())
   ]
-  return judge(text, comparisons, n=matrix.num_tested)
+  return ask(text, comparisons)

@@ -26,6 +26,8 @@ class CellScores(NamedTuple):
     scores: float32[E, S, M], higher means more likely attacked.
     sources: int32[S, M], ids of the source pictures.
     shuffled: bool[S, M], the random labels of the control 'shuffled'.
+    accuracy: Share of the held-out pictures that the backbone classifies
+      correctly; NaN if it has other classes.
   """
 
   trained: tuple[str, ...]
@@ -33,6 +35,7 @@ class CellScores(NamedTuple):
   scores: np.ndarray
   sources: np.ndarray
   shuffled: np.ndarray
+  accuracy: float = float('nan')
 
   def positives(
     self, trained: str, tested: str
@@ -86,6 +89,15 @@ class Matrix:
     self._cells = cells
     self._printed = printed or {}
     self._figures: dict[tuple[str, str, str], Figure] = {}
+
+  def accuracy(self, backbone: str) -> Figure | None:
+    """Gives a backbone's own accuracy in per cent, if its classes allow it."""
+    trainings = [100 * float(c.accuracy) for c in self._cells[backbone]]
+    if np.isnan(trainings).any():
+      return None
+    value = float(np.mean(trainings))
+    # Of all held-out pictures: training is the chance that counts.
+    return Figure(value, np.full(1, value), tuple(trainings))
 
   def cell(self, backbone: str, trained: str, tested: str) -> Figure:
     """Gives the AUC of the detector of one kind on another."""

@@ -6,6 +6,7 @@ reruns share pieces and a changed option never meets a stale one.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,8 @@ from jaxadv.models.names import parse_network
 from jaxadv.models.pretrained import load_classifier
 from jaxadv.models.weights import published
 from jaxadv.storage import Cache, fingerprint
-from jaxadv.training.classifiers import cached_classifier
+from jaxadv.training import TrainConfig
+from jaxadv.training.classifiers import cached_classifier, usual_recipe
 from jaxadv.training.mesh import all_devices as mesh
 
 
@@ -61,6 +63,7 @@ def network_of(
   epochs: int,
   *,
   seed: int | None = None,
+  recipe: TrainConfig | None = None,
   measured: bool = True,
 ) -> Network:
   """Gives a network: published if `--weights` says so, else trained.
@@ -73,6 +76,7 @@ def network_of(
     heldout: Pictures to measure the accuracy on.
     epochs: Number of epochs of a training.
     seed: As of `trained_network`.
+    recipe: As of `trained_network`.
     measured: Whether to measure the accuracy of a published one.
 
   Returns:
@@ -81,7 +85,14 @@ def network_of(
   path = weight_file(config, network)
   if not path:
     return trained_network(
-      config, cache, network, train, heldout, epochs, seed=seed
+      config,
+      cache,
+      network,
+      train,
+      heldout,
+      epochs,
+      seed=seed,
+      recipe=recipe,
     )
   name = parse_network(network)
   module, classifier = load_classifier(name, config.image_size, path)
@@ -120,6 +131,12 @@ def backbone(
   Each seed has a training of its own, unless the weights are published.
   """
   count = config.backbone_pictures or len(train.labels)
+  # Networks of depthwise convolutions need large steps, and many of them.
+  recipe = dataclasses.replace(
+    usual_recipe(config.backbone_epochs, count),
+    batch_size=config.backbone_batch,
+    learning_rate=config.backbone_rate,
+  )
   return network_of(
     config,
     cache,
@@ -128,6 +145,7 @@ def backbone(
     heldout,
     config.backbone_epochs,
     seed=seed,
+    recipe=recipe,
     measured=False,  # Nobody asks for it.
   )
 
@@ -141,6 +159,7 @@ def trained_network(
   epochs: int,
   *,
   seed: int | None = None,
+  recipe: TrainConfig | None = None,
 ) -> Network:
   """Trains a network as a classifier of the data set.
 
@@ -152,6 +171,7 @@ def trained_network(
     heldout: Pictures to measure the accuracy on; no choice depends on it.
     epochs: Number of epochs.
     seed: Which of several trainings; None of a network that has only one.
+    recipe: Of the training; the usual one of so many epochs if None.
 
   Returns:
     The network.
@@ -170,6 +190,7 @@ def trained_network(
     identity={'seed': config.seed},
     batch_size=config.batch_size,
     mesh=mesh(),
+    recipe=recipe,
   )
   return Network(
     name.name, found.module, found.classifier, found.identity, found.accuracy

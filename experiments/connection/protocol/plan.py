@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from experiments import planning
 from experiments.connection.protocol import networks, pictures, study
@@ -16,7 +15,7 @@ from experiments.connection.protocol.features import num_bytes
 from experiments.connection.protocol.setting import Config, is_published
 from jaxadv import experiment, models
 from jaxadv.classifier import from_linen
-from jaxadv.data import sources
+from jaxadv.data.sources import Pictures
 from jaxadv.experiment import Cell
 from jaxadv.models.names import parse_network
 from jaxadv.models.pretrained import resized
@@ -62,43 +61,48 @@ def plan(config: Config, workdir: str) -> str:
     f'{len(mine)} in this shard, {len(done)} finished',
     'cached:',
   ]
-  count = config.backbone_pictures or len(train.labels)
-  trained = (
-    {'victim': (config.victim, train, config.victim_epochs)}
-    | {
-      f'reference {name}': (
-        name,
-        pictures.reference_pictures(config, train),
-        config.reference_epochs,
-      )
-      for name in config.reference
-    }
-    | {
-      name: (
-        name,
-        sources.subset(train, np.arange(len(train.labels))[:count]),
-        config.backbone_epochs,
-      )
-      for name in config.backbones
-    }
-  )
-  trained = {
-    role: parts
-    for role, parts in trained.items()
-    if not is_published(config, parts[0])
-  }
-  seconds = 0.0
-  for role, (network, taught, epochs) in trained.items():
-    find = functools.partial(
+
+  def finder(network: str, taught: Pictures, epochs: int):
+    return functools.partial(
       networks.trained_network, config, cache, network, taught, heldout, epochs
     )
+
+  taught = pictures.reference_pictures(config, train)
+  count = config.backbone_pictures or len(train.labels)
+  # Network, pictures seen in training, and how it is found, of each role.
+  trained = {
+    'victim': (
+      config.victim,
+      len(train.labels) * config.victim_epochs,
+      finder(config.victim, train, config.victim_epochs),
+    )
+  } | {
+    f'reference {name}': (
+      name,
+      len(taught.labels) * config.reference_epochs,
+      finder(name, taught, config.reference_epochs),
+    )
+    for name in config.reference
+  }
+  trained |= {
+    f'{name} seed {seed}': (
+      name,
+      count * config.backbone_epochs,
+      functools.partial(
+        networks.backbone, config, cache, name, train, heldout, seed
+      ),
+    )
+    for name in config.backbones
+    for seed in range(config.num_seeds)
+  }
+  seconds = 0.0
+  for role, (network, seen, find) in trained.items():
+    if is_published(config, network):
+      continue
     present = planning.present(find)
     lines.append(f'  {role:<18} {"yes" if present else "no"}')
     if not present:
-      seconds += cost(
-        network,
-        len(taught.labels) * epochs * planning.PASSES,
-      )
+      seconds += cost(network, seen * planning.PASSES)
   forwards = [
     n for n in networks.networks_of(config) if is_published(config, n)
   ]

@@ -28,6 +28,8 @@ SPREAD = 'standard deviation over seeds (points)'
 RATE = 'success rate (%)'
 ACCURACY = 'accuracy (%)'
 NUM_EXAMPLES = 6
+# Share of the victim's accuracy that a backbone has to have.
+LEARNT = 0.75
 # Share of its successes that a kind has to keep when pictures are rounded.
 FADED = 0.5
 
@@ -189,9 +191,23 @@ def control_rows(study: Study, matrix: Matrix) -> list[Row]:
   ]
 
 
-def picture_rows(study: Study) -> list[Row]:
+def untrained(study: Study, matrix: Matrix) -> list[str]:
+  """Says which backbones have not learnt the classes of the data set."""
+  victim = study.collection.victim.accuracy
+  shares = {name: matrix.accuracy(name) for name in matrix.backbones}
+  return [
+    f'{name} is right on {found.value:.0f} % of the held-out pictures, the '
+    f'victim on {100 * victim:.0f} %'
+    for name, found in shares.items()
+    if found and victim and found.value < 100 * LEARNT * victim
+  ]
+
+
+def picture_rows(study: Study, matrix: Matrix) -> list[Row]:
   """Gives accuracies of the networks and success rates of the kinds."""
   rows = []
+  backbones = {name: matrix.accuracy(name) for name in matrix.backbones}
+  trained = {name: found for name, found in backbones.items() if found}
   collection = study.collection
   networks = {f'victim ({study.config.victim})': collection.victim}
   for name, reference in zip(
@@ -214,6 +230,15 @@ def picture_rows(study: Study) -> list[Row]:
         n,
       )
     )
+  rows += figure_rows(
+    [
+      {'network': f'backbone ({name})', 'column': 'held out'}
+      for name in trained
+    ],
+    ACCURACY,
+    list(trained.values()),
+    n,
+  )
   for kind in study.config.attacks:
     found = study.collection.sets[kind]
     for column, success in (
@@ -285,7 +310,8 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
       metric=ACCURACY,
       lines=('network',),
       column='column',
-      note='On the held-out pictures.' + caveats(study),
+      note='On the held-out pictures; backbones: mean over their trainings.'
+      + caveats(study),
     ),
     Table(
       title='Negative controls',

@@ -45,10 +45,13 @@ def run(
     matrix = Matrix(cells, config.attacks, printed)
     return conduct.Findings(
       claims=claims.evaluate(
-        matrix, unseen=unseen, faded=record.faded_kinds(prepared)
+        matrix,
+        unseen=unseen,
+        faded=record.faded_kinds(prepared),
+        unfit=record.untrained(prepared, matrix),
       ),
       rows=record.auc_rows(matrix, unseen=unseen)
-      + record.picture_rows(prepared)
+      + record.picture_rows(prepared, matrix)
       + record.control_rows(prepared, matrix),
       answer=answer(matrix, unseen=unseen),
       tables=record.tables(prepared, matrix.kinds, unseen=unseen),

@@ -69,6 +69,10 @@ class Config(Options):
   backbone_epochs: int = option(
     20, "Epochs of a backbone's training as a classifier."
   )
+  backbone_batch: int = option(8, "Pictures a step of a backbone's training.")
+  backbone_rate: float = option(
+    1e-2, "Learning rate of a backbone's training, in (0, 1]."
+  )
   weights: tuple[str, ...] = option(
     (),
     f'Published weights in place of training: {" or ".join(PUBLISHED)} (from '
@@ -141,6 +145,7 @@ class Config(Options):
       'victim_epochs',
       'reference_epochs',
       'backbone_epochs',
+      'backbone_batch',
       'num_trials',
       'detector_epochs',
       'num_seeds',
@@ -172,10 +177,11 @@ class Config(Options):
       raise UserError(
         f'--num_pictures is {self.num_pictures}; it must be 20 or more'
       )
-    if not 0 < self.epsilon <= 1:
-      raise UserError(
-        f'--epsilon is {self.epsilon}; it must lie in (0, 1], in image units'
-      )
+    for name in ('epsilon', 'backbone_rate'):
+      if not 0 < getattr(self, name) <= 1:
+        raise UserError(
+          f'--{name} is {getattr(self, name)}; it must lie in (0, 1]'
+        )
     networks = [
       parse_network(text)
       for text in (self.victim, *self.reference, *self.backbones)
@@ -277,6 +283,8 @@ _SMALL: dict[str, Any] = dict(
   reference_pictures=10_000,
   reference_epochs=4,
   backbone_epochs=4,
+  backbone_batch=128,
+  backbone_rate=1e-3,
 )
 _PRETRAINED: dict[str, Any] = dict(
   image_size=128,

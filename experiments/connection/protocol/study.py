@@ -252,6 +252,7 @@ def run_cell(
     scores=storage.read_npz(folder / 'scores.npz')['scores'],
     sources=sources[test_rows],
     shuffled=shuffled.reshape(-1)[test_rows],
+    accuracy=np.nan if network.accuracy is None else network.accuracy,
   )
   if config.save_detectors and cell.settings['seed'] == 0:
     save_cell(study, cell, design, network.classifier, scores, folder)
@@ -409,6 +410,7 @@ def unpack_scores(arrays: dict[str, np.ndarray]) -> CellScores:
     scores=arrays['scores'],
     sources=arrays['sources'],
     shuffled=arrays['shuffled'],
+    accuracy=float(arrays['accuracy']),
   )
 
 

@@ -269,9 +269,14 @@ def run(config: Config, workdir: str, *, name: str) -> reports.Record | None:
       config.attacks,
     )
     return conduct.Findings(
-      claims=evaluate(judged, wanted),
+      claims=evaluate(
+        judged,
+        wanted,
+        matrix.num_tested,
+        record.untrained(prepared, matrix),
+      ),
       rows=rows(judged, matrix, wanted)
-      + record.picture_rows(prepared)
+      + record.picture_rows(prepared, matrix)
       + record.control_rows(prepared, matrix),
       answer=answer(judged, wanted),
       tables=tables(wanted)
@@ -392,13 +397,18 @@ def gains(
 
 
 def evaluate(
-  judged: Judged, wanted: Mapping[str, Sequence[str]]
+  judged: Judged,
+  wanted: Mapping[str, Sequence[str]],
+  n: int,
+  unfit: Sequence[str] = (),
 ) -> list[Claim]:
   """Answers claim C7, once for each category.
 
   Args:
     judged: The accuracies.
-    wanted: {category: kinds}; of other categories C7 cannot be told.
+    wanted: {category: kinds}; C7 is not tested on other categories.
+    n: Test pictures of a kind.
+    unfit: Why C7 cannot be tested, if it cannot.
 
   Returns:
     A claim each.
@@ -419,6 +429,8 @@ def evaluate(
           else ()
         )
       ],
+      n=n,
+      unfit=unfit,
     )
     for category in CATEGORIES
   ]
