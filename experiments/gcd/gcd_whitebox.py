@@ -544,9 +544,10 @@ def tables(study: Study) -> list[Table]:
       columns=(*(f'1/{divisor}' for divisor in DIVISORS), 'all'),
       where={'role': 'steps'},
       control=True,
-      note=f'All are {study.config.white_pgd_steps} steps of PGD and '
-      f'{study.config.white_ddn_steps} of DDN in each search. Where half of '
-      'them find clearly less, more would find more.',
+      note=f'All are {study.config.white_pgd_steps} steps of PGD, each '
+      f'{adaptive.STEP:g} of the radius, and {study.config.white_ddn_steps} of '
+      'DDN in each search. Where half of them find clearly less, more would '
+      'find more.',
     ),
     Table(
       'DET_IS attacked with and without smooth derivatives of ReLU',
