@@ -23,6 +23,7 @@ from experiments.gcd.protocol.setting import get_config
 from jaxadv.attacks import ddn, pgd
 from jaxadv.classifier import from_function
 from jaxadv.data.sources import Pictures
+from jaxadv.errors import UserError
 from jaxadv.types import Detector, picture_keys
 
 # The logits of DET_IS and DET_org of four pictures.
@@ -315,10 +316,18 @@ def test_the_experiment_runs_to_its_report(gcd_run):
   assert (
     rows(folder, role='second_order')[0] and rows(folder, role='pipeline')[0]
   )
-  assert (folder / 'figures' / 'budget-linf.png').exists()
+  for figure in ('budget-linf', 'steps'):
+    assert (folder / 'figures' / f'{figure}.png').exists()
+  # Few pictures and hardly trained detectors bear no verdict.
+  assert {claim['verdict'] for claim in results['claims']} == {'not tested'}
 
 
 def test_cells_are_the_attacks_and_the_probes():
   config = get_config()
   names = [cell.name for cell in gcd_whitebox.cells(config)]
   assert names == [*config.attacks, 'second_order', 'pipeline']
+
+
+def test_every_training_defends_a_picture():
+  with pytest.raises(UserError, match='--white_pictures is 2.*--num_seeds=3'):
+    dataclasses.replace(get_config(), white_pictures=2)

@@ -119,7 +119,7 @@ class Config(Options):
   )
   white_pictures: int = option(30, 'Test pictures attacked in the white box.')
   white_searches: int = option(3, 'Searches of Carlini-Wagner there.')
-  white_steps: int = option(40, 'Steps of each search there.')
+  white_steps: int = option(150, 'Steps of each search there.')
   white_pgd_steps: int = option(200, 'Steps of PGD in the white box.')
   white_ddn_steps: int = option(320, 'Steps of DDN in the white box.')
   white_const: float = option(
@@ -351,8 +351,7 @@ _SMALL: dict[str, Any] = dict(
   pixelcnn_pictures=4_000,
   purified_pictures=100,
   purified_valid=20,
-  white_pictures=102,
-  white_steps=60,
+  white_pictures=120,
   betas=('1', '10'),
   repair_pictures=1_000,
   repair_copies=2,
