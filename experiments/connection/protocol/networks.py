@@ -17,6 +17,7 @@ from jaxadv import experiment, hosts
 from jaxadv.classifier import Classifier, predict
 from jaxadv.data import sources
 from jaxadv.data.known import may_mirror
+from jaxadv.models import BACKBONES
 from jaxadv.models.names import parse_network
 from jaxadv.models.pretrained import load_classifier
 from jaxadv.models.weights import published
@@ -131,11 +132,10 @@ def backbone(
   Each seed has a training of its own, unless the weights are published.
   """
   count = config.backbone_pictures or len(train.labels)
-  # Networks of depthwise convolutions need large steps, and many of them.
   recipe = dataclasses.replace(
     usual_recipe(config.backbone_epochs, count),
     batch_size=config.backbone_batch,
-    learning_rate=config.backbone_rate,
+    learning_rate=BACKBONES[parse_network(network).name].learning_rate,
   )
   return network_of(
     config,

@@ -44,7 +44,7 @@ class Config(Options):
   )
   image_size: int = option(32, 'Side of the pictures, in pixels.')
   num_pictures: int = option(
-    240, 'Pictures of every kind, clean included; half train, half test.'
+    200, 'Pictures of every kind, clean included; half train, half test.'
   )
   attacks: tuple[str, ...] = option(
     KIND_NAMES, f'Kinds of adversarial picture: {", ".join(KIND_NAMES)}.'
@@ -70,9 +70,6 @@ class Config(Options):
     20, "Epochs of a backbone's training as a classifier."
   )
   backbone_batch: int = option(8, "Pictures a step of a backbone's training.")
-  backbone_rate: float = option(
-    1e-2, "Learning rate of a backbone's training, in (0, 1]."
-  )
   weights: tuple[str, ...] = option(
     (),
     f'Published weights in place of training: {" or ".join(PUBLISHED)} (from '
@@ -95,7 +92,7 @@ class Config(Options):
   epsilon: float = option(16 / 255, 'Linf radius of FGSM and PGD, in (0, 1].')
   num_trials: int = option(100, 'Trials of the HSV attack.')
   ni_filter: str = option('gaussian', f'One of {", ".join(FILTERS)}, mixed.')
-  detector_epochs: int = option(30, "Epochs of a detector's training.")
+  detector_epochs: int = option(20, "Epochs of a detector's training.")
   num_seeds: int = option(
     3, 'Trainings of every backbone with its detectors; 1 gives no verdicts.'
   )
@@ -177,11 +174,10 @@ class Config(Options):
       raise UserError(
         f'--num_pictures is {self.num_pictures}; it must be 20 or more'
       )
-    for name in ('epsilon', 'backbone_rate'):
-      if not 0 < getattr(self, name) <= 1:
-        raise UserError(
-          f'--{name} is {getattr(self, name)}; it must lie in (0, 1]'
-        )
+    if not 0 < self.epsilon <= 1:
+      raise UserError(
+        f'--epsilon is {self.epsilon}; it must lie in (0, 1], in image units'
+      )
     networks = [
       parse_network(text)
       for text in (self.victim, *self.reference, *self.backbones)
@@ -284,7 +280,7 @@ _SMALL: dict[str, Any] = dict(
   reference_epochs=4,
   backbone_epochs=4,
   backbone_batch=128,
-  backbone_rate=1e-3,
+  detector_epochs=30,
 )
 _PRETRAINED: dict[str, Any] = dict(
   image_size=128,
@@ -297,6 +293,7 @@ _PRETRAINED: dict[str, Any] = dict(
 )
 _PAPER: dict[str, Any] = dict(
   dataset='imagenet2012',
+  detector_epochs=30,
   image_size=224,
   num_pictures=3000,
   heldout_pictures=22_000,
