@@ -1,5 +1,7 @@
 """Input sensitivity, from the command line to the report."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -100,15 +102,20 @@ def test_a_minimal_norm_attack_teaches_by_its_successes_only():
       'train': study.Attacked(np.zeros((6, 1, 1, 1)), found, no, sizes, sizes)
     }
 
+  clean = SimpleNamespace(labels=np.zeros(6))
   prepared = study.Study(
     config,
-    *[None] * 5,
+    *[None] * 4,
+    clean={'train': clean},
     attacked={'ddn': made(success), 'pgd': made(success), 'cw': made(no)},
   )
   rows = lambda attack: study.taught_rows(prepared, attack, 'train').tolist()
   assert rows('ddn') == [1, 3, 1, 3, 1, 3]
   assert rows('pgd') == [0, 1, 2, 3, 4, 5]
   assert rows('cw') == []
+  # Of an attack on fewer pictures, they stand in for those that are missing.
+  clean.labels = np.zeros(8)
+  assert rows('ddn') == [1, 3] * 4
 
 
 @pytest.mark.parametrize(
