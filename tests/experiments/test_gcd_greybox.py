@@ -183,7 +183,12 @@ def test_changes_are_enlarged_up_to_the_levels_there_are():
 def test_noise_alone_finds_pictures_near_a_boundary(
   config, attack, expected, tolerance, tmp_path
 ):
-  fewer = {'num_train': 20, 'num_valid': 20, 'num_test': 100}
+  fewer = {
+    'num_train': 20,
+    'num_valid': 20,
+    'num_test': 100,
+    'white_pictures': 100,
+  }
   config = dataclasses.replace(config, attacks=(attack,), **fewer)
   study = studies.prepare(config, str(tmp_path), lambda *_: None)
   clean, attacked = (
