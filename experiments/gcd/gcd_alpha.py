@@ -48,7 +48,6 @@ GOALS = ('untargeted', 'targeted')
 SUSPECT = 'pixels that are suspect (%)'
 REPLACED = 'pixels that a draw replaces (%)'
 BEST = 'best alpha of those tried'
-KEPT = 'clean validation pictures kept (%)'
 
 
 def cells(config: Config) -> list[Cell]:
@@ -241,7 +240,7 @@ def kept_rows(study: Study, kept) -> list[Row]:
   return [
     Row(
       {'role': 'kept', 'reading': mask, 'alpha': f'{alpha:g}'},
-      KEPT,
+      repair.KEPT,
       share,
       n=len(study.clean['valid'].labels),
     )
@@ -447,14 +446,9 @@ def tables(study: Study, alphas) -> list[Table]:
       where={'role': 'fraction'},
       note='A suspect is replaced with probability 0.5 in every draw.',
     ),
-    Table(
-      'Clean validation pictures that f_rec keeps',
-      KEPT,
-      ('reading',),
-      'alpha',
-      where={'role': 'kept'},
-      note='Not masked, mean over the trainings; the victim has all of them '
-      'right. A fraction of 0: fine-tuned on pictures that are not masked.',
+    repair.kept_table(
+      'the victim has all of them right. A fraction of 0: fine-tuned on '
+      'pictures that are not masked.'
     ),
     *record.picture_tables(study),
   ]

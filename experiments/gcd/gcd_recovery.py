@@ -66,7 +66,6 @@ EXACT_DEFENCES = ('none', *TRAINED, *HARDENED)
 # Loss of clean accuracy that still counts as keeping it, in points.
 KEEPS = 2.0
 VALID = 'accuracy on validation pictures (%)'
-KEPT = 'clean validation pictures kept (%)'
 # What the PixelCNN++ of PixelDefend's authors reaches, in bits per dimension,
 # and how much more is still no other density.
 PUBLISHED_BITS = {'CIFAR-10': 2.92}
@@ -569,7 +568,7 @@ def valid_rows(study: Study, labels) -> list[Row]:
           'reading': mask if masked else 'not masked',
           'alpha': f'{alpha:g}' if masked else '–',
         },
-        KEPT,
+        repair.KEPT,
         float(kept),
         n=n,
       )
@@ -798,14 +797,7 @@ def tables(study: Study, chosen: Setting, labels) -> list[Table]:
       f'whose f_rec keeps {repair.KEEPS:g} % of the clean pictures, if there '
       'are any, the best one is taken.',
     ),
-    Table(
-      'Clean validation pictures that f_rec keeps',
-      KEPT,
-      ('reading',),
-      'alpha',
-      where={'role': 'kept'},
-      note='Not masked, mean over the trainings; F has all of them right.',
-    ),
+    repair.kept_table('F has all of them right.'),
     Table(
       "Choice of PixelDefend's radius",
       VALID,

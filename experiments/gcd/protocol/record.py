@@ -109,11 +109,10 @@ def figure_row(
   metric: str,
   figure: Figure,
   n: int,
-  paper: float | None = None,
 ) -> Row:
   """Makes the row of a figure."""
   low, high = figure.interval
-  return Row(keys, metric, figure.value, low, high, n=n, paper=paper)
+  return Row(keys, metric, figure.value, low, high, n=n)
 
 
 def share_figure(

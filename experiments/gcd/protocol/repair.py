@@ -33,8 +33,10 @@ from jaxadv.detectors.entropy_ensemble import (
   temperature,
 )
 from jaxadv.inputs import as_float
+from jaxadv.reports import Table
 from jaxadv.types import Detector, picture_keys
 
+KEPT = 'clean validation pictures kept (%)'
 READINGS: tuple[Reading, ...] = ('threshold', 'fraction')
 # Pictures at a time; few, so that little is wasted on filling the last batch.
 ROWS = 50
@@ -387,6 +389,22 @@ def named(setting: Setting) -> str:
   """Names a setting as arrays of results do."""
   mask, alpha = setting
   return f'{mask}/{alpha:g}'
+
+
+def kept_table(note: str) -> Table:
+  """Lays out the clean validation pictures that f_rec keeps.
+
+  Args:
+    note: How the sentence under it ends.
+  """
+  return Table(
+    'Clean validation pictures that f_rec keeps',
+    KEPT,
+    ('reading',),
+    'alpha',
+    where={'role': 'kept'},
+    note=f'Not masked, mean over the trainings; {note}',
+  )
 
 
 def coloured(image: np.ndarray) -> np.ndarray:
