@@ -12,7 +12,7 @@ from experiments import conduct
 from experiments.gcd.protocol import detection, record, repair, rivals
 from experiments.gcd.protocol import run as protocol
 from experiments.gcd.protocol import study as studies
-from experiments.gcd.protocol.baselines import density
+from experiments.gcd.protocol.baselines import density, density_doubts
 from experiments.gcd.protocol.plan import plan
 from experiments.gcd.protocol.repair import UNMASKED, Setting
 from experiments.gcd.protocol.setting import (
@@ -66,10 +66,6 @@ EXACT_DEFENCES = ('none', *TRAINED, *HARDENED)
 # Loss of clean accuracy that still counts as keeping it, in points.
 KEEPS = 2.0
 VALID = 'accuracy on validation pictures (%)'
-# What the PixelCNN++ of PixelDefend's authors reaches, in bits per dimension,
-# and how much more is still no other density.
-PUBLISHED_BITS = {'CIFAR-10': 2.92}
-SLACK_BITS = 1.1
 
 
 def cells(config: Config) -> list[Cell]:
@@ -180,7 +176,7 @@ def pixel_defend_all(study: Study, note) -> dict[str, np.ndarray]:
   """
   config = study.config
   note('PixelCNN++', 0.0)
-  module, state, bits = density(study)
+  module, state, _ = density(study)
   truth = study.clean['valid'].labels[: config.purified_valid]
   purifiers = [pixel_defend(module, int(r)) for r in config.purified_radii]
   valid = []
@@ -201,7 +197,6 @@ def pixel_defend_all(study: Study, note) -> dict[str, np.ndarray]:
   return {f'pd/{ROUNDED}/{kind}': own for kind, own in labels.items()} | {
     'pd/valid': np.array(valid),
     'pd/chosen': np.array(chosen),
-    'pd/bits': np.array(bits['test']),
   }
 
 
@@ -213,8 +208,9 @@ def repair_all(study: Study, note) -> dict[str, np.ndarray]:
 
   Returns:
     'rectifier', 'unmasked' and 'pipeline' '/FORM/KIND', int[S, N];
-    'none/FORM/KIND', int[N]; 'flagged/KIND', bool[S, N]; 'valid', what
-    `valid_accuracy` gives, mean over trainings; 'kept', float[C], the clean
+    'none/FORM/KIND', int[N]; 'flagged/KIND', bool[S, N]; 'valid', float[C, V],
+    for every setting and validation picture the share of its attacked versions
+    that are classified correctly; 'kept', float[C + 1], the clean
     validation pictures that the f_rec of each setting keeps, the unmasked one
     last; 'chosen', the row of the setting taken.
   """
@@ -231,10 +227,13 @@ def repair_all(study: Study, note) -> dict[str, np.ndarray]:
   choices = list(tuned[0])
   valid = np.mean(
     [
-      valid_accuracy(study, score, own, note)
+      [
+        list(repair.valid_hits(study, attack, score, own, note).values())
+        for attack in study.config.attacks
+      ]
       for score, own in zip(scores, tuned, strict=True)
     ],
-    axis=0,
+    axis=(0, 1),
   )
   chosen = choose(valid.mean(axis=1), kept[:-1])
   setting = choices[chosen]
@@ -287,30 +286,6 @@ def guarded_labels(
 ) -> np.ndarray:
   """Gives the labels of the whole pipeline, as `rectifier.guarded` does."""
   return np.where(logits > 0, repaired, plain)
-
-
-def valid_accuracy(study: Study, score, classifiers, note) -> np.ndarray:
-  """Tries every setting on attacked validation pictures.
-
-  Returns:
-    float[S, V], for every picture the share of its attacked versions that are
-    classified correctly.
-  """
-  clean, found = study.clean['valid'], []
-  for attack in study.config.attacks:
-    note(f'masking rates on validation {PAPER_NAME[attack]}', 0.0)
-    images = repair.side_images(study, attack, 'valid')
-    seen = repair.look(score, images)
-    found.append(
-      [
-        repair.repaired(
-          study, images, clean.source, seen, setting, classifier
-        ).labels
-        == clean.labels
-        for setting, classifier in classifiers.items()
-      ]
-    )
-  return np.mean(found, axis=0)
 
 
 def example(study: Study, kind: str, images, seen, setting: Setting):
@@ -624,16 +599,9 @@ def settings_of(study: Study, labels) -> Settings:
     )
     for rival in HARDENED
   }
-  least = PUBLISHED_BITS.get(record.paper_dataset(study), np.inf)
-  bits = float(labels['pd/bits'])
-  if bits > SLACK_BITS * least:
-    generous['pd'] = [
-      f'PixelCNN++ needs {bits:.2f} bits per dimension, that of its authors '
-      f'{least:g}'
-    ]
   return Settings(
     detection.too_weak(study, 'ensemble') + repair.forgets(used.min()),
-    generous,
+    generous | {'pd': density_doubts(study)},
   )
 
 

@@ -301,8 +301,8 @@ def claims(
 ) -> list[Claim]:
   """Judges what the paper says of the white box.
 
-  An attack that is badly optimised favours the ensemble: what it withstands
-  then says nothing.
+  An attack that is badly optimised favours what it is tried on: the ensemble,
+  or what the ensemble is compared with.
   """
   printed = record.printed('table3')
 
@@ -350,6 +350,7 @@ def claims(
       n=n,
       unfit=unfit('DET_IS', 'GCD'),
       generous=generous,
+      harsh=understated(study, outcomes, 'DET_IS'),
     ),
     judge(
       'Getting past GCD costs a larger L2 change',
@@ -363,6 +364,7 @@ def claims(
       n=min((pair.n for pair in pairs.values()), default=None),
       unfit=unfit('GCD'),
       generous=generous,
+      harsh=understated(study, outcomes, 'no detector'),
     ),
   ]
 

@@ -45,6 +45,7 @@ def judge(
   n: int | None = None,
   unfit: Sequence[str] = (),
   generous: Sequence[str] = (),
+  harsh: Sequence[str] = (),
   once: Sequence[str] = (),
 ) -> Claim:
   """Gives the verdict on a claim, and on the paper's own numbers.
@@ -56,6 +57,8 @@ def judge(
     unfit: Why the setting cannot bear the claim, if it cannot.
     generous: Why the setting favours the claim, such as a baseline that has
       not converged: it may still fail, but not hold.
+    harsh: Why the setting disfavours the claim: it may still hold, but not
+      fail.
     once: What the differences rest on that was trained only once, such as
       'PixelCNN++', apart from the victim.
 
@@ -73,15 +76,15 @@ def judge(
     reasons.append(TRAINED_ONCE)
   found = intervals(figures)
   failed = bool(np.any(holm(_below_zero(figures)) < LEVEL))
-  reasons += [] if failed else generous
+  if failed:
+    verdict, doubts = 'did not', harsh
+  elif all(interval.low > ROUNDING for interval in found):
+    verdict, doubts = 'held', generous
+  else:
+    verdict, doubts = 'cannot tell', (*generous, *harsh)
+  reasons += doubts
   if reasons:
     verdict = 'not tested'
-  elif failed:
-    verdict = 'did not'
-  elif all(interval.low > ROUNDING for interval in found):
-    verdict = 'held'
-  else:
-    verdict = 'cannot tell'
   numbers = {
     c.text: [round(number, 1) for number in (c.figure.value, *interval)]
     for c, interval in zip(comparisons, found, strict=True)

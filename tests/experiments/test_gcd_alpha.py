@@ -41,23 +41,29 @@ def figure(value):
 
 
 def test_a_peak_lies_inside():
-  def verdict(*values):
+  def verdict(*values, tried=()):
     curve = [figure(float(value)) for value in values]
-    alphas = [0.1, 0.5, 0.9][: len(values)]
-    return judge('peaks', gcd_alpha.inner_peak(curve, alphas)).verdict
+    alphas = np.linspace(0, 1, len(values))
+    inner = gcd_alpha.inner_peak(curve, tried or values, alphas)
+    return judge('peaks', inner).verdict
 
   assert verdict(50, 80, 40) == 'held'
   assert verdict(50, 60, 70) == 'did not'
   assert verdict(50, 60, 60) == 'cannot tell'
   assert verdict(50, 60) == 'not tested'
+  # Validation pictures pick the rate, whatever test pictures would.
+  assert verdict(50, 80, 30, 40) == 'held'
+  assert verdict(50, 80, 30, 40, tried=(0, 0.1, 0.2, 0)) == 'did not'
 
 
 def test_the_printed_optimum_is_judged_as_well():
-  curves = {('fraction', 'untargeted'): [figure(v) for v in (50.0, 80.0, 40.0)]}
+  places = [(mask, 'untargeted') for mask in ('fraction', 'threshold')]
+  shares = (50.0, 80.0, 40.0)
 
   def last(weak, optimum):
     found = gcd_alpha.claims(
-      curves | {('threshold', 'untargeted'): curves['fraction', 'untargeted']},
+      dict.fromkeys(places, [figure(share) for share in shares]),
+      dict.fromkeys(places, shares),
       {'untargeted': figure(70.0)},
       [0.1, 0.5, 0.9],
       100,

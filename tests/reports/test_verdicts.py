@@ -71,6 +71,11 @@ def test_a_setting_that_favours_a_claim_may_only_refute_it():
   assert [ask(5.0), ask(0.5), ask(-5.0)] == ['not tested'] * 2 + ['did not']
 
 
+def test_a_setting_that_disfavours_a_claim_may_not_refute_it():
+  ask = lambda value: judge('c', [compare(value)], harsh=['weak']).verdict
+  assert [ask(5.0), ask(0.5), ask(-5.0)] == ['held'] + ['not tested'] * 2
+
+
 def test_what_was_not_trained_needs_no_second_training():
   assert judge('c', [compare(5.0, trainings=())], n=100).verdict == 'held'
 

@@ -69,7 +69,11 @@ class Config(Options):
   backbone_epochs: int = option(
     20, "Epochs of a backbone's training as a classifier."
   )
-  backbone_batch: int = option(8, "Pictures a step of a backbone's training.")
+  backbone_batch: tuple[str, ...] = option(
+    ('32', '8'),
+    "Pictures a step of a backbone's training: one number for all of "
+    '--backbones, or one for each.',
+  )
   weights: tuple[str, ...] = option(
     (),
     f'Published weights in place of training: {" or ".join(PUBLISHED)} (from '
@@ -142,7 +146,6 @@ class Config(Options):
       'victim_epochs',
       'reference_epochs',
       'backbone_epochs',
-      'backbone_batch',
       'num_trials',
       'detector_epochs',
       'num_seeds',
@@ -160,6 +163,14 @@ class Config(Options):
         raise UserError(
           f'--{name} is {getattr(self, name)}; it must be 0 (all) or more'
         )
+    batches = self.backbone_batch
+    if len(batches) not in (1, len(self.backbones)) or not all(
+      text.isdecimal() and int(text) for text in batches
+    ):
+      raise UserError(
+        f'--backbone_batch is {",".join(batches)!r}; give one whole number of '
+        f'1 or more, or one for each of the {len(self.backbones)} --backbones'
+      )
     if self.feature_memory <= 0:
       raise UserError(
         f'--feature_memory is {self.feature_memory}; give GiB above 0'
@@ -279,7 +290,7 @@ _SMALL: dict[str, Any] = dict(
   reference_pictures=10_000,
   reference_epochs=4,
   backbone_epochs=4,
-  backbone_batch=128,
+  backbone_batch=('128',),
   detector_epochs=30,
 )
 _PRETRAINED: dict[str, Any] = dict(

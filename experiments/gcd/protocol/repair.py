@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.gcd.protocol import detection
 from experiments.gcd.protocol import study as studies
-from experiments.gcd.protocol.setting import Config
+from experiments.gcd.protocol.setting import PAPER_NAME, Config
 from experiments.gcd.protocol.study import Attacked, Note, Study
 from jaxadv import storage
 from jaxadv.attacks.adaptive import Score
@@ -364,6 +364,24 @@ def repaired(
   )
   # Of one type, so that rounded and exact pictures share a program.
   return Repaired(*in_batches(repair, keys, as_float(images), seen.gradient))
+
+
+def valid_hits(
+  study: Study,
+  attack: str,
+  score: Score,
+  classifiers: Mapping[Setting, Classifier],
+  note: Note,
+) -> dict[Setting, np.ndarray]:
+  """Tells which attacked validation pictures each setting recovers, bool[V]."""
+  note(f'masking rates on validation {PAPER_NAME[attack]}', 0.0)
+  clean, images = study.clean['valid'], side_images(study, attack, 'valid')
+  seen = look(score, images)
+  return {
+    setting: clean.labels
+    == repaired(study, images, clean.source, seen, setting, classifier).labels
+    for setting, classifier in classifiers.items()
+  }
 
 
 def settings(alphas: Sequence[str]) -> list[Setting]:
