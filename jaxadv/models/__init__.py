@@ -60,9 +60,10 @@ class Backbone(NamedTuple):
     published: The data set that published weights were trained on.
     from_scratch: Options of `make` for a network without published weights,
       such as BatchNorm, without which small data do not train a VGG.
-    learning_rate: Of Adam, in a training from scratch. From a few hundred
-      pictures a narrow MobileNet learns next to nothing with 1e-3, and the
-      early layers of a narrow VGG lose sight of noise with more.
+    learning_rate: Of Adam, in a training from scratch.
+    batch_size: Pictures a step in a training from scratch on a thousand or so.
+      A narrow MobileNet learns next to nothing from few steps or small ones,
+      and the early layers of a narrow VGG lose sight of noise with more.
   """
 
   name: str
@@ -76,6 +77,7 @@ class Backbone(NamedTuple):
   published: str = 'imagenet'
   from_scratch: dict[str, Any] = {}
   learning_rate: float = 1e-3
+  batch_size: int = 32
 
 
 def caffe_preprocess(images: jax.Array) -> jax.Array:
@@ -155,6 +157,7 @@ BACKBONES: dict[str, Backbone] = (
       preprocess=Normalise((0.5,) * 3, (0.5,) * 3),
       saliency='block11',
       learning_rate=5e-3,
+      batch_size=8,
     ),
     'densenet121': Backbone(
       name='densenet121',

@@ -132,12 +132,11 @@ def backbone(
   Each seed has a training of its own, unless the weights are published.
   """
   count = config.backbone_pictures or len(train.labels)
-  batches = config.backbone_batch
-  place = config.backbones.index(network) if len(batches) > 1 else 0
+  known = BACKBONES[parse_network(network).name]
   recipe = dataclasses.replace(
     usual_recipe(config.backbone_epochs, count),
-    batch_size=int(batches[place]),
-    learning_rate=BACKBONES[parse_network(network).name].learning_rate,
+    batch_size=config.backbone_batch or known.batch_size,
+    learning_rate=known.learning_rate,
   )
   return network_of(
     config,

@@ -14,8 +14,8 @@ from experiments.connection.protocol.matrix import (
   CellScores,
   Matrix,
 )
-from experiments.connection.protocol.setting import is_published
-from experiments.connection.protocol.study import Study
+from experiments.connection.protocol.setting import Config, is_published
+from experiments.connection.protocol.study import SHARES, Study
 from jaxadv.classifier import predict
 from jaxadv.metrics.intervals import wilson
 from jaxadv.models.names import parse_network
@@ -30,6 +30,9 @@ ACCURACY = 'accuracy (%)'
 NUM_EXAMPLES = 6
 # Share of the victim's accuracy that a backbone has to have.
 LEARNT = 0.75
+# Pictures of a kind from which detectors may learn less than there is to see;
+# the paper's have 1,350.
+FEW_TAUGHT = 400
 # Share of its successes that a kind has to keep when pictures are rounded.
 FADED = 0.5
 
@@ -200,6 +203,16 @@ def untrained(study: Study, matrix: Matrix) -> list[str]:
     f'victim on {100 * victim:.0f} %'
     for name, found in shares.items()
     if found and victim and found.value < 100 * LEARNT * victim
+  ]
+
+
+def few_taught(config: Config) -> list[str]:
+  """Says whether detectors learn from too few pictures to be judged by."""
+  taught = round(SHARES[0] * config.num_pictures)
+  if taught >= FEW_TAUGHT:
+    return []
+  return [
+    f'detectors learn from {taught} pictures of a kind, fewer than {FEW_TAUGHT}'
   ]
 
 

@@ -49,6 +49,7 @@ def run(
         unseen=unseen,
         faded=record.faded_kinds(prepared),
         unfit=record.untrained(prepared, matrix),
+        harsh=record.few_taught(config),
       ),
       rows=record.auc_rows(matrix, unseen=unseen)
       + record.picture_rows(prepared, matrix)

@@ -69,10 +69,8 @@ class Config(Options):
   backbone_epochs: int = option(
     20, "Epochs of a backbone's training as a classifier."
   )
-  backbone_batch: tuple[str, ...] = option(
-    ('32', '8'),
-    "Pictures a step of a backbone's training: one number for all of "
-    '--backbones, or one for each.',
+  backbone_batch: int = option(
+    0, "Pictures a step of a backbone's training; 0 for the network's own."
   )
   weights: tuple[str, ...] = option(
     (),
@@ -157,20 +155,13 @@ class Config(Options):
     for name in (
       'reference_pictures',
       'backbone_pictures',
+      'backbone_batch',
       'heldout_pictures',
     ):
       if getattr(self, name) < 0:
         raise UserError(
-          f'--{name} is {getattr(self, name)}; it must be 0 (all) or more'
+          f'--{name} is {getattr(self, name)}; it must be 0 or more'
         )
-    batches = self.backbone_batch
-    if len(batches) not in (1, len(self.backbones)) or not all(
-      text.isdecimal() and int(text) for text in batches
-    ):
-      raise UserError(
-        f'--backbone_batch is {",".join(batches)!r}; give one whole number of '
-        f'1 or more, or one for each of the {len(self.backbones)} --backbones'
-      )
     if self.feature_memory <= 0:
       raise UserError(
         f'--feature_memory is {self.feature_memory}; give GiB above 0'
@@ -290,7 +281,7 @@ _SMALL: dict[str, Any] = dict(
   reference_pictures=10_000,
   reference_epochs=4,
   backbone_epochs=4,
-  backbone_batch=('128',),
+  backbone_batch=128,
   detector_epochs=30,
 )
 _PRETRAINED: dict[str, Any] = dict(

@@ -15,10 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments import conduct
-from experiments.connection.protocol import networks, record, study
+from experiments.connection.protocol import claims, networks, record, study
 from experiments.connection.protocol import plan as matrix_plan
 from experiments.connection.protocol import run as protocol
-from experiments.connection.protocol.claims import KIND
 from experiments.connection.protocol.matrix import (
   NUM_DRAWS,
   CellScores,
@@ -98,7 +97,7 @@ def categories(kinds: Sequence[str]) -> dict[str, list[str]]:
   found = {
     category: own
     for category in CATEGORIES
-    if len(own := [k for k in kinds if KIND[k].category == category]) > 1
+    if len(own := [k for k in kinds if claims.KIND[k].category == category]) > 1
   }
   if not found:
     raise UserError(
@@ -268,12 +267,14 @@ def run(config: Config, workdir: str, *, name: str) -> reports.Record | None:
       {network: with_identifiers(seeds) for network, seeds in results.items()},
       config.attacks,
     )
+    faded = record.faded_kinds(prepared)
+    lasting = [kind for kind in config.attacks if kind not in faded]
     return conduct.Findings(
       claims=evaluate(
         judged,
         wanted,
         matrix.num_tested,
-        record.untrained(prepared, matrix),
+        record.untrained(prepared, matrix) + claims.weak(matrix, lasting),
       ),
       rows=rows(judged, matrix, wanted)
       + record.picture_rows(prepared, matrix)
@@ -349,7 +350,7 @@ def judge(
         for true, figure in zip(('clean', *kinds), shares, strict=True):
           found.called[network, category, true, name] = figure
       for name in first.tested:
-        if name not in KIND:
+        if name not in claims.KIND:
           row = [first.tested.index(name)]
           found.false_alarms[network, category, name] = _shares(
             [own[row] != 0 for own in guessed], first.sources[row]
