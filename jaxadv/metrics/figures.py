@@ -15,6 +15,11 @@ from scipy import stats
 
 from jaxadv.metrics.intervals import Interval, percentile_interval
 
+# Degrees of freedom that the pooled variance of training weighs as. Of 64 cells
+# with deviations of 0.4 to 15 points, intervals from 3 of 12 trainings hold
+# the mean of the others in 94.5 % with it, in 92.4 % if all cells have one.
+POOLED = 4
+
 
 class Figure(NamedTuple):
   """A number with its draws on resamples of the source pictures.
@@ -117,10 +122,11 @@ def chances(
   """Puts both kinds of chance of several figures together.
 
   The variance of a figure is that of sampling pictures plus that of training.
-  Three trainings tell the latter badly, so it is pooled: the variances of the
-  figures' means over trainings are averaged. Figures share networks, as the
-  cells of a table of r detectors on r sets do, so n of them count as sqrt(n)
-  for the degrees of freedom.
+  Three trainings tell the latter badly, so it is pooled: a figure's own is
+  averaged with the mean of all figures, which weighs as much as `POOLED`
+  further trainings. Figures share networks, as the cells of a table of r
+  detectors on r sets do, so n of them count as sqrt(n) for the degrees of
+  freedom.
 
   Args:
     figures: Of one table or one claim, in one unit.
@@ -132,6 +138,9 @@ def chances(
     such figures have that of sampling alone.
 
   References:
+    Smyth, Linear Models and Empirical Bayes Methods for Assessing Differential
+    Expression in Microarray Experiments, 2004 (variances drawn towards a
+    pooled one; his estimate of its weight takes variances as independent).
     Welch, The Generalization of "Student's" Problem when Several Different
     Population Variances are Involved, 1947 (degrees of freedom of a sum).
   """
@@ -150,12 +159,15 @@ def chances(
       freedoms.append(number - 1)
   if not own:
     return found
-  pooled = max(float(np.mean(own)), 0.0)
-  freedom = float(np.sum(freedoms)) / len(own) ** 0.5
-  return [
-    _with_training(chance, pooled, freedom) if len(f.trainings) > 1 else chance
-    for chance, f in zip(found, figures, strict=True)
-  ]
+  pooled, most = np.mean(own), np.sum(freedoms) / len(own) ** 0.5
+  trained = [row for row, f in enumerate(figures) if len(f.trainings) > 1]
+  for row, variance, freedom in zip(trained, own, freedoms, strict=True):
+    total = freedom + POOLED
+    drawn = (freedom * variance + POOLED * pooled) / total
+    found[row] = _with_training(
+      found[row], max(float(drawn), 0.0), min(total, float(most))
+    )
+  return found
 
 
 def _with_training(chance: Chance, variance: float, freedom: float) -> Chance:
