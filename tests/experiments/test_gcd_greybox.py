@@ -134,6 +134,25 @@ def prepared(num_clean):
   )
 
 
+@pytest.mark.parametrize(
+  'dataset, last, needed, doubts',
+  [
+    ('digits', 0.01, 9.0, 0),
+    ('digits', 0.04, 9.0, 1),
+    ('cifar10', 0.01, 3.2, 0),
+    ('cifar10', 0.01, 3.3, 1),
+    ('cifar10', 0.04, 3.3, 2),
+  ],
+)
+def test_a_density_ought_to_have_converged(
+  monkeypatch, dataset, last, needed, doubts
+):
+  bits = {'train': 3.0, 'test': needed, 'last epoch': last}
+  monkeypatch.setattr(baselines, 'density', lambda study: (None, None, bits))
+  study = SimpleNamespace(config=SimpleNamespace(dataset=dataset))
+  assert len(baselines.density_doubts(study)) == doubts
+
+
 def test_covariances_of_mds_come_from_pictures_of_nothing_else(monkeypatch):
   monkeypatch.setattr(baselines, 'NUM_REFERENCE', 5)
   found = baselines.reference_pictures(prepared(6))

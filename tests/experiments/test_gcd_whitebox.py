@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +116,29 @@ def test_the_better_of_two_attacks_is_the_success_or_the_smaller():
   kept = better(first, second)
   np.testing.assert_array_equal(kept.success, [1, 1, 1, 0])
   np.testing.assert_array_equal(kept.l2[:3], [1, 2, 2])
+
+
+def test_attacks_that_find_too_little_are_named():
+  config = get_config()
+  all_steps, half = Turn('GCD'), Turn('GCD', divisor=2)
+  hits = lambda count: outcome(np.arange(50) < count, 1.0)
+  single = {(attack, all_steps): hits(48) for attack in config.attacks} | {
+    ('cw', all_steps): hits(46),  # Four points behind DDN.
+    ('cw_t', all_steps): hits(47),
+    ('pgd_t', half): hits(46),
+    ('ddn_t', half): outcome(np.arange(50) < 48, 1.1),
+  }
+  blind = {(attack, all_steps): hits(0) for attack in config.attacks}
+  blind['fgsm', all_steps] = hits(49)
+  found = outcomes_by_training(np.arange(50) % 2)
+  found = found._replace(single=single, blind=blind)
+  study = SimpleNamespace(config=config)
+  slow = gcd_whitebox.lagging(study, found, 'GCD')
+  assert set(slow) == {'cw', 'pgd_t', 'fgsm'}
+  assert '46 of 50 pictures, DDN-U on 48' in slow['cw']
+  assert 'from 100 to 200 steps' in slow['pgd_t']
+  assert gcd_whitebox.saved(found, 'ddn_t') == pytest.approx(100 / 11)
+  assert gcd_whitebox.saved(found, 'pgd_t') == 0
 
 
 def test_a_small_ball_counts_in_the_larger_ones_around_it():

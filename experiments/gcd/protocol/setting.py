@@ -74,8 +74,8 @@ class Config(Options):
   pgd_steps: int = option(40, 'Steps of PGD.')
   pgd_step_size: float = option(0.01, 'Step of PGD, in image units.')
   cw_searches: int = option(3, 'Binary search steps of Carlini-Wagner.')
-  cw_steps: int = option(60, 'Steps of each search of Carlini-Wagner.')
-  cw_const: float = option(1e-3, 'Constant that Carlini-Wagner starts from.')
+  cw_steps: int = option(100, 'Steps of each search of Carlini-Wagner.')
+  cw_const: float = option(0.1, 'Constant that Carlini-Wagner starts from.')
   ddn_steps: int = option(100, 'Steps of DDN.')
   num_train: int = option(200, 'Pictures an attack that detectors learn from.')
   cw_train: int = option(
@@ -90,7 +90,7 @@ class Config(Options):
   detector_epochs: int = option(10, "Epochs of a detector's training.")
   detector_batch: int = option(32, "Pictures a step of a detector's training.")
   detector_rate: float = option(1e-3, "Learning rate of a detector's training.")
-  tws_pictures: int = option(100, 'Test pictures that DET_TWS is tried on.')
+  tws_pictures: int = option(150, 'Test pictures that DET_TWS is tried on.')
   tws_tuned: int = option(
     20, 'Validation pictures of each kind that settings of DET_TWS go by.'
   )
@@ -123,7 +123,7 @@ class Config(Options):
   white_pgd_steps: int = option(200, 'Steps of PGD in the white box.')
   white_ddn_steps: int = option(320, 'Steps of DDN in the white box.')
   white_const: float = option(
-    1.0, 'Constant that Carlini-Wagner starts from there.'
+    10.0, 'Constant that Carlini-Wagner starts from there.'
   )
   betas: tuple[str, ...] = option(
     ('10',), "Weights of the detector's loss that are searched."
@@ -344,6 +344,7 @@ _SMALL: dict[str, Any] = dict(
   cw_searches=9,
   cw_steps=300,
   cw_const=1e-2,
+  tws_pictures=200,
   tws_cap=100,
   tws_cap_t=200,
   pixelcnn_filters=16,
@@ -351,7 +352,7 @@ _SMALL: dict[str, Any] = dict(
   pixelcnn_pictures=4_000,
   purified_pictures=100,
   purified_valid=20,
-  white_pictures=120,
+  white_pictures=150,
   betas=('1', '10'),
   repair_pictures=1_000,
   repair_copies=2,
@@ -373,6 +374,7 @@ _PAPER: dict[str, Any] = dict(
   num_test=5_000,
   cw_searches=9,
   cw_steps=1000,
+  cw_const=1e-3,
   tws_pictures=1000,
   tws_tuned=100,
   tws_cap=1000,
