@@ -71,6 +71,8 @@ WEAK = 90.0
 # Points of success, per cent of the size, that an attack which has converged
 # may still gain by the last doubling of its steps, or lack to a like one.
 GAIN = 3.0
+# By how many per cent its median may exceed that of a like attack.
+WASTE = 10.0
 # Attacks that look for a small change, and the one that they ought to equal.
 RIVAL = {'cw': 'ddn', 'cw_t': 'ddn_t', 'deepfool': 'ddn'}
 # The tables' names of the guards; DET_org they leave out.
@@ -330,7 +332,12 @@ def claims(
   slow = {form: lagging(study, outcomes, form) for form in FORMS}
   fit = lambda attack, *forms: not any(attack in slow[form] for form in forms)
   compared = [a for a in attacks if fit(a, 'DET_IS', 'GCD')]
-  sized = {a: pair for a, pair in pairs.items() if fit(a, *COMPARED)}
+  sized = {
+    attack: pair
+    for attack, pair in pairs.items()
+    if fit(attack, *COMPARED)
+    and not any(wasteful(outcomes, attack, form) for form in COMPARED)
+  }
   return [
     judge(
       f'GCD keeps the success of every white-box attack below {BROKEN:.0f} %',
@@ -486,6 +493,19 @@ def lagging(study: Study, outcomes: Outcomes, form: str) -> dict[str, str]:
         'optimised; the tables count at an epsilon what any smaller one finds',
       )
   return {attack: '; '.join(texts) for attack, texts in found.items()}
+
+
+def wasteful(outcomes: Outcomes, attack: str, form: str) -> bool:
+  """Tells whether an attack's changes are larger than those of a like one."""
+  rival = RIVAL.get(attack, attack)
+  if (rival, Turn(form)) not in outcomes.single:
+    return False
+  own, other = (outcomes.single[name, Turn(form)] for name in (attack, rival))
+  both = own.success & other.success
+  if not both.any():
+    return False
+  sizes = [np.median(part.l2[both]) for part in (own, other)]
+  return bool(sizes[0] > (1 + WASTE / 100) * sizes[1])
 
 
 def _doubling(study: Study, attack: str) -> list[str]:

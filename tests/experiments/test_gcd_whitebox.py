@@ -139,6 +139,10 @@ def test_attacks_that_find_too_little_are_named():
   assert 'from 100 to 200 steps' in slow['pgd_t']
   assert gcd_whitebox.saved(found, 'ddn_t') == pytest.approx(100 / 11)
   assert gcd_whitebox.saved(found, 'pgd_t') == 0
+  single['cw', all_steps] = outcome([1] * 50, 1.2)
+  single['cw_t', all_steps] = outcome([1] * 50, 1.09)
+  wasteful = lambda attack: gcd_whitebox.wasteful(found, attack, 'GCD')
+  assert [wasteful(a) for a in ('cw', 'cw_t', 'ddn')] == [True, False, False]
 
 
 def test_a_small_ball_counts_in_the_larger_ones_around_it():

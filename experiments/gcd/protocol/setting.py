@@ -353,6 +353,7 @@ _SMALL: dict[str, Any] = dict(
   purified_pictures=100,
   purified_valid=20,
   white_pictures=150,
+  white_pgd_steps=400,
   betas=('1', '10'),
   repair_pictures=1_000,
   repair_copies=2,
