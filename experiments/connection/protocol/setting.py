@@ -94,7 +94,7 @@ class Config(Options):
   epsilon: float = option(16 / 255, 'Linf radius of FGSM and PGD, in (0, 1].')
   num_trials: int = option(100, 'Trials of the HSV attack.')
   ni_filter: str = option('gaussian', f'One of {", ".join(FILTERS)}, mixed.')
-  detector_epochs: int = option(20, "Epochs of a detector's training.")
+  detector_epochs: int = option(15, "Epochs of a detector's training.")
   num_seeds: int = option(
     3, 'Trainings of every backbone with its detectors; 1 gives no verdicts.'
   )
