@@ -73,12 +73,14 @@ def test_split_depends_on_the_seed(sets):
 
 
 def test_shuffled_labels_are_those_of_sources(sets):
-  labels = study.shuffled_labels(config('source'), sets)
+  labels = study.shuffled_labels(config('source'), sets, 0)
   assert labels.shape == (4, NUM)
   np.testing.assert_array_equal(labels[0], labels[1])
   np.testing.assert_array_equal(labels[0], labels[2])
   assert (labels[0] != labels[3]).any()
   assert 2 * labels[[0, 3]].sum() == labels[[0, 3]].size
+  anew = study.shuffled_labels(config('source'), sets, 1)
+  assert 0.3 < (labels == anew).mean() < 0.7
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,7 @@ def test_shuffled_control_sees_the_leak(sets, split, low, high):
   looks = rng.normal(size=(5000, 20))
   pool = np.concatenate([looks[s.source] for s in sets.values()])
   pool += 0.1 * rng.normal(size=pool.shape)
-  labels = study.shuffled_labels(config(split), sets).ravel()
+  labels = study.shuffled_labels(config(split), sets, 0).ravel()
   train, _, test = (
     side[:2].ravel() for side in study.split(config(split), sets)
   )

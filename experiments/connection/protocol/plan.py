@@ -204,10 +204,9 @@ def _num_sets(config: Config) -> int:
 
 
 def _num_members(config: Config, cell: Cell) -> int:
-  """Counts the detectors of a cell; the first seed has controls."""
-  return (
-    most_members(config) if cell.settings['seed'] == 0 else len(config.attacks)
-  )
+  """Counts the detectors of a cell; the first seed has all controls."""
+  first = cell.settings['seed'] == 0
+  return most_members(config) if first else len(config.attacks) + 1
 
 
 def most_members(config: Config) -> int:

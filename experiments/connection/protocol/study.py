@@ -142,14 +142,11 @@ def run_cell(
   network, design = backbone_design(study, cell)
   recipe = TrainConfig(num_epochs=config.detector_epochs)
   names = tuple(sets)
-  # Controls need no average over seeds: the first one trains them.
-  trained = (
-    (*names[1:], 'shuffled')
-    if cell.settings['seed'] == 0
-    else (tuple(config.attacks))
-  )
+  # The other controls need no average over seeds: the first one trains them.
+  kinds = names[1:] if cell.settings['seed'] == 0 else config.attacks
+  trained = (*kinds, 'shuffled')
   sides = split(config, sets)
-  shuffled = shuffled_labels(config, sets)
+  shuffled = shuffled_labels(config, sets, cell.settings['seed'])
   key = networks.stream(config, f'detectors {cell.name}')
   made_from = {
     'design': design,
@@ -162,9 +159,8 @@ def run_cell(
     'rows': [fingerprint(side) for side in sides],
     'feature_dtype': config.feature_dtype,
     'key': key,
+    'shuffled': [SHUFFLED_WITH, fingerprint(shuffled)],
   }
-  if 'shuffled' in trained:
-    made_from['shuffled'] = [SHUFFLED_WITH, fingerprint(shuffled)]
 
   def make(folder: Path, work: Path) -> None:
     note(f'detectors {cell.name}', 0.0)
@@ -357,15 +353,15 @@ def split(config: Config, sets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return train, valid, test
 
 
-def shuffled_labels(config: Config, sets) -> np.ndarray:
-  """Draws one random label a source picture, bool[S, n].
+def shuffled_labels(config: Config, sets, seed: int) -> np.ndarray:
+  """Draws one random label a source picture, bool[S, n], anew for each seed.
 
   All versions of a picture share their label, so a detector can only learn
   it if sources lie on both sides of the split.
   """
   sources = np.stack([s.source for s in sets.values()])
   ids, place = np.unique(sources, return_inverse=True)
-  rng = np.random.default_rng([config.seed, 2])
+  rng = np.random.default_rng([config.seed, 2, seed])
   labels = rng.permutation(np.arange(len(ids)) % 2 == 0)
   return labels[place].reshape(sources.shape)
 
