@@ -103,8 +103,7 @@ class Matrix:
     """Gives the AUC of the detector of one kind on another."""
     place = (backbone, trained, tested)
     if place not in self._figures:
-      # Not every seed trains the controls.
-      cells = [c for c in self._cells[backbone] if trained in c.trained]
+      cells = self._cells[backbone]
       if trained == 'shuffled':
         groups = [c.shuffled_positives(('clean', tested)) for c in cells]
       else:

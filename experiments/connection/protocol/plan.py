@@ -138,7 +138,7 @@ def plan(config: Config, workdir: str) -> str:
     + _num_sets(config) * (config.num_pictures * 3 * config.image_size**2)
   )
   disk = sum(
-    _num_members(config, cell) * needs[cell.settings['network']].parameters * 4
+    num_members(config) * needs[cell.settings['network']].parameters * 4
     for cell in mine
   )
   lines += [
@@ -203,14 +203,8 @@ def _num_sets(config: Config) -> int:
   return 1 + len(config.attacks) + len(pictures.controls_of(config))
 
 
-def _num_members(config: Config, cell: Cell) -> int:
-  """Counts the detectors of a cell; the first seed has all controls."""
-  first = cell.settings['seed'] == 0
-  return most_members(config) if first else len(config.attacks) + 1
-
-
-def most_members(config: Config) -> int:
-  """Counts kinds, controls and the detector of shuffled labels."""
+def num_members(config: Config) -> int:
+  """Counts the detectors of a cell: kinds, controls and shuffled labels."""
   return len(config.attacks) + len(pictures.controls_of(config)) + 1
 
 
@@ -221,7 +215,7 @@ def _fits(config: Config, needs: Needs) -> bool:
 
 def _passes(config: Config, cell: Cell, needs: Needs) -> float:
   """Counts forward passes of a picture through a cell's backbone."""
-  members, n = _num_members(config, cell), config.num_pictures
+  members, n = num_members(config), config.num_pictures
   # The suffix and head cost about a forward pass.
   rows = round(2 * n * study.SHARES[0])
   training = rows * config.detector_epochs * members * planning.PASSES
@@ -232,7 +226,7 @@ def _passes(config: Config, cell: Cell, needs: Needs) -> float:
 
 def _memory(config: Config, network: str, needs: Needs) -> str:
   """Says what a backbone's detectors take on the device."""
-  n, members = config.num_pictures, most_members(config)
+  n, members = config.num_pictures, num_members(config)
   pool = _num_sets(config) * n * needs.picture
   text = f'features {_gib(pool)} in {config.feature_dtype}'
   together = members

@@ -142,9 +142,7 @@ def run_cell(
   network, design = backbone_design(study, cell)
   recipe = TrainConfig(num_epochs=config.detector_epochs)
   names = tuple(sets)
-  # The other controls need no average over seeds: the first one trains them.
-  kinds = names[1:] if cell.settings['seed'] == 0 else config.attacks
-  trained = (*kinds, 'shuffled')
+  trained = (*names[1:], 'shuffled')
   sides = split(config, sets)
   shuffled = shuffled_labels(config, sets, cell.settings['seed'])
   key = networks.stream(config, f'detectors {cell.name}')

@@ -127,7 +127,7 @@ def plan(config: Config, workdir: str) -> str:
   names = categories(config.attacks)
   classes = sum(1 + len(kinds) for kinds in names.values())
   # Each detector learns two classes; as many detectors as `study` trains.
-  share = classes / (2 * matrix_plan.most_members(config))
+  share = classes / (2 * matrix_plan.num_members(config))
   return (
     matrix_plan.plan(config, workdir)
     + f'\nidentifiers: one each of {", ".join(names)} kinds in every cell, not '
