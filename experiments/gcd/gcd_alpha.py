@@ -148,15 +148,17 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     reading, alpha = lines[line]
     return {'role': role, name: value, 'reading': reading, 'alpha': alpha}
 
-  rows = record.share_rows(
-    [
-      keys('kind', 'pictures', PAPER_NAME.get(kind, 'Clean'), line)
-      for kind, line in accuracy
-    ],
-    record.ACCURACY,
-    list(accuracy.values()),
-    [n] * len(accuracy),
-  )
+  rows: list[Row] = []
+  for line in lines:  # Networks differ in how much training moves them.
+    rows += record.share_rows(
+      [
+        keys('kind', 'pictures', PAPER_NAME.get(kind, 'Clean'), line)
+        for kind in found
+      ],
+      record.ACCURACY,
+      [accuracy[kind, line] for kind in found],
+      [n] * len(found),
+    )
   rows += figure_rows(
     [keys('mean', 'goal', goal, line) for goal, line in levels],
     record.ACCURACY,

@@ -423,15 +423,11 @@ class Measured:
 
 def recovery_rows(measured: Measured, kinds) -> list[Row]:
   """Gives the accuracy behind every defence: rounded, not rounded, grouped."""
-  attacked = measured.study.attacked
-  cells: dict[str, list[tuple[dict[str, Any], Figure, int]]] = {
-    'all': [],
-    'still adversarial': [],
-    'before rounding': [],
-    'group': [],
-  }
+  attacked, rows = measured.study.attacked, []
   for defence, title in DEFENCES.items():
     n = measured.right(defence, 'clean').shape[-1]
+    # Of one defence: they differ in how much training moves them.
+    cells: dict[str, list[tuple[dict[str, Any], Figure, int]]] = {}
     for kind in kinds:
       keys = {
         'role': 'recovery',
@@ -439,8 +435,9 @@ def recovery_rows(measured: Measured, kinds) -> list[Row]:
         'attack': PAPER_NAME.get(kind, 'Clean'),
       }
 
-      def add(pictures, figure, count, keys=keys):
-        cells[pictures].append((keys | {'pictures': pictures}, figure, count))
+      def add(pictures, figure, count, keys=keys, cells=cells):
+        cell = (keys | {'pictures': pictures}, figure, count)
+        cells.setdefault(pictures, []).append(cell)
 
       add('all', measured.accuracy(defence, kind), n)
       if kind == 'clean':
@@ -452,18 +449,24 @@ def recovery_rows(measured: Measured, kinds) -> list[Row]:
       if defence in EXACT_DEFENCES:
         figure = measured.accuracy(defence, kind, form=EXACT)
         add('before rounding', figure._replace(paper=None), n)
+    for parts in cells.values():
+      each, figures, numbers = zip(*parts, strict=True)
+      rows += record.share_rows(each, record.ACCURACY, figures, numbers)
     if defence == 'tvm_printed':
       continue  # A control, which the figure leaves out.
-    for group, own in groups_of(kinds).items():
-      figure = mean([measured.accuracy(defence, kind) for kind in own])
-      keys = {'role': 'group', 'defence': title, 'pictures': group}
-      cells['group'].append((keys, figure, n))
-  rows = []
-  for name, parts in cells.items():
-    if parts:
-      make = figure_rows if name == 'group' else record.share_rows
-      keys, figures, numbers = zip(*parts, strict=True)
-      rows += make(keys, record.ACCURACY, figures, numbers)
+    groups = groups_of(kinds).items()
+    rows += figure_rows(
+      [
+        {'role': 'group', 'defence': title, 'pictures': group}
+        for group, _ in groups
+      ],
+      record.ACCURACY,
+      [
+        mean([measured.accuracy(defence, kind) for kind in own])
+        for _, own in groups
+      ],
+      n,
+    )
   return rows
 
 
@@ -496,16 +499,22 @@ def own_rows(labels) -> list[Row]:
 
 def flag_rows(study: Study, labels, kinds) -> list[Row]:
   """Gives the share of pictures that the ensemble flags."""
-  source = study.clean['test'].source
-  return record.share_rows(
-    [
-      {'role': 'flagged', 'pictures': PAPER_NAME.get(kind, 'Clean')}
-      for kind in kinds
-    ],
-    'flagged (%)',
-    [record.share_figure(labels[f'flagged/{kind}'], source) for kind in kinds],
-    [len(source)] * len(kinds),
-  )
+  source, rows = study.clean['test'].source, []
+  clean = [kind for kind in kinds if kind == 'clean']
+  # False alarms vary less than what is found.
+  for group in (clean, [kind for kind in kinds if kind != 'clean']):
+    rows += record.share_rows(
+      [
+        {'role': 'flagged', 'pictures': PAPER_NAME.get(kind, 'Clean')}
+        for kind in group
+      ],
+      'flagged (%)',
+      [
+        record.share_figure(labels[f'flagged/{kind}'], source) for kind in group
+      ],
+      [len(source)] * len(group),
+    )
+  return rows
 
 
 def valid_rows(study: Study, labels) -> list[Row]:
