@@ -177,7 +177,8 @@ def test_what_is_not_there_is_explained(data_dir, name, split, said):
   assert said in str(error.value)
 
 
-def test_a_set_without_data_dir_says_how_to_prepare_it():
+def test_a_set_without_data_dir_says_how_to_prepare_it(monkeypatch):
+  monkeypatch.delenv('JAXADV_DATA_DIR', raising=False)
   with pytest.raises(UserError, match=r'jaxadv\[prepare\].*array_record'):
     load('mnist', 'test')
 

@@ -206,6 +206,7 @@ def test_noise_alone_finds_pictures_near_a_boundary(
     'num_train': 20,
     'num_valid': 20,
     'num_test': 100,
+    'tws_pictures': 100,
     'white_pictures': 100,
   }
   config = dataclasses.replace(config, attacks=(attack,), **fewer)
