@@ -19,6 +19,7 @@ from experiments.gcd.protocol.outcomes import (
   budget_steps,
   masked,
   nested,
+  rate_rows,
 )
 from experiments.gcd.protocol.setting import get_config
 from jaxadv.attacks import ddn, pgd
@@ -93,6 +94,21 @@ def test_a_rate_is_the_mean_of_the_trainings_each_on_its_pictures():
   assert (rate.value, rate.paper) == (50.0, 3.0)
   # Only the third training's pictures differ among themselves.
   assert set(rate.draws.round(3)) == {33.333, 50.0, 66.667}
+
+
+def test_an_interval_draws_on_rows_of_the_same_guard_alone():
+  outcomes = outcomes_by_training(np.arange(60) % 3)
+  # One training of DET_IS is got past on each picture, the others on none.
+  rates = {
+    'GCD': outcomes.training < 9,
+    'DET_IS': outcomes.training == 0,
+  }
+  rows = {
+    guards: rate_rows(outcomes, [({'guard': g}, rates[g]) for g in guards])
+    for guards in [('GCD',), ('DET_IS',), ('GCD', 'DET_IS')]
+  }
+  assert rows['GCD', 'DET_IS'] == rows['GCD',] + rows['DET_IS',]
+  assert rows['GCD',][0].ci_low > 90 and rows['DET_IS',][0].ci_low == 0
 
 
 def outcome(success, size):

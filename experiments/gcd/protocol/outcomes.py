@@ -250,16 +250,36 @@ def rate_rows(
     A row each; the sampling part of intervals is Wilson's.
   """
   n = len(outcomes.sources)
-  figures = [
-    outcomes.rate(success, number)
-    for (_, success), number in zip(
-      measured, paper or [None] * len(measured), strict=True
+  rows = []
+  numbers = paper or [None] * len(measured)
+  for own in by_guard([keys for keys, _ in measured]):
+    successes = [measured[row][1] for row in own]
+    rows += figure_rows(
+      [measured[row][0] for row in own],
+      record.RATE,
+      [
+        outcomes.rate(success, numbers[row])
+        for row, success in zip(own, successes, strict=True)
+      ],
+      n,
+      [share_interval(int(success.sum()), n) for success in successes],
     )
-  ]
-  sampling = [share_interval(int(success.sum()), n) for _, success in measured]
-  return figure_rows(
-    [keys for keys, _ in measured], record.RATE, figures, n, sampling
-  )
+  return rows
+
+
+def by_guard(keys: Sequence[dict[str, Any]]) -> list[list[int]]:
+  """Groups rows by what stands guard, as training moves one more than others.
+
+  Args:
+    keys: Of each row.
+
+  Returns:
+    The numbers of the rows of each guard; those without one are together.
+  """
+  groups: dict[str, list[int]] = {}
+  for row, own in enumerate(keys):
+    groups.setdefault(own.get('guard', ''), []).append(row)
+  return list(groups.values())
 
 
 def share_interval(count: int, n: int) -> Interval:
