@@ -557,8 +557,9 @@ def figures(areas) -> list[Drawing]:
     Drawing(
       'roc',
       'roc_curves',
-      'ROC curves of the detectors, each learnt on the attack it is tested on '
-      '(DET_PD and log S learn no attack).',
+      'ROC curves of the detectors by their first training, each learnt on the '
+      'attack it is tested on (DET_PD and log S learn no attack); the tables '
+      'give means over the trainings.',
       {
         'panels': {
           PAPER_NAME[attack]: {
