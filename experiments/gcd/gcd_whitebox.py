@@ -26,7 +26,7 @@ from experiments.gcd.protocol.outcomes import (
   Outcomes,
   Pair,
   budget_steps,
-  by_guard,
+  guard_rows,
   last_doubling,
   masked,
   outcomes_of,
@@ -269,11 +269,8 @@ def size_rows(pairs: dict[str, Pair]) -> list[Row]:
 
 
 def _rows_of(metric, measured) -> list[Row]:
-  rows = []
-  for own in by_guard([keys for keys, _, _ in measured]):
-    keys, figures, numbers = zip(*(measured[row] for row in own), strict=True)
-    rows += figure_rows(keys, metric, figures, numbers)
-  return rows
+  keys, figures, numbers = zip(*measured, strict=True) if measured else [()] * 3
+  return guard_rows(keys, metric, figures, numbers)
 
 
 def probe_rows(outcomes: Outcomes) -> list[Row]:

@@ -250,36 +250,47 @@ def rate_rows(
     A row each; the sampling part of intervals is Wilson's.
   """
   n = len(outcomes.sources)
-  rows = []
-  numbers = paper or [None] * len(measured)
-  for own in by_guard([keys for keys, _ in measured]):
-    successes = [measured[row][1] for row in own]
-    rows += figure_rows(
-      [measured[row][0] for row in own],
-      record.RATE,
-      [
-        outcomes.rate(success, numbers[row])
-        for row, success in zip(own, successes, strict=True)
-      ],
-      n,
-      [share_interval(int(success.sum()), n) for success in successes],
+  figures = [
+    outcomes.rate(success, number)
+    for (_, success), number in zip(
+      measured, paper or [None] * len(measured), strict=True
     )
-  return rows
+  ]
+  sampling = [share_interval(int(success.sum()), n) for _, success in measured]
+  return guard_rows(
+    [keys for keys, _ in measured],
+    record.RATE,
+    figures,
+    [n] * len(measured),
+    sampling,
+  )
 
 
-def by_guard(keys: Sequence[dict[str, Any]]) -> list[list[int]]:
-  """Groups rows by what stands guard, as training moves one more than others.
+def guard_rows(
+  keys: Sequence[dict[str, Any]],
+  metric: str,
+  figures: Sequence[Figure],
+  numbers: Sequence[int],
+  sampling: Sequence[Interval] | None = None,
+) -> list[Row]:
+  """Makes rows as `figure_rows` does, but pools over those of one guard alone.
 
-  Args:
-    keys: Of each row.
-
-  Returns:
-    The numbers of the rows of each guard; those without one are together.
+  Training moves one guard more than others. Rows without one are together.
   """
   groups: dict[str, list[int]] = {}
   for row, own in enumerate(keys):
     groups.setdefault(own.get('guard', ''), []).append(row)
-  return list(groups.values())
+  rows = []
+  for group in groups.values():
+    pick = lambda values, group=group: [values[row] for row in group]
+    rows += figure_rows(
+      pick(keys),
+      metric,
+      pick(figures),
+      pick(numbers),
+      sampling and pick(sampling),
+    )
+  return rows
 
 
 def share_interval(count: int, n: int) -> Interval:
