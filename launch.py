@@ -24,7 +24,7 @@ import tempfile
 import textwrap
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -430,6 +430,12 @@ def command(argv: Sequence[str]) -> int:
     raise UserError(
       f'no experiment given; choose one: --exp={"|".join(experiments())}'
     )
+  with errors_of_flags(values):
+    return conduct(values, module)
+
+
+def conduct(values: flags.FlagValues, module: ModuleType) -> int:
+  """Plans or runs an experiment; gives the exit code."""
   config = configure(values, module)
   workdir = values.workdir or default_workdir(values.exp, config, module)
   use_compilation_cache()
@@ -441,6 +447,30 @@ def command(argv: Sequence[str]) -> int:
       hosts.join(values.coordinator, values.num_hosts, values.host_index)
     run(module, config, workdir)
   return 0
+
+
+@contextlib.contextmanager
+def errors_of_flags(values: flags.FlagValues) -> Iterator[None]:
+  """Writes the arguments that an error names as the flags that they are."""
+  try:
+    yield
+  except (DataError, UserError) as error:
+    raise type(error)(with_dashes(str(error), values)) from error
+
+
+def with_dashes(message: str, names: Iterable[str]) -> str:
+  """Puts dashes before the names of flags: 'batch_size=2' to '--batch_size=2'.
+
+  Names of one word may be plain words; they are flags before ' is ' or '=', and
+  after 'another'.
+  """
+  words = '|'.join(map(re.escape, names))
+  long = '|'.join(re.escape(name) for name in names if '_' in name)
+  return re.sub(
+    rf"(?<![\w./'-])({long}\b|({words})(?==| is )|(?<=another )({words})\b)",
+    r'--\1',
+    message,
+  )
 
 
 def terminate(signum: int, frame: Any) -> None:

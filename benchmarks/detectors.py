@@ -31,11 +31,11 @@ from jaxadv.detectors.input_sensitivity import (
   input_sensitivity,
   input_sensitivity_detector,
 )
-from jaxadv.detectors.mahalanobis import mahalanobis
+from jaxadv.detectors.mahalanobis import mahalanobis_detector
 from jaxadv.detectors.network import network_detector
 from jaxadv.detectors.pixels import pixel_detector
 from jaxadv.detectors.saliency import saliency_detector
-from jaxadv.detectors.tws import tws
+from jaxadv.detectors.tws import tws_detector
 from jaxadv.models.pixelcnn import PixelCNN
 from jaxadv.training import TrainConfig
 from jaxadv.types import Batch, Detector, picture_keys
@@ -105,10 +105,12 @@ def detectors(width: float, size: int) -> dict[str, Detector]:
     'input_sensitivity': on_maps,
     'saliency': saliency_detector(net, _RECIPE),
     'entropy_ensemble': entropy_ensemble(on_maps, on_pixels),
-    'mahalanobis': mahalanobis(tuple(f'block{n}' for n in range(1, 6))),
+    'mahalanobis': mahalanobis_detector(
+      tuple(f'block{n}' for n in range(1, 6))
+    ),
     # Random weights are crossed after few steps or never: caps as in the
     # small variant of the gcd experiments.
-    'tws': tws(targeted_cap=200, untargeted_cap=100),
+    'tws': tws_detector(targeted_cap=200, untargeted_cap=100),
     'density': density_detector(PixelCNN(16, 1), _RECIPE),
   }
 

@@ -7,16 +7,16 @@ shapes do not retrace a jitted attack, and weights placed on a mesh stay there.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx, struct
 
 from jaxadv.errors import (
   DataError,
@@ -33,6 +33,10 @@ from jaxadv.inputs import (
   finite_gradient,
 )
 from jaxadv.types import PyTree
+
+if TYPE_CHECKING:
+  import flax.linen as nn
+  from flax import nnx
 
 # Rows of logits that are enough to tell whether they are logits.
 _NUM_DOUBTED = 256
@@ -112,7 +116,12 @@ def identity(images: jax.Array) -> jax.Array:
   return images
 
 
-@struct.dataclass
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=['variables'],
+  meta_fields=['apply', 'feature_map', 'preprocess', 'stochastic'],
+)
+@dataclasses.dataclass(frozen=True)
 class Classifier:
   """Maps images in [0, 1] to logits; preprocessing happens inside.
 
@@ -129,14 +138,10 @@ class Classifier:
   """
 
   variables: PyTree
-  apply: Callable[..., jax.Array] = struct.field(pytree_node=False)
-  feature_map: Callable[..., dict[str, jax.Array]] | None = struct.field(
-    pytree_node=False, default=None
-  )
-  preprocess: Callable[[jax.Array], jax.Array] = struct.field(
-    pytree_node=False, default=identity
-  )
-  stochastic: bool = struct.field(pytree_node=False, default=False)
+  apply: Callable[..., jax.Array]
+  feature_map: Callable[..., dict[str, jax.Array]] | None = None
+  preprocess: Callable[[jax.Array], jax.Array] = identity
+  stochastic: bool = False
 
   def __call__(
     self, images: jax.Array, keys: jax.Array | None = None
@@ -299,6 +304,16 @@ def predict(
   return logits
 
 
+def _is_module(value: Any, library: Literal['linen', 'nnx']) -> bool:
+  """Tells whether a value is a module of Flax.
+
+  Does not import Flax, which takes longer than all else here: whoever has a
+  module has imported it.
+  """
+  imported = sys.modules.get(f'flax.{library}')
+  return imported is not None and isinstance(value, imported.Module)
+
+
 def from_linen(
   module: nn.Module,
   variables: PyTree,
@@ -324,7 +339,7 @@ def from_linen(
     UserError: If this is no module, an argument of its call is missing or
       unknown, or the variables are something else.
   """
-  if not isinstance(module, nn.Module):
+  if not _is_module(module, 'linen'):
     raise UserError(
       f'module is {_named(module)} but must be an instance of a Linen module; '
       'there are from_nnx and from_function, too'
@@ -384,6 +399,8 @@ class _NnxApply:
   graphdef: Any
 
   def __call__(self, variables: PyTree, images: jax.Array) -> jax.Array:
+    from flax import nnx
+
     return nnx.merge(self.graphdef, variables)(images)
 
 
@@ -406,11 +423,13 @@ def from_nnx(
   Raises:
     UserError: If this is no NNX model.
   """
-  if not isinstance(model, nnx.Module):
+  if not _is_module(model, 'nnx'):
     raise UserError(
       f'model is {_named(model)} but must be an instance of an NNX module; '
       'there are from_linen and from_function, too'
     )
+  from flax import nnx
+
   in_inference = nnx.view(
     model,
     deterministic=True,
@@ -450,7 +469,9 @@ def from_function(
   Raises:
     UserError: If `function` cannot be called.
   """
-  if not callable(function) or isinstance(function, nn.Module | type):
+  if not callable(function) or (
+    _is_module(function, 'linen') or isinstance(function, type)
+  ):
     raise UserError(
       f'function is {_named(function)} but must be a function from images to '
       'logits; a Linen module and its variables go to from_linen'
@@ -505,11 +526,13 @@ def as_classifier(classifier: Any) -> Any:
   Raises:
     UserError: If it is none of them; says how to make one of it.
   """
-  if isinstance(classifier, nnx.Module):
+  if _is_module(classifier, 'nnx'):
     return from_nnx(classifier)
   if isinstance(classifier, Classifier):
     return classifier
-  if not callable(classifier) or isinstance(classifier, nn.Module | type):
+  if not callable(classifier) or (
+    _is_module(classifier, 'linen') or isinstance(classifier, type)
+  ):
     advice = 'wrap it with from_linen, from_nnx or from_function'
     raise UserError(
       f'the classifier is {_named(classifier)} but must be a Classifier or a '

@@ -54,7 +54,7 @@ def explain_out_of_memory(
 
   Args:
     batch_size: The batch size that the block works with.
-    advice: What to try where `--batch_size` changes nothing; default: a batch
+    advice: What to try where `batch_size` changes nothing; default: a batch
       size half as large.
 
   Raises:
@@ -67,7 +67,7 @@ def explain_out_of_memory(
     if not full:
       raise
     if advice is None and batch_size > 1:
-      advice = f'try --batch_size={batch_size // 2}'
+      advice = f'try batch_size={batch_size // 2}'
     advice = advice or 'use a smaller network or a device with more memory'
     raise DataError(
       f'out of memory with a batch size of {batch_size}; {advice}'

@@ -107,11 +107,9 @@ def check_options(config: Options) -> None:
   """
   shard_of([], config.shard)
   if config.batch_size < 1:
-    raise UserError(
-      f'--batch_size is {config.batch_size}; it must be 1 or more'
-    )
+    raise UserError(f'batch_size is {config.batch_size}; it must be 1 or more')
   if config.seed < 0:
-    raise UserError(f'--seed is {config.seed}; it must be 0 or more')
+    raise UserError(f'seed is {config.seed}; it must be 0 or more')
 
 
 def check_choices(
@@ -144,9 +142,7 @@ def shard_of(cells: Sequence[Cell], shard: str) -> list[Cell]:
   except ValueError:
     index, count = -1, 0
   if not 0 <= index < count:
-    raise UserError(
-      f'--shard is {shard!r}; give i/n with 0 <= i < n, as in 0/4'
-    )
+    raise UserError(f'shard is {shard!r}; give i/n with 0 <= i < n, as in 0/4')
   return list(cells)[index::count]
 
 

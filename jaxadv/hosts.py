@@ -49,8 +49,8 @@ def join(
   except (RuntimeError, ValueError) as error:
     raise UserError(
       f'cannot join the other hosts ({" ".join(str(error).split())}); start '
-      'every host within five minutes, with --coordinator=HOST:PORT, '
-      '--num_hosts and --host_index where the cluster is not recognised'
+      'every host within five minutes, with coordinator=HOST:PORT, '
+      'num_hosts and host_index where the cluster is not recognised'
     ) from error
 
 

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import enum
 import errno
-import fcntl
 import functools
 import hashlib
 import importlib.machinery
@@ -502,26 +501,30 @@ class Cache:
 
   @contextlib.contextmanager
   def _locked(self, name: str) -> Iterator[None]:
-    """Holds the lock of an entry; the kernel frees it if the process dies."""
-    lock = self.root / '.locks' / name
+    """Holds the lock of an entry; the system frees it if the process dies."""
+    from filelock import FileLock, Timeout
+
+    path = self.root / '.locks' / name
+    lock = FileLock(path)
     try:
-      lock.parent.mkdir(parents=True, exist_ok=True)
-      file = open(lock, 'w')
+      path.parent.mkdir(parents=True, exist_ok=True)
+      try:
+        lock.acquire(blocking=False)
+      except Timeout:
+        logging.info('another process is making %s; waiting for it', name)
+        lock.acquire()
     except OSError as error:
       if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        with explain_full_disk(lock):
+        with explain_full_disk(path):
           raise
       raise UserError(
         f'cannot write to the cache {self.root} ({error.strerror}); pass '
-        'another --cache_dir'
+        'another cache_dir'
       ) from error
-    with file:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        logging.info('another process is making %s; waiting for it', name)
-        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
       yield
+    finally:
+      lock.release()
 
 
 def open_workdir(path: str | os.PathLike[str], config: Any) -> Path:
@@ -554,7 +557,7 @@ def open_workdir(path: str | os.PathLike[str], config: Any) -> Path:
         raise
     raise UserError(
       f'cannot write to the workdir {path} ({error.strerror}); pass another '
-      '--workdir'
+      'workdir'
     ) from error
   if not record.exists():
     write_json(record, as_plain(config))
@@ -563,7 +566,7 @@ def open_workdir(path: str | os.PathLike[str], config: Any) -> Path:
   if differing:
     raise UserError(
       f'the workdir {path} belongs to another configuration ({differing}); '
-      'pass another --workdir'
+      'pass another workdir'
     )
   return path
 

@@ -12,7 +12,6 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, cast
 
-import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -443,9 +442,11 @@ def _on_batches(fit: Callable[..., PyTree]) -> Callable[..., PyTree]:
       checked_batches(batches, name)
       for batches, name in ((train, 'train'), (valid, 'valid'))
     )
+    from flax.errors import ScopeParamShapeError
+
     try:
       return fit(key, classifier, train, valid)
-    except flax.errors.ScopeParamShapeError as error:
+    except ScopeParamShapeError as error:
       raise UserError(_misfit('the pictures to fit on', error)) from error
 
   return checked
@@ -460,9 +461,11 @@ def _on_pictures(
   def checked(keys, classifier, state, images):
     images = jnp.asarray(as_float(images))
     check_shape(images)
+    from flax.errors import ScopeParamShapeError
+
     try:
       found = function(keys, classifier, state, images)
-    except flax.errors.ScopeParamShapeError as error:
+    except ScopeParamShapeError as error:
       what = f'pictures of the shape {images.shape[1:]}'
       raise UserError(_misfit(what, error)) from error
     found = found.astype(np.float32)  # Other dtypes come with the classifier.

@@ -4,6 +4,8 @@ import importlib
 import inspect
 import pathlib
 import pkgutil
+import subprocess
+import sys
 
 import pytest
 
@@ -89,3 +91,26 @@ def test_experiments_have_unique_names_and_the_three_functions():
     )
     for name in ('get_config', 'cells', 'run'):
       assert callable(getattr(module, name, None)), f'{path.stem}.{name}'
+
+
+def test_public_names_are_there_and_imported_when_they_are_used():
+  code = """
+import sys, jaxadv
+assert not any(name.startswith('jaxadv.') for name in sys.modules)
+for name in jaxadv.__all__:
+  assert getattr(jaxadv, name) is not None, name
+for name in jaxadv.data.__all__:
+  assert getattr(jaxadv.data, name) is not None, name
+"""
+  subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_attacks_are_imported_without_what_is_slow_or_not_everywhere():
+  code = """
+import sys
+sys.modules['fcntl'] = None  # As on Windows.
+import jaxadv.attacks
+slow = {'flax', 'optax', 'rich', 'scipy', 'sklearn', 'tensorflow_datasets'}
+assert not slow & set(sys.modules), slow & set(sys.modules)
+"""
+  subprocess.run([sys.executable, '-c', code], check=True)

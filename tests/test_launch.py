@@ -416,3 +416,19 @@ def test_a_signal_ends_a_run_with_its_code(shared, number, code):
   ]
   assert process.returncode == code
   assert len(lines) == 1 and 'finished work is kept' in lines[0]
+
+
+@pytest.mark.parametrize(
+  'message, shown',
+  [
+    ('batch_size is 0', '--batch_size is 0'),
+    ('try batch_size=16', 'try --batch_size=16'),
+    ('seed is -1; the seed must be', '--seed is -1; the seed must be'),
+    ('pass another workdir', 'pass another --workdir'),
+    ('--seed is -1, see data/seed=1', '--seed is -1, see data/seed=1'),
+    ('images of this seed have NaN', 'images of this seed have NaN'),
+  ],
+)
+def test_errors_of_the_library_name_flags_on_the_command_line(message, shown):
+  names = ['seed', 'batch_size', 'workdir', 'images']
+  assert launch.with_dashes(message, names) == shown

@@ -14,7 +14,7 @@ from jaxadv.defences.pixel_defend import pixel_defend
 from jaxadv.defences.rectifier import guarded, masked_copies, suspects
 from jaxadv.detectors import density, input_sensitivity, tws
 from jaxadv.detectors.backbone import Design, backbone_detector
-from jaxadv.detectors.mahalanobis import fit_gaussians, mahalanobis
+from jaxadv.detectors.mahalanobis import fit_gaussians, mahalanobis_detector
 from jaxadv.detectors.saliency import logit_saliency
 from jaxadv.errors import DataError, UserError
 from jaxadv.models.pixelcnn import PixelCNN, init_pixelcnn
@@ -139,7 +139,7 @@ def test_confidences_that_are_not_finite_weigh_no_layer():
     return dict.fromkeys(names, values)
 
   classifier = from_function(broken_at_one, feature_map=features)
-  detector = mahalanobis(
+  detector = mahalanobis_detector(
     ('layer',),
     magnitudes=(0.0,),
     reference=[BATCH._replace(images=0.9 * IMAGES)],

@@ -29,11 +29,11 @@ from jaxadv.detectors.baselines import (
 from jaxadv.detectors.density import density_detector
 from jaxadv.detectors.entropy_ensemble import entropy_ensemble
 from jaxadv.detectors.input_sensitivity import input_sensitivity_detector
-from jaxadv.detectors.mahalanobis import mahalanobis
+from jaxadv.detectors.mahalanobis import mahalanobis_detector
 from jaxadv.detectors.network import network_detector
 from jaxadv.detectors.pixels import pixel_detector
 from jaxadv.detectors.saliency import saliency_detector
-from jaxadv.detectors.tws import tws
+from jaxadv.detectors.tws import tws_detector
 from jaxadv.identifiers.backbone import backbone_identifier
 from jaxadv.models.pixelcnn import PixelCNN
 from jaxadv.saliency.gradcam import gradcam
@@ -207,13 +207,15 @@ def identify(classifier):
 
 ONCE = TrainConfig(num_epochs=1, batch_size=20, schedule='exponential')
 SMALL = PixelCNN(num_filters=3, num_blocks=0, num_mixtures=2, dropout=0.0)
-TWS = tws(0.1, 1e-2, 1.0, targeted_cap=4, untargeted_cap=4)
+TWS = tws_detector(0.1, 1e-2, 1.0, targeted_cap=4, untargeted_cap=4)
 
 UNITS: dict[str, Callable[..., Any]] = {
   'tws': detect(TWS),
   'log_sensitivity': detect(log_sensitivity_detector(beta=None)),
   'confidence': detect(confidence_detector()),
-  'mahalanobis': detect(mahalanobis(('pixels',), magnitudes=(0.0, 0.001))),
+  'mahalanobis': detect(
+    mahalanobis_detector(('pixels',), magnitudes=(0.0, 0.001))
+  ),
   'input_sensitivity': detect(input_sensitivity_detector(Flat(1), ONCE)),
   'log_scaling': detect(
     input_sensitivity_detector(Flat(1), ONCE, scaling='log')

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.progress
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike
 
@@ -700,7 +699,9 @@ def _reporting(progress: Progress | bool, total: int) -> Iterator[Progress]:
   if callable(progress):
     yield progress
   elif progress:
-    with rich.progress.Progress() as bar:
+    from rich.progress import Progress as ProgressBar
+
+    with ProgressBar() as bar:
       task = bar.add_task('attack', total=total)
       yield lambda done, total: bar.update(task, completed=done, total=total)
   else:

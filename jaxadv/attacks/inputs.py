@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.errors import InvalidRngError, ModifyScopeVariableError
 from jax.errors import TracerArrayConversionError
 from numpy.typing import ArrayLike
 
@@ -175,6 +174,8 @@ def check_outputs(classifier: Any, key: jax.Array, inputs: AttackInputs) -> Any:
   except (UserError, DataError, MemoryError):
     raise
   except Exception as error:  # Whatever a user's function raises.
+    from flax.errors import InvalidRngError, ModifyScopeVariableError
+
     reason = next(iter(str(error).strip().splitlines()), '')
     advice = ''
     if isinstance(error, TracerArrayConversionError):

@@ -7,7 +7,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from numpy.typing import ArrayLike
 
 from jaxadv import losses
@@ -332,6 +331,8 @@ def train_patch(
   """
   check_whole('size', size, 1)
   check_range('learning_rate', learning_rate, 0, float('inf'), open_low=True)
+  import optax
+
   optimizer = optax.adam(learning_rate)
 
   def update(carry, keys, classifier, images, labels):

@@ -487,7 +487,7 @@ def _what_there_is(
     f"pip install 'jaxadv[prepare]' and python -c "
     f'"import tensorflow_datasets as tfds; tfds.builder({base!r}, '
     f"data_dir='{target}', file_format='array_record')"
-    f'.download_and_prepare()", then pass --data_dir={target}'
+    f'.download_and_prepare()", then pass data_dir={target}'
   )
 
 

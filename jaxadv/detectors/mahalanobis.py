@@ -69,7 +69,7 @@ class MahalanobisState(NamedTuple):
   bias: jax.Array
 
 
-def mahalanobis(
+def mahalanobis_detector(
   layers: Sequence[str],
   *,
   magnitudes: Sequence[float] = MAGNITUDES,
@@ -129,7 +129,7 @@ def mahalanobis(
   no noised counterpart. The ridge.
 
   Example:
-    >>> detector = mahalanobis(('block1', 'block3', 'block5'))
+    >>> detector = mahalanobis_detector(('block1', 'block3', 'block5'))
     >>> state = detector.fit(key, classifier, train, valid)
     >>> scores = detector.score(None, classifier, state, images)
 
@@ -403,7 +403,7 @@ def _collect(batches: Iterable[Batch]) -> Batch:
     for batch in batches
   ]
   if not parts:
-    raise UserError('there are no batches; mahalanobis needs at least one')
+    raise UserError('there are no batches; give at least one')
   return jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
 
 

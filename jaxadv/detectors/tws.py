@@ -87,7 +87,7 @@ class TWSState(NamedTuple):
 
 
 class Tuned(NamedTuple):
-  """Settings that `tune` found; `tws(**tuned._asdict())` takes them.
+  """Settings that `tune` found; `tws_detector(**tuned._asdict())` takes them.
 
   Attributes:
     sigma: Standard deviation of the noise, in image units.
@@ -100,7 +100,7 @@ class Tuned(NamedTuple):
   untargeted_lr: float
 
 
-def tws(
+def tws_detector(
   sigma: float = 0.01,
   targeted_lr: float = 5e-4,
   untargeted_lr: float = 1.0,

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from jaxadv.metrics.intervals import Interval, percentile_interval
 
@@ -143,6 +142,8 @@ def chances(
     Welch, The Generalization of "Student's" Problem when Several Different
     Population Variances are Involved, 1947 (degrees of freedom of a sum).
   """
+  from scipy import stats
+
   normal = stats.norm.ppf(0.975)
   ends = sampling or [percentile_interval(f.draws) for f in figures]
   found, own, freedoms = [], [], []
@@ -190,6 +191,8 @@ def intervals(
     An interval each; those of figures without trainings are the percentiles
     of their draws, or `sampling`.
   """
+  from scipy import stats
+
   found = []
   for figure, chance in zip(figures, chances(figures, sampling), strict=True):
     reach = stats.t.ppf(0.975, chance.freedom)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from jaxadv.errors import UserError
 from jaxadv.metrics.roc import checked_scores
@@ -39,6 +38,8 @@ def wilson(count: int, n: int, level: float = 0.95) -> Interval:
       f'{count} successes in {n} trials; give at least one trial and no more '
       'successes than trials'
     )
+  from scipy import stats
+
   interval = stats.binomtest(int(count), int(n)).proportion_ci(
     _checked_level(level), method='wilson'
   )
@@ -64,6 +65,8 @@ def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
       f'values have the shape {values.shape}; the spread of a mean needs a '
       'vector of at least two'
     )
+  from scipy import stats
+
   half = stats.sem(values) * stats.t.ppf(
     (1 + _checked_level(level)) / 2, values.size - 1
   )

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn import metrics
 
 from jaxadv.errors import DataError, UserError
 
@@ -114,6 +113,8 @@ def auc(scores: ArrayLike, positive: ArrayLike) -> float:
     UserError: If the lengths differ or one class is absent.
     DataError: If a score is NaN.
   """
+  from sklearn import metrics
+
   scores, positive = _checked(scores, positive)
   # Ranks, since scikit-learn refuses infinite scores.
   ranks = np.unique(scores, return_inverse=True)[1]
@@ -142,6 +143,8 @@ def _points(
   scores: np.ndarray, positive: np.ndarray, *, drop_intermediate: bool
 ) -> Curve:
   """Computes the curve from ranks, as scikit-learn refuses infinite scores."""
+  from sklearn import metrics
+
   values, ranks = np.unique(scores, return_inverse=True)
   fpr, tpr, rank = metrics.roc_curve(
     positive, ranks, drop_intermediate=drop_intermediate

@@ -93,7 +93,7 @@ def check_batch_size(batch_size: int, mesh: Mesh | None) -> None:
   fitting = -(-batch_size // mesh.size) * mesh.size
   raise UserError(
     f'a batch size of {batch_size} cannot be split evenly over {mesh.size} '
-    f'devices; try --batch_size={fitting}'
+    f'devices; try batch_size={fitting}'
   )
 
 

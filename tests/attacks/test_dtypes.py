@@ -1,5 +1,6 @@
 """With 64 bits switched on, attacks do as they do without."""
 
+import dataclasses
 import functools
 
 import jax
@@ -66,7 +67,7 @@ def with_weights(classifier, dtype):
   weights = jax.tree.map(
     lambda leaf: jnp.asarray(np.asarray(leaf), dtype), classifier.variables
   )
-  return classifier.replace(variables=weights)
+  return dataclasses.replace(classifier, variables=weights)
 
 
 @pytest.mark.parametrize('num_slots', [None, 2])

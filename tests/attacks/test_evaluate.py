@@ -149,7 +149,7 @@ def test_out_of_memory_says_which_batch_size_to_try(trained):
   def full(images):
     raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory')
 
-  with pytest.raises(DataError, match='--batch_size=64'):
+  with pytest.raises(DataError, match='try batch_size=64'):
     run(trained._replace(classifier=from_function(full)))
 
 

@@ -23,7 +23,7 @@ from jaxadv.detectors.entropy_ensemble import entropy_ensemble
 from jaxadv.detectors.input_sensitivity import input_sensitivity_detector
 from jaxadv.detectors.pixels import pixel_detector
 from jaxadv.detectors.saliency import saliency_detector
-from jaxadv.detectors.tws import tws
+from jaxadv.detectors.tws import tws_detector
 from jaxadv.models.layers import Conv
 from jaxadv.models.weights import native
 from jaxadv.training import TrainConfig
@@ -147,7 +147,7 @@ CASES = [
       input_sensitivity_detector(Small(), FAST), pixel_detector(Small(), FAST)
     ),
   ),
-  plain('tws', tws(0.1, targeted_cap=0, untargeted_cap=0)),
+  plain('tws', tws_detector(0.1, targeted_cap=0, untargeted_cap=0)),
   plain('log_sensitivity', log_sensitivity_detector(), draws=False),
   plain('confidence', confidence_detector(), draws=False),
 ]

@@ -12,7 +12,7 @@ from jaxadv.detectors.mahalanobis import (
   Gaussians,
   confidence,
   fit_gaussians,
-  mahalanobis,
+  mahalanobis_detector,
   noised_like,
 )
 from jaxadv.errors import DoubtWarning, UserError
@@ -224,7 +224,7 @@ def test_the_magnitude_and_the_layer_that_tell_attacks_are_found(
 @pytest.fixture(scope='module')
 def fitted():
   reference = [rows(100, seed=7, first=1000)]
-  detector = mahalanobis(
+  detector = mahalanobis_detector(
     ('flat', 'mean'), magnitudes=(0.005,), reference=reference, batch_size=32
   )
   state = detector.fit(
@@ -265,7 +265,7 @@ def test_clean_pictures_that_weigh_the_layers_give_no_covariance(fitted):
   train, valid = rows(40), rows(20, seed=1, first=100)
 
   def fit(*batches):
-    detector = mahalanobis(
+    detector = mahalanobis_detector(
       ('flat', 'mean'),
       magnitudes=(0.005,),
       reference=batches,
@@ -338,7 +338,7 @@ def test_without_a_reference_other_sources_give_the_covariances(monkeypatch):
     ),
   )
   train = rows(40)
-  mahalanobis(('mean',), magnitudes=(0.0,), batch_size=32).fit(
+  mahalanobis_detector(('mean',), magnitudes=(0.0,), batch_size=32).fit(
     jax.random.key(0), CLASSIFIER, [train], [rows(20, seed=1, first=100)]
   )
   rest = set(seen['source'].tolist())
@@ -358,7 +358,7 @@ def test_without_a_reference_other_sources_give_the_covariances(monkeypatch):
   ],
 )
 def test_too_few_pictures_are_refused(train, valid, named):
-  detector = mahalanobis(
+  detector = mahalanobis_detector(
     ('mean',), magnitudes=(0.0,), reference=[rows(40, seed=7)], batch_size=32
   )
   some = [rows(20)]
@@ -382,4 +382,4 @@ def test_too_few_pictures_are_refused(train, valid, named):
 )
 def test_misuse_is_explained(options, named):
   with pytest.raises(UserError, match=named):
-    mahalanobis(**{'layers': ('mean',)} | options)
+    mahalanobis_detector(**{'layers': ('mean',)} | options)

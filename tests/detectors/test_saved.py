@@ -1,5 +1,6 @@
 """Detectors that leave the process and come back."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -128,10 +129,12 @@ def test_every_backbone_is_described_by_plain_values(
 
 def test_an_unknown_preprocessing_is_refused(fitted, tmp_path):
   design, classifier, variables = fitted
-  odd = classifier.replace(preprocess=lambda images: 2 * images)
+  odd = dataclasses.replace(classifier, preprocess=lambda images: 2 * images)
   with pytest.raises(UserError, match='preprocessing'):
     saved.save(tmp_path, design, odd, variables, ABOUT)
-  even = classifier.replace(preprocess=Normalise((0.5,) * 3, (0.25,) * 3))
+  even = dataclasses.replace(
+    classifier, preprocess=Normalise((0.5,) * 3, (0.25,) * 3)
+  )
   saved.save(tmp_path, design, even, variables, ABOUT)
   assert (
     saved._preprocess(
@@ -175,7 +178,7 @@ def test_pickled_arrays_are_refused_whatever_their_hash(copy):
 
 
 def test_what_is_no_detector_says_what_would_be(copy, tmp_path):
-  with pytest.raises(UserError, match='--save_detectors'):
+  with pytest.raises(UserError, match='no saved detector'):
     saved.load(tmp_path / 'nowhere')
   change(copy, format_version=99)
   with pytest.raises(UserError, match='99'):

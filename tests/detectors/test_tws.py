@@ -294,7 +294,7 @@ def test_where_one_criterion_does_it_its_order_is_kept():
 
 
 def test_only_rows_of_valid_that_are_no_padding_teach(clean):
-  detector = tws.tws(0.1, 0.1, 0.1, **QUICK)
+  detector = tws.tws_detector(0.1, 0.1, 0.1, **QUICK)
   fit = lambda batches: detector.fit(jax.random.key(0), CLASSIFIER, [], batches)
   attacked = batch(clean[20:30] + 1, kind=2)
   second = lambda mask: batch(clean[10:20], first=10, mask=mask)
@@ -313,7 +313,7 @@ def test_only_rows_of_valid_that_are_no_padding_teach(clean):
 def test_a_criterion_without_steps_is_left_out(clean):
   margins = np.concatenate([clean[:50], np.full(50, -0.1)])
   valid = [batch(margins, np.repeat([0, 1], 50))]
-  detector = tws.tws(0.1, targeted_cap=0, untargeted_cap=0)
+  detector = tws.tws_detector(0.1, targeted_cap=0, untargeted_cap=0)
   state = detector.fit(jax.random.key(0), CLASSIFIER, [], valid)
   fresh = pictures(clean[50:60])
   noise = measure(fresh, targeted_cap=0, untargeted_cap=0).noise
@@ -333,7 +333,7 @@ def test_surrogate_rises_with_the_criteria(clean):
   np.testing.assert_allclose(values[:, 0], measured.noise, rtol=1e-5)
   for stand_in, count in zip(values.T[1:], measured[1:], strict=True):
     assert stats.spearmanr(stand_in, count).statistic > 0.99
-  detector = tws.tws(0.1, 0.1, 0.1, **QUICK)
+  detector = tws.tws_detector(0.1, 0.1, 0.1, **QUICK)
   valid = [batch(clean[:600], np.arange(600) % 2)]
   state = detector.fit(jax.random.key(0), CLASSIFIER, [], valid)
   surrogate = jax.jit(
@@ -374,16 +374,16 @@ def test_tune_finds_the_setting_that_tells_them_apart(
     untargeted_cap=20,
   )
   assert found == tws.Tuned(0.1, 0.3, 2.0)
-  tws.tws(**found._asdict())
+  tws.tws_detector(**found._asdict())
 
 
 def test_misuse_is_explained():
   with pytest.raises(UserError, match='sigma is 0'):
-    tws.tws(0.0)
+    tws.tws_detector(0.0)
   with pytest.raises(UserError, match='radius is 2'):
-    tws.tws(radius=2.0)
+    tws.tws_detector(radius=2.0)
   with pytest.raises(UserError, match='targeted_cap is -1'):
-    tws.tws(targeted_cap=-1)
+    tws.tws_detector(targeted_cap=-1)
   tune = lambda margins, **options: tws.tune(
     jax.random.key(0), CLASSIFIER, [batch(margins)], **options
   )

@@ -343,12 +343,12 @@ def test_wrong_rows_and_batches_are_user_errors(data):
   if jax.device_count() >= 8:
     mesh = data_mesh(jax.devices()[:8])
     odd = dataclasses.replace(CONFIG, batch_size=20)
-    with pytest.raises(UserError, match='--batch_size=24'):
+    with pytest.raises(UserError, match='try batch_size=24'):
       fit(KEYS[0], TASK, data, TRAIN, VALID, odd, mesh=mesh)
 
 
 @pytest.mark.parametrize(
-  'batch_size, words', [(64, '--batch_size=32'), (1, 'smaller network')]
+  'batch_size, words', [(64, 'try batch_size=32'), (1, 'smaller network')]
 )
 def test_out_of_memory_names_a_smaller_batch(batch_size, words):
   with (

@@ -21,7 +21,7 @@ from jaxadv.data import pipeline, sources
 from jaxadv.data.sources import Pictures
 from jaxadv.detectors import tws
 from jaxadv.detectors.density import density_detector, rank_among
-from jaxadv.detectors.mahalanobis import mahalanobis
+from jaxadv.detectors.mahalanobis import mahalanobis_detector
 from jaxadv.errors import UserError
 from jaxadv.models.pixelcnn import PixelCNN, init_pixelcnn
 from jaxadv.models.weights import native
@@ -435,7 +435,7 @@ def reference_pictures(study: Study) -> Pictures:
 def mahalanobis_of(study: Study) -> Detector:
   """Makes DET_MDS; keep it, since another one compiles anew."""
   reference = pipeline.batches(reference_pictures(study), studies.BATCH)
-  return mahalanobis(layers_of(study), reference=reference)
+  return mahalanobis_detector(layers_of(study), reference=reference)
 
 
 def mahalanobis_scores(
