@@ -24,7 +24,7 @@ import tempfile
 import textwrap
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -238,7 +238,10 @@ def show_list(folder: str | None) -> None:
     _print_names(f'--exp, {path.parent.name}: {_summary(path)}', found)
   _print_names(
     '--attacks, in verify; other experiments have their own names',
-    {name: _first_line(_public_factory(name)) for name in ATTACKS},
+    {
+      name: _first_line(getattr(factory, 'func', factory))  # Of a partial.
+      for name, factory in ATTACKS.items()
+    },
   )
   _print_names(
     '--model, --backbones: networks, NAME:WIDTH:SIZE',
@@ -283,15 +286,6 @@ def _summary(path: pathlib.Path) -> str:
 
 def _first_line(documented: Any) -> str:
   return (inspect.getdoc(documented) or '').partition('\n')[0]
-
-
-def _public_factory(name: str) -> Callable[..., Any]:
-  """Finds the documented factory behind an entry of the registry."""
-  from jaxadv import attacks
-
-  entry: Any = attacks.ATTACKS[name]
-  entry = getattr(entry, 'func', entry)  # Of a partial.
-  return getattr(attacks, entry.__name__.lstrip('_'), entry)
 
 
 def use_compilation_cache() -> None:

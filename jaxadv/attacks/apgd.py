@@ -90,7 +90,7 @@ def apgd(
   ball: Ball | Radius,
   num_steps: int = 100,
   *,
-  loss: str | losses.Loss = losses.cross_entropy,
+  loss: str | losses.Loss = 'ce',
   rho: float = 0.75,
   random_start: bool = True,
   targeted: bool = False,

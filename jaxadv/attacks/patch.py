@@ -88,7 +88,7 @@ def in_square(
 
 def patch(
   epsilon: Radius | Ball,
-  size: int,
+  size: int = 8,
   num_steps: int = 100,
   step_size: Radius | None = None,
   *,
@@ -138,7 +138,7 @@ def patch(
 
 
 def lavan(
-  size: int,
+  size: int = 8,
   num_steps: int = 100,
   step_size: Radius | None = None,
   *,

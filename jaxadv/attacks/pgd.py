@@ -46,7 +46,7 @@ def pgd(
   random_start: bool = True,
   targeted: bool = False,
   early_stop: bool = False,
-  loss: str | losses.Loss = losses.cross_entropy,
+  loss: str | losses.Loss = 'ce',
 ) -> Attack:
   """Climbs the loss inside a ball around the clean picture.
 

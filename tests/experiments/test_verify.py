@@ -404,7 +404,7 @@ def test_a_single_attack_or_radius_needs_no_list(
   'given, said',
   [
     ({'attacks': 'pdg'}, "^attacks has no choice 'pdg', perhaps pgd"),
-    ({'attacks': ['pgd:x=1']}, '^attacks has .* no hyperparameter'),
+    ({'attacks': ['pgd:x=1']}, '^attacks: .* no hyperparameter x'),
     ({'attacks': [slow(0.1)]}, r"^attacks has an Attack .*\('mine', attack\)"),
     ({'attacks': slow(0.1)}, '^attacks has an Attack without a name'),
     ({'attacks': slow}, '^attacks has a function without a name'),

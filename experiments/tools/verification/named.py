@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -13,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxadv.attacks import ATTACKS, Attack, Composite, drive, make
+from jaxadv.attacks import ATTACKS, Attack, Composite, drive, make, registry
 from jaxadv.attacks.inputs import check_attack
 from jaxadv.errors import UserError
 from jaxadv.experiment import check_choices
@@ -53,12 +51,6 @@ ENOUGH_STEPS = 20
 Own = Attack | Composite | Callable[[Any], Attack | Composite]
 # These have flags of their own, or would make curves incomparable.
 _RESERVED = ('epsilon', 'norm', 'targeted')
-_KINDS = {
-  bool: 'true or false',
-  int: 'a whole number',
-  float: 'a number, such as 0.01 or 2/255',
-  str: 'a word',
-}
 
 
 class NamedAttack(NamedTuple):
@@ -99,8 +91,8 @@ class NamedAttack(NamedTuple):
       return isinstance(built, Composite) or built.max_steps >= ENOUGH_STEPS
     if self.name not in STRONG[norm]:
       return False
-    default = inspect.signature(ATTACKS[self.name]).parameters['num_steps']
-    return self.hyper.get('num_steps', default.default) >= ENOUGH_STEPS
+    default = registry.hyperparameters(self.name)['num_steps']
+    return self.hyper.get('num_steps', default) >= ENOUGH_STEPS
 
   def build(self, epsilon: float | jax.Array) -> Attack | Composite:
     """Builds the attack.
@@ -134,20 +126,21 @@ def read_attack(text: str, norm: str) -> NamedAttack:
     UserError: If there is no such attack or hyperparameter, or an attack with
       a budget knows another norm only.
   """
-  name, *parts = text.split(':')
+  name = text.partition(':')[0]
   check_choices('--attacks', [name], tuple(ATTACKS))
-  known = inspect.signature(ATTACKS[name]).parameters
+  known = registry.hyperparameters(name)
   allowed = [key for key in known if key not in _RESERVED]
-  given = {}
-  for part in parts:
-    key, equals, value = part.partition('=')
-    if not equals or key not in allowed:
+  try:
+    _, given = registry.read(text)
+  except UserError as error:
+    raise UserError(f'--attacks: {error}') from error
+  for key in given:
+    if key not in allowed:
       raise UserError(
         f'--attacks has {text!r}, but {name} has no hyperparameter {key!r} to '
         f'be given as {name}:KEY=VALUE; it has {", ".join(allowed) or "none"}'
       )
-    given[key] = _value(text, key, value, known[key].default)
-  has_budget = 'epsilon' in known and known['epsilon'].default is not None
+  has_budget = registry.has_budget(name)
   if has_budget and 'norm' not in known and norm != 'linf':
     usual = ','.join(USUAL_ATTACKS[norm])
     raise UserError(
@@ -357,34 +350,7 @@ def check_attacks(
 
 
 def _number(flag: str, text: str) -> float:
-  above, slash, below = text.partition('/')
   try:
-    return float(above) / (float(below) if slash else 1)
-  except (ValueError, ZeroDivisionError):
-    raise UserError(
-      f'{flag} has {text!r}, which is no number; write 8/255 or 0.03'
-    ) from None
-
-
-def _value(attack: str, name: str, text: str, default: Any) -> Any:
-  """Reads the value of a hyperparameter as what its default is.
-
-  Raises:
-    UserError: If it is of another kind.
-  """
-  words = {'true': True, 'false': False, 'none': None}
-  value: Any = words.get(text.lower(), text)
-  if isinstance(value, str):
-    for read in (int, lambda text: _number('--attacks', text)):
-      with contextlib.suppress(ValueError):
-        value = read(text)
-        break
-  for kind, wanted in _KINDS.items():
-    if type(default) is kind:
-      numeric = kind is float and type(value) is int
-      if value is None or type(value) is kind or numeric:
-        return value
-      raise UserError(
-        f'--attacks has {attack!r}, but {name} is {text!r} and must be {wanted}'
-      )
-  return value
+    return registry.read_number(text)
+  except UserError as error:
+    raise UserError(f'{flag}: {error}') from error
