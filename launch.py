@@ -455,16 +455,18 @@ def errors_of_flags(values: flags.FlagValues) -> Iterator[None]:
 def with_dashes(message: str, names: Iterable[str]) -> str:
   """Puts dashes before the names of flags: 'batch_size=2' to '--batch_size=2'.
 
-  Names of one word may be plain words; they are flags before ' is ' or '=', and
-  after 'another'.
+  Names of one word may be plain words; they are flags before ' is ', ' has ' or
+  '=', after 'another', and as the subject of the sentence.
   """
-  words = '|'.join(map(re.escape, names))
-  long = '|'.join(re.escape(name) for name in names if '_' in name)
-  return re.sub(
-    rf"(?<![\w./'-])({long}\b|({words})(?==| is )|(?<=another )({words})\b)",
-    r'--\1',
-    message,
+  any_name = '|'.join(map(re.escape, names))
+  long_name = '|'.join(re.escape(name) for name in names if '_' in name)
+  named = (
+    rf'(?:{long_name})\b',
+    rf'(?:{any_name})(?==| is | has )',
+    rf'(?<=another )(?:{any_name})\b',
+    rf'^(?:{any_name})(?=: )',
   )
+  return re.sub(rf"(?<![\w./'-])({'|'.join(named)})", r'--\1', message)
 
 
 def terminate(signum: int, frame: Any) -> None:

@@ -32,6 +32,7 @@ ORDER = (
   'identifiers',
   'defences',
   'reports',
+  'evaluation',
 )
 
 # What the order alone would allow. Attacks and their like know the idea of a

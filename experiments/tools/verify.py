@@ -1,32 +1,25 @@
-"""Measures how robust a classifier is: attacks, curves, warnings, a report.
+"""Measures how robust a network is: attacks, curves, warnings, a report.
 
-`run` takes a network from a file of weights, or trains a small one; `measure`
-takes any function from pictures to logits.
+Takes a network from a file of weights, or trains a small one;
+`jaxadv.evaluation.measure_robustness` takes any function.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-from numpy.typing import ArrayLike
-
-from experiments.tools.verification import measuring, named, record
-from experiments.tools.verification.measuring import Subject, Work
-from experiments.tools.verification.named import NamedAttack, Own
 from jaxadv import experiment, models, reports, storage
 from jaxadv.attacks import Composite
-from jaxadv.attacks.inputs import attack_inputs, check_outputs
-from jaxadv.classifier import Classifier, Normalise, as_classifier
+from jaxadv.classifier import Classifier, Normalise
 from jaxadv.data import imagenet, sources
 from jaxadv.data.known import may_mirror
 from jaxadv.errors import UserError
+from jaxadv.evaluation import named, robustness
+from jaxadv.evaluation.measuring import Subject, Work
 from jaxadv.experiment import (
   Cell,
   Options,
@@ -43,15 +36,10 @@ from jaxadv.storage import Cache, fingerprint
 from jaxadv.training.classifiers import cached_classifier
 from jaxadv.training.mesh import all_devices
 
-CHECKS = 'checks'
-QUESTION = (
-  'How many pictures does {} classify correctly when they are attacked?'
-)
-
 
 @dataclasses.dataclass(frozen=True)
-class Settings(Options):
-  """With which attacks to measure."""
+class Config(Options):
+  """With which attacks to measure, and on which network and pictures."""
 
   attacks: tuple[str, ...] = option(
     (),
@@ -67,22 +55,6 @@ class Settings(Options):
   checks: bool = option(
     True, 'Whether to look for signs that attacks fail for the wrong reason.'
   )
-
-  def __post_init__(self):
-    """Checks what can be checked before any work.
-
-    Raises:
-      UserError: Naming the option, its value and what is allowed.
-    """
-    check_options(self)
-    check_choices('--norm', [self.norm], named.NORMS)
-    check_names(attacks_of(self))
-    radii_of(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class Config(Settings):
-  """Settings, and the network and pictures to measure on."""
 
   model: str = option('vgg11:0.25', 'Network, name:width:size.')
   weights: str = option(
@@ -114,7 +86,9 @@ class Config(Settings):
     Raises:
       UserError: Naming the option, its value and what is allowed.
     """
-    super().__post_init__()
+    check_options(self)
+    check_choices('norm', [self.norm], named.NORMS)
+    work_of(self)
     check_choices('--variant', [self.variant], experiment.VARIANTS)
     for name, least in (('epochs', 1), ('image_size', 1), ('num_pictures', 0)):
       if getattr(self, name) < least:
@@ -137,33 +111,20 @@ class Config(Settings):
     preprocess_of(self)
 
 
-def attacks_of(settings: Settings) -> list[NamedAttack]:
-  """Reads the attacks of a run."""
-  texts = settings.attacks or named.USUAL_ATTACKS[settings.norm]
-  return [named.read_attack(text, settings.norm) for text in texts]
-
-
-def check_names(attacks: Sequence[NamedAttack]) -> None:
-  """Checks that every attack has a name of its own.
+def work_of(config: Config) -> Work:
+  """Reads with what to measure.
 
   Raises:
-    UserError: Naming them, if not.
+    UserError: If an attack or a radius cannot be.
   """
-  texts = [attack.text for attack in attacks]
-  files = {attack.file_name for attack in attacks}
-  if len(files) < len(attacks) or len(set(texts)) < len(texts):
-    raise UserError(f'--attacks names one twice: {", ".join(texts)}')
-  for reserved in (record.WORST, record.CHECK_PGD, CHECKS):
-    if reserved in texts:
-      raise UserError(
-        f'an attack is called {reserved!r}, as a line of the report is; '
-        'give it another name'
-      )
-
-
-def radii_of(settings: Settings) -> dict[str, float]:
-  """Reads the epsilons of a run: the radii by what was written."""
-  return named.read_epsilons(settings.epsilons, settings.norm)
+  return robustness.work_of(
+    [named.read_attack(text, config.norm) for text in config.attacks],
+    config.norm,
+    config.epsilons,
+    checks=config.checks,
+    seed=config.seed,
+    batch_size=config.batch_size,
+  )
 
 
 def preprocess_of(config: Config) -> Normalise | None:
@@ -201,30 +162,16 @@ def get_config(variant: str = 'quick', dataset: str = '') -> Config:
   return Config(variant=variant, **values)
 
 
-def cells(config: Settings) -> list[Cell]:
+def cells(config: Config) -> list[Cell]:
   """Lists the cells of a run: the checks, and one for each attack."""
-  return cells_of(config, attacks_of(config))
+  return robustness.cells(work_of(config))
 
 
-def cells_of(config: Settings, attacks: Sequence[NamedAttack]) -> list[Cell]:
-  """Lists the checks, and a cell for each of these attacks."""
-  return [Cell(CHECKS, {})] * config.checks + [
-    Cell(attack.file_name, {'attack': attack}) for attack in attacks
-  ]
-
-
-def identity(settings: Settings) -> dict[str, Any]:
-  """Gives what a workdir belongs to, besides pictures and weights.
-
-  Attacks and checks are cells of their own, and more can be added.
-  """
-  about = experiment.result_config(settings)
+def identity(config: Config) -> dict[str, Any]:
+  """Gives what a workdir belongs to, besides pictures and weights."""
+  about = experiment.result_config(config)
   del about['attacks'], about['checks']
-  epsilons = list(radii_of(settings).values())
-  version = storage.code_version(measuring.__name__)
-  return {'experiment': 'verify', 'code': version} | (
-    about | {'epsilons': epsilons}
-  )
+  return about | robustness.identity(work_of(config))
 
 
 def plan(config: Config, workdir: str) -> str:
@@ -255,7 +202,7 @@ def plan(config: Config, workdir: str) -> str:
   mine = [
     cell.name for cell in experiment.shard_of(cells(config), config.shard)
   ]
-  radii = radii_of(config)
+  radii = work_of(config).radii
   lines = [
     f'network:   {config.model}, {origin}',
     f'data set:  {config.dataset}, {len(pictures.labels)} pictures of '
@@ -265,7 +212,7 @@ def plan(config: Config, workdir: str) -> str:
     'cells:',
   ]
   for cell in cells(config):
-    finished = cell_file(Path(workdir), cell).exists()
+    finished = robustness.cell_file(Path(workdir), cell).exists()
     other = 'to do' if cell.name in mine else 'of another shard'
     state = 'finished' if finished else other
     lines.append(f'  {cell.name:<24} {state:<16} {_work(cell, radii)}'.rstrip())
@@ -274,7 +221,7 @@ def plan(config: Config, workdir: str) -> str:
 
 def _work(cell: Cell, radii: Mapping[str, float]) -> str:
   """Says how much an attack does at most; '' if that is not known before."""
-  if cell.name == CHECKS:
+  if cell.name == robustness.CHECKS:
     return ''
   attack = cell.settings['attack']
   built = attack.build(max(radii.values()))
@@ -312,7 +259,7 @@ def run(config: Config, workdir: str) -> reports.Record | None:
   pictures = limited(config, heldout)
   fingerprints['pictures'] = pictures.fingerprint
   folder = storage.open_workdir(workdir, identity(config) | fingerprints)
-  attacks = attacks_of(config)
+  work = work_of(config)
   with (
     freed_if_refused(folder),
     experiment.Progress(1 + len(cells(config))) as progress,
@@ -345,138 +292,25 @@ def run(config: Config, workdir: str) -> reports.Record | None:
       f'{config.model} on {pictures.name}',
       fingerprints,
     )
-    measured, missing = measure_cells(
-      config, attacks, subject, folder, progress
+    measured, missing = robustness.measure_cells(
+      work, subject, folder, progress, config.shard
     )
   if measured is None:
     print(f'this shard is done; still to do: {", ".join(missing)}')
     return None
-  return report(config, measured, missing, folder, started)
-
-
-def measure(
-  classifier: Callable[..., jax.Array],
-  images: ArrayLike,
-  labels: ArrayLike,
-  workdir: str,
-  *,
-  attacks: str | tuple[str, Own] | Sequence[str | tuple[str, Own]] = (),
-  norm: str = Settings.norm,
-  epsilons: str | float | Sequence[str | float] = (),
-  checks: bool = True,
-  class_names: Sequence[str] = (),
-  name: str = 'the classifier',
-  seed: int = 0,
-  batch_size: int = 256,
-) -> reports.Record:
-  """Measures any function from pictures to logits and writes the report.
-
-  Args:
-    classifier: A `Classifier`, an NNX model, or a function that JAX can
-      trace, from float32[B, H, W, C] in [0, 1] to logits [B, K].
-    images: [N, H, W, C], uint8 or floating in [0, 1].
-    labels: int[N], the true classes.
-    workdir: Folder of the results; the same call resumes there, and so does
-      one with other attacks: those that are finished are read.
-    attacks: As `--attacks`: names of `jaxadv.attacks.ATTACKS`, perhaps with
-      hyperparameters as in 'pgd:num_steps=40'; those usual in the norm if
-      empty. An attack of yours is a pair ('name', attack): a function
-      `epsilon -> Attack` if it has a budget, epsilon being traced, or an
-      `Attack`, of which a success counts where its change is small enough. A
-      single one need not be in a list.
-    norm: 'linf', 'l2' or 'l1'.
-    epsilons: Radii in image units, numbers or text such as '8/255', or a
-      single one; those usual in the norm if empty. A number k / 255 is shown
-      as such; text is shown as it is.
-    checks: Whether to look for signs that attacks fail for the wrong reason.
-    class_names: One a class, for the pictures of the report.
-    name: What the classifier is, for the report.
-    seed: Seed of all draws.
-    batch_size: Pictures at a time.
-
-  Returns:
-    The record, as written to results.json.
-
-  Raises:
-    UserError: If what was asked for cannot be, or `workdir` belongs to
-      something else.
-    DataError: If a picture or a logit is not finite, or memory or disk are
-      full.
-
-  Example:
-    >>> mine = lambda epsilon: pgd(linf_ball(epsilon), epsilon / 8, 100)
-    >>> verify.measure(
-    ...   my_logits, images, labels, 'runs/mine',
-    ...   attacks=['apgd', ('my pgd', mine)],
-    ... )
-  """
-  started = time.monotonic()
-  with _without_dashes():
-    check_choices('norm', [norm], named.NORMS)
-    attack_list = [named.given_attack(each, norm) for each in _listed(attacks)]
-    settings = Settings(
-      attacks=tuple(each.text for each in attack_list if each.own is None),
-      norm=norm,
-      epsilons=tuple(map(named.write_epsilon, _listed(epsilons))),
-      checks=checks,
-      seed=seed,
-      batch_size=batch_size,
-    )
-  attack_list = attack_list or attacks_of(settings)
-  inputs = attack_inputs(images, labels)
-  pictures, shape = inputs.images, inputs.images.shape[1:]
-  classifier = as_classifier(classifier)
-  outputs = check_outputs(classifier, jax.random.key(0), inputs).out_avals[0]
-  with _without_dashes():
-    check_names(attack_list)
-    check(settings, attack_list, shape, outputs.shape[-1])
-  attack_list = [
-    named.with_program(attack, classifier, shape) for attack in attack_list
-  ]
-  fingerprints = {
-    'pictures': fingerprint([pictures, inputs.labels]),
-    'classifier': measuring.identity(classifier, pictures),
-  }
-  folder = storage.open_workdir(workdir, identity(settings) | fingerprints)
-  subject = Subject(
-    classifier,
-    pictures,
-    inputs.labels,
-    inputs.source,
-    tuple(class_names),
-    name,
-    fingerprints,
+  found = robustness.write_report(
+    work,
+    measured,
+    folder,
+    started,
+    config=experiment.result_config(config),
+    variant=config.variant,
+    missing=missing,
   )
-  num_cells = len(cells_of(settings, attack_list))
-  with freed_if_refused(folder), experiment.Progress(num_cells) as progress:
-    measured, _ = measure_cells(
-      settings, attack_list, subject, folder, progress
-    )
-  assert measured is not None  # There are no other shards.
-  return report(settings, measured, [], folder, started)
-
-
-def _listed(given: Any) -> list[Any]:
-  """Makes a list of one of what is no list, or an attack with its name."""
-  pair = isinstance(given, tuple) and len(given) == 2
-  own = (
-    pair
-    and isinstance(given[0], str)
-    and not isinstance(given[1], (str, tuple, list))
-  )
-  number = getattr(given, 'ndim', None) == 0  # An array, but nothing to list.
-  if own or number or isinstance(given, str) or not isinstance(given, Iterable):
-    return [given]
-  return list(given)
-
-
-@contextlib.contextmanager
-def _without_dashes() -> Iterator[None]:
-  """Names arguments in errors as a caller in Python does."""
-  try:
-    yield
-  except UserError as error:
-    raise UserError(re.sub(r'--(?=[a-z])', '', str(error))) from error
+  print(found.answer)
+  tables.print_table(found)
+  print(f'\nreport: {folder / "report.html"}')
+  return found
 
 
 def load_pictures(
@@ -516,7 +350,7 @@ def load_pictures(
       'for 0 to take all'
     )
   shape = heldout.images.shape[1:]
-  check(config, attacks_of(config), shape, len(heldout.class_names))
+  robustness.check(work_of(config), shape, len(heldout.class_names))
   return train, heldout
 
 
@@ -550,124 +384,3 @@ def load_network(
     network, config.image_size, path, preprocess_of(config)
   )
   return classifier, pictures
-
-
-def check(
-  settings: Settings,
-  attacks: Sequence[NamedAttack],
-  shape: tuple[int, ...],
-  num_classes: int,
-) -> None:
-  """Checks that the attacks fit pictures and classes; computes nothing.
-
-  Raises:
-    UserError: Naming the attack that does not.
-  """
-  radii = list(radii_of(settings).values())
-  named.check_attacks(attacks, radii, shape, num_classes)
-
-
-def cell_file(folder: Path, cell: Cell) -> Path:
-  """Names the file with the result of a cell."""
-  suffix = 'json' if cell.name == CHECKS else 'npz'
-  return folder / 'cells' / f'{cell.name}.{suffix}'
-
-
-def measure_cells(
-  settings: Settings,
-  attacks: Sequence[NamedAttack],
-  subject: Subject,
-  folder: Path,
-  progress: experiment.Progress,
-) -> tuple[record.Measured | None, list[str]]:
-  """Runs the cells of this shard and gathers those of all shards.
-
-  Args:
-    settings: How to measure.
-    attacks: With what.
-    subject: What to measure.
-    folder: The workdir.
-    progress: Shows which cell is under way.
-
-  Returns:
-    What was measured, None if no attack is finished; and the names of the
-    cells that other shards still have to do.
-  """
-  radii = radii_of(settings)
-  work = Work(
-    list(radii.values()), settings.norm, settings.seed, settings.batch_size
-  )
-  every = cells_of(settings, attacks)
-  mine = experiment.shard_of(every, settings.shard)
-  outcomes, checked, missing = [], None, []
-  for cell in every:
-    path = cell_file(folder, cell)
-    progress.note(cell.name)
-    if cell not in mine and not path.exists():
-      missing.append(cell.name)
-    elif cell.name == CHECKS:
-      checked = measuring.run_checks(work, subject, path)
-    else:
-      attack = cell.settings['attack']
-
-      def note(done: int, total: int, name=cell.name) -> None:
-        progress.note(name, done / total)
-
-      outcome = measuring.run_attack(work, subject, attack, path, note)
-      outcomes.append((attack, outcome))
-    progress.advance()
-  if not outcomes:
-    return None, missing
-  # The checks look at that themselves.
-  doubts = [] if checked else measuring.doubts_about(work, subject)
-  measured = record.Measured(
-    subject, settings.norm, radii, outcomes, checked, doubts
-  )
-  return measured, missing
-
-
-def report(
-  settings: Settings,
-  measured: record.Measured,
-  missing: Sequence[str],
-  folder: Path,
-  started: float,
-) -> reports.Record:
-  """Writes the report, and prints its tables.
-
-  Args:
-    settings: With what was measured.
-    measured: The results.
-    missing: Names of the cells that other shards still have to do.
-    folder: The workdir.
-    started: `time.monotonic()` at the start of the run.
-
-  Returns:
-    The record.
-  """
-  found = reports.Record(
-    experiment='verify',
-    variant=settings.variant,
-    config=experiment.result_config(settings)
-    | {
-      'attacks': [attack.text for attack, _ in measured.outcomes],
-      'epsilons': list(measured.epsilons),
-    },
-    provenance=reports.provenance(
-      seeds=[settings.seed],
-      seconds=time.monotonic() - started,
-      fingerprints=measured.subject.fingerprints,
-    ),
-    rows=tuple(record.rows(measured)),
-    missing=tuple(f'cell {name}: run its shard' for name in missing),
-    question=QUESTION.format(measured.subject.name),
-    answer=record.answer(measured),
-    tables=tuple(record.tables(measured)),
-    figures=tuple(record.figures(measured)),
-    warnings=tuple(record.warnings(measured)),
-  )
-  reports.write_report(found, record.arrays(measured), folder)
-  print(found.answer)
-  tables.print_table(found)
-  print(f'\nreport: {folder / "report.html"}')
-  return found

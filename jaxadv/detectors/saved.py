@@ -138,7 +138,7 @@ def load(
   if not path.is_file():
     raise UserError(
       f'there is no saved detector in {folder} (no detector.json); give a '
-      'folder that `save` wrote; a run with save_detectors leaves them in '
+      'folder that `save` wrote; launch.py --save_detectors leaves them in '
       'WORKDIR/detectors/CELL/KIND'
     )
   found = read_json(path)

@@ -9,10 +9,17 @@ import pytest
 
 import launch
 from experiments.tools import verify
-from experiments.tools.verification import measuring, named, record
+from jaxadv import reports
 from jaxadv.attacks import check, deepfool, fgsm, pgd
 from jaxadv.data import sources
 from jaxadv.errors import DataError, DoubtWarning, UserError
+from jaxadv.evaluation import (
+  measure_robustness,
+  measuring,
+  named,
+  record,
+  robustness,
+)
 from jaxadv.norms import linf_ball
 from jaxadv.storage import read_json, read_npz
 from jaxadv.training.classifiers import standardise
@@ -58,7 +65,13 @@ def slow(epsilon):
 @pytest.fixture
 def undrawn(monkeypatch):
   """Leaves the record without figures, which take longest."""
-  monkeypatch.setattr(verify.reports, 'write_report', verify.reports.write)
+  monkeypatch.setattr(reports, 'write_report', reports.write)
+
+
+def recorded(classifier, images, labels, folder, **options):
+  """Measures, and reads the record that is left."""
+  measure_robustness(classifier, images, labels, workdir=folder, **options)
+  return reports.read(folder)[0]
 
 
 def values(folder, metric=record.ROBUST):
@@ -224,7 +237,7 @@ def standard():
 
 def measured(trained, folder, change=lambda logits: logits, **options):
   given = {'attacks': ['fgsm'], 'epsilons': [0.02, 0.05]} | options
-  return verify.measure(
+  return recorded(
     lambda images: change(trained.classifier(images)),
     trained.images,
     trained.labels,
@@ -387,17 +400,30 @@ def test_radii_are_written_as_people_do_and_lose_nothing(value, text):
 @pytest.mark.parametrize('one', ['fgsm', ('mine', slow)])
 @pytest.mark.parametrize('radius', [8 / 255, '8/255', np.array(8 / 255)])
 def test_a_single_attack_or_radius_needs_no_list(
-  linear, monkeypatch, tmp_path, one, radius
+  linear, monkeypatch, one, radius
 ):
-  monkeypatch.setattr(verify, 'measure_cells', lambda *given: (given, []))
-  monkeypatch.setattr(verify, 'report', lambda _, given, *rest: given)
-  run = lambda **given: verify.measure(*linear, str(tmp_path), **given)
-  settings, attacks, *_ = run(attacks=one, epsilons=radius)
-  assert verify.radii_of(settings) == {'8/255': 8 / 255}
+  monkeypatch.setattr(
+    robustness, 'measure_cells', lambda work, *rest: (work, [])
+  )
+  run = lambda **given: measure_robustness(*linear, **given)
+  work = run(attacks=one, epsilons=radius)
+  assert work.radii == {'8/255': 8 / 255}
   listed = run(attacks=[one], epsilons=[radius])
-  assert listed[0] == settings
-  names = [[each.text for each in found] for found in (attacks, listed[1])]
+  names = [[each.text for each in found.attacks] for found in (work, listed)]
   assert names[0] == names[1] and len(names[0]) == 1
+
+
+def test_without_a_workdir_arrays_are_returned_and_nothing_is_written(
+  linear, alone, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  given = {'attacks': 'fgsm', 'epsilons': [0.002, 0.008], 'checks': False}
+  found = measure_robustness(*linear, **given)
+  assert not list(tmp_path.iterdir())
+  recorded(*linear, tmp_path / 'run', **given)
+  kept = values(tmp_path / 'run')
+  for share, epsilon in zip(found.worst(), ('0.002', '0.008'), strict=True):
+    assert 100 * share.value == pytest.approx(kept['all attacks', epsilon])
 
 
 @pytest.mark.parametrize(
@@ -420,7 +446,7 @@ def test_what_python_callers_give_wrongly_is_said_in_a_sentence(
   linear, tmp_path, given, said
 ):
   with pytest.raises(UserError, match=said) as error:
-    verify.measure(*linear, str(tmp_path / 'run'), **given)
+    recorded(*linear, str(tmp_path / 'run'), **given)
   assert '--' not in str(error.value)
   assert not (tmp_path / 'run').exists()
 
@@ -486,7 +512,7 @@ def test_the_worst_case_joins_attacks_and_radii():
 
 
 def test_curves_of_a_linear_classifier_are_known(linear, alone, tmp_path):
-  result = verify.measure(
+  result = recorded(
     linear.classifier,
     linear.images,
     linear.labels,
@@ -527,14 +553,14 @@ def test_interrupted_run_goes_on_where_it_was(
 ):
   attacks = ['fgsm', 'deepfool']
   whole = measured(trained, tmp_path / 'whole', attacks=attacks, checks=False)
-  note = verify.experiment.Progress.note
+  note = robustness.experiment.Progress.note
 
   def killed(self, text, share=0.0):
     if text == 'deepfool' and share > 0.5:
       raise KeyboardInterrupt
     note(self, text, share)
 
-  monkeypatch.setattr(verify.experiment.Progress, 'note', killed)
+  monkeypatch.setattr(robustness.experiment.Progress, 'note', killed)
   cut = tmp_path / 'cut'
   with pytest.raises(KeyboardInterrupt):
     measured(trained, cut, attacks=attacks, checks=False)
@@ -542,7 +568,7 @@ def test_interrupted_run_goes_on_where_it_was(
   first = (cut / 'cells' / 'fgsm.npz').stat().st_mtime_ns
   kept = {path: path.stat().st_mtime_ns for path in cut.glob('**/rows-*.npz')}
   assert kept
-  monkeypatch.setattr(verify.experiment.Progress, 'note', note)
+  monkeypatch.setattr(robustness.experiment.Progress, 'note', note)
   removed = []
   monkeypatch.setattr(
     measuring.shutil,
@@ -569,7 +595,7 @@ def test_attacks_are_added_to_a_finished_workdir(
   """What is finished is kept; other radii are another workdir."""
 
   def run(attacks, epsilons=(0.002, 0.004), **options):
-    found = verify.measure(
+    found = recorded(
       linear.classifier,
       linear.images,
       linear.labels,
@@ -619,14 +645,14 @@ def test_own_attacks_that_cannot_be_are_refused(
 ):
   folder = tmp_path / 'run'
   with pytest.raises(UserError, match=message):
-    verify.measure(*linear, str(folder), attacks=attacks)
+    recorded(*linear, str(folder), attacks=attacks)
   assert not folder.exists()
 
 
 def test_curve_in_l1_is_that_of_a_linear_classifier(
   linear, alone, undrawn, tmp_path
 ):
-  found = verify.measure(
+  found = recorded(
     *linear,
     str(tmp_path),
     attacks=['pgd:num_steps=20'],
@@ -662,7 +688,7 @@ def test_a_classifier_that_is_never_right_is_measured(linear, alone, tmp_path):
     return linear.classifier(images)
 
   given = (classify, linear.images, (linear.labels + 1) % 3)
-  found = verify.measure(
+  found = recorded(
     *given, str(tmp_path), attacks=['fgsm', 'deepfool'], checks=False
   )
   assert values(tmp_path)['all attacks', 'clean'] == 0
@@ -674,7 +700,7 @@ def test_outputs_that_are_no_logits_are_doubted(
   linear, alone, undrawn, tmp_path
 ):
   with pytest.warns(DoubtWarning, match='look like probabilities'):
-    found = verify.measure(
+    found = recorded(
       lambda images: jax.nn.softmax(linear.classifier(images)),
       linear.images,
       linear.labels,
@@ -686,7 +712,7 @@ def test_outputs_that_are_no_logits_are_doubted(
 
 
 def test_pictures_come_as_users_have_them(linear, alone, undrawn, tmp_path):
-  run = lambda images, name, labels=linear.labels: verify.measure(
+  run = lambda images, name, labels=linear.labels: recorded(
     linear.classifier,
     images,
     labels,
@@ -716,15 +742,13 @@ def test_a_refused_run_leaves_its_folder_to_the_corrected_one(
   wrong = (linear.labels + 1) % 3
   given = (str(tmp_path),)
   with pytest.raises(UserError, match='none of the pictures right'):
-    verify.measure(linear.classifier, linear.images, wrong, *given)
+    recorded(linear.classifier, linear.images, wrong, *given)
   assert not (tmp_path / 'config.json').exists()
-  verify.measure(*linear, *given, attacks=['fgsm'], checks=False)
+  recorded(*linear, *given, attacks=['fgsm'], checks=False)
 
 
 def test_a_foreign_cell_is_named(linear, alone, undrawn, tmp_path):
-  run = lambda: verify.measure(
-    *linear, str(tmp_path), attacks=['fgsm'], checks=False
-  )
+  run = lambda: recorded(*linear, str(tmp_path), attacks=['fgsm'], checks=False)
   run()
   np.savez(tmp_path / 'cells' / 'fgsm.npz', other=np.zeros(3))
   with pytest.raises(DataError, match='fgsm.npz'):

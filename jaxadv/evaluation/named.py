@@ -1,4 +1,4 @@
-"""Attacks and numbers as the command line writes them."""
+"""Attacks and radii as a measurement of robustness takes them."""
 
 from __future__ import annotations
 
@@ -127,25 +127,25 @@ def read_attack(text: str, norm: str) -> NamedAttack:
       a budget knows another norm only.
   """
   name = text.partition(':')[0]
-  check_choices('--attacks', [name], tuple(ATTACKS))
+  check_choices('attacks', [name], tuple(ATTACKS))
   known = registry.hyperparameters(name)
   allowed = [key for key in known if key not in _RESERVED]
   try:
     _, given = registry.read(text)
   except UserError as error:
-    raise UserError(f'--attacks: {error}') from error
+    raise UserError(f'attacks: {error}') from error
   for key in given:
     if key not in allowed:
       raise UserError(
-        f'--attacks has {text!r}, but {name} has no hyperparameter {key!r} to '
+        f'attacks has {text!r}, but {name} has no hyperparameter {key!r} to '
         f'be given as {name}:KEY=VALUE; it has {", ".join(allowed) or "none"}'
       )
   has_budget = registry.has_budget(name)
   if has_budget and 'norm' not in known and norm != 'linf':
     usual = ','.join(USUAL_ATTACKS[norm])
     raise UserError(
-      f'--attacks has {name}, whose budget is one of linf, but --norm is '
-      f'{norm}; leave it out, as in --attacks={usual}'
+      f'attacks has {name}, whose budget is one of linf, but norm is '
+      f'{norm}; leave it out, as in attacks={usual}'
     )
   options = {'norm': norm, 'early_stop': True}
   hyper = {key: value for key, value in options.items() if key in known} | given
@@ -227,18 +227,18 @@ def read_epsilons(texts: Sequence[str], norm: str) -> dict[str, float]:
     UserError: If one is no number, out of range, or given twice.
   """
   found = {
-    text: _number('--epsilons', text) for text in texts or USUAL_EPSILONS[norm]
+    text: _number('epsilons', text) for text in texts or USUAL_EPSILONS[norm]
   }
   most = 1 if norm == 'linf' else math.inf
   for text, value in found.items():
     if not 0 < value <= most or math.isinf(value):
       allowed = 'in (0, 1]' if norm == 'linf' else 'above 0'
       raise UserError(
-        f'--epsilons has {text}, but a radius in {norm} must be {allowed}; '
+        f'epsilons has {text}, but a radius in {norm} must be {allowed}; '
         'pixels lie in [0, 1], so eight grey levels are 8/255'
       )
   if len(set(found.values())) < len(texts):
-    raise UserError(f'--epsilons has one twice: {", ".join(texts)}')
+    raise UserError(f'epsilons has one twice: {", ".join(texts)}')
   return dict(sorted(found.items(), key=lambda pair: pair[1]))
 
 
@@ -346,7 +346,7 @@ def check_attacks(
       )
     # Also words where numbers are wanted, on which arithmetic fails.
     except (TypeError, ValueError) as error:
-      raise UserError(f'--attacks has {attack.text}: {error}') from error
+      raise UserError(f'attacks has {attack.text}: {error}') from error
 
 
 def _number(flag: str, text: str) -> float:

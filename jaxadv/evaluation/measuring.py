@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.tools.verification.named import NORMS, NamedAttack
 from jaxadv import experiment
 from jaxadv.attacks.checks import check
 from jaxadv.attacks.evaluate import Evaluation, evaluate, evaluate_over
 from jaxadv.attacks.inputs import attack_inputs, try_classifier
 from jaxadv.errors import DataError
+from jaxadv.evaluation.named import NORMS, NamedAttack
 from jaxadv.inputs import as_float
 from jaxadv.storage import (
   fingerprint,
@@ -96,21 +95,29 @@ class Outcome(NamedTuple):
     return sizes.min(axis=0)
 
 
-@dataclasses.dataclass(frozen=True)
-class Work:
-  """How to measure.
+class Work(NamedTuple):
+  """What to measure with, and how.
 
   Attributes:
-    epsilons: Radii in image units, in rising order.
+    attacks: The attacks.
     norm: One of `NORMS`.
+    radii: Radii in image units by what was written, in rising order.
+    checks: Whether to look for signs that attacks fail for the wrong reason.
     seed: Seed of all draws.
     batch_size: Pictures at a time.
   """
 
-  epsilons: Sequence[float]
+  attacks: tuple[NamedAttack, ...]
   norm: str
+  radii: Mapping[str, float]
+  checks: bool
   seed: int
   batch_size: int
+
+  @property
+  def epsilons(self) -> list[float]:
+    """The radii, in rising order."""
+    return list(self.radii.values())
 
   @property
   def key(self) -> jax.Array:

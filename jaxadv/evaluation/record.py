@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.tools.verification.measuring import Outcome, Subject
-from experiments.tools.verification.named import (
+from jaxadv import reports
+from jaxadv.evaluation.measuring import Outcome, Subject
+from jaxadv.evaluation.named import (
   ENOUGH_STEPS,
   STRONG,
   NamedAttack,
 )
-from jaxadv import reports
 from jaxadv.metrics.accuracy import Share, share
 from jaxadv.metrics.distortion import exceeds
 from jaxadv.metrics.intervals import wilson

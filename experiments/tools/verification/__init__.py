@@ -1,1 +1,0 @@
-"""The parts of `--exp=verify`: attacks by name, measuring, the report."""
