@@ -59,11 +59,10 @@ def first_use(tmp_path_factory):
   names = {}
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XDG_CACHE_HOME', str(tmp_path_factory.mktemp('cache')))
-    here = tmp_path_factory.mktemp('here')
-    patch.chdir(here)
+    patch.chdir(tmp_path_factory.mktemp('here'))
     for block in _blocks('README.md', 'python'):
       exec(compile(block, 'README.md', 'exec'), names)
-  return names | {'here': here}
+  return names
 
 
 def test_first_use_detects_the_attack(first_use):
@@ -104,8 +103,9 @@ def test_readme_lists_all_attacks():
   assert not {name for name in names if f'`{name}`' not in text}
 
 
-def test_verify_leaves_a_report(first_use):
-  assert (first_use['here'] / 'runs' / 'mine' / 'report.html').exists()
+def test_robustness_falls_with_the_radius(first_use):
+  shares = [share.value for share in first_use['measured'].worst()]
+  assert 1 > shares[0] > shares[-1] > 0
 
 
 def test_it_takes_six_lines():
