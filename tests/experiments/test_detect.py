@@ -3,16 +3,16 @@
 import csv
 import json
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import launch
-from experiments.tools import detect as tool
 from jaxadv.data import images
 from jaxadv.detectors import saved
 from jaxadv.errors import DataError, DoubtWarning
+from jaxadv.evaluation import detect_folder
+from jaxadv.evaluation import folder as tool
 from jaxadv.sets import io
 from jaxadv.storage import read_json, read_npz
 from tests.experiments.conftest import TINY
@@ -176,16 +176,13 @@ def test_clean_pictures_that_measure_no_false_alarms_are_told(tmp_path):
     path.write_bytes(name.encode())
 
   def told(clean, fpr=0.0):
-    folders = {
-      'images': str(tmp_path / 'all'),
-      'clean': str(tmp_path / clean) if clean else '',
-    }
-    files = {
-      role: tool.picture_files(role, folder)
-      for role, folder in folders.items()
-      if folder
-    }
-    return tool.warnings(tool.Config(**folders, fpr=fpr), files)
+    scored = lambda folder: tool.Scored(
+      folder, tool.picture_files('images', folder), np.zeros(0), []
+    )
+    images, known = scored(tmp_path / 'all'), None
+    if clean:
+      known = scored(tmp_path / clean)
+    return tool.warnings(tool.Detection(images, known, 0.0), fpr)
 
   assert not told('') and not told('other') and not told('other', 1 - 1e-12)
   assert ': 3 of 3;' in told('all')[0]
@@ -194,7 +191,7 @@ def test_clean_pictures_that_measure_no_false_alarms_are_told(tmp_path):
   assert ': 1 of 2;' in told('other')[0]
   assert not told('other', 0.5)[1:]
   few = told('other', 0.001)[1]
-  assert '--fpr=0.001' in few and 'of 2, above which 66 %' in few
+  assert 'FPR of 0.001' in few and 'of 2, above which 66 %' in few
   assert few.endswith('at least 1000')
 
 
@@ -227,10 +224,8 @@ def test_a_score_that_is_no_number_names_the_picture(tmp_path):
     pixels = np.full((4, 4, 3), ord(name), np.uint8)
     (tmp_path / f'{name}.png').write_bytes(images.encode(pixels))
   score = lambda pictures: np.array([0.5, np.nan])
-  about = SimpleNamespace(image_size=4)
-  given = (tool.Config(), score, about, str(tmp_path), ['a.png', 'b.png'])
   with pytest.raises(DataError, match='b.png .* is nan'):
-    tool.score_files(*given)
+    tool.score_files(score, 4, tmp_path, ['a.png', 'b.png'], 256, False)
 
 
 def test_hidden_folders_hold_no_pictures_and_other_files_are_counted(tmp_path):
@@ -240,10 +235,25 @@ def test_hidden_folders_hold_no_pictures_and_other_files_are_counted(tmp_path):
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(encoded)
   with pytest.warns(DoubtWarning, match=r'1 file in .* \(\.mp4 1\)'):
-    files = tool.picture_files('images', str(tmp_path))
+    files = tool.picture_files('images', tmp_path)
   assert files == ['a.PNG', 'b/1.webp']
   # What a file is called does not matter to how it is read.
   assert tool.read_picture(tmp_path / 'b' / '1.webp', 4).shape == (4, 4, 3)
+
+
+def test_from_python_scores_are_returned_and_nothing_is_written(
+  cell, folders, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  found = detect_folder(
+    cell / 'fgsm', folders['given'], clean=folders['clean'], fpr=0.2
+  )
+  assert not list(tmp_path.iterdir())
+  assert len(found.images.files) == len(found.attacked) == 20
+  assert (found.clean.scores > found.threshold).mean() <= 0.2
+  np.testing.assert_array_equal(
+    found.attacked, found.images.scores > found.threshold
+  )
 
 
 def test_plan_runs_nothing(cell, folders, tmp_path, capsys):
@@ -263,7 +273,7 @@ def test_plan_runs_nothing(cell, folders, tmp_path, capsys):
   'arguments, parts',
   [
     ([], ['--detector']),
-    (['--detector=nowhere'], ['nowhere', '--save_detectors']),
+    (['--detector=nowhere', '--images=x'], ['nowhere', '--save_detectors']),
     (['--detector={cell}/fgsm'], ['--images']),
     (['--detector={cell}/fgsm', '--images=nowhere'], ['nowhere', 'no folder']),
     (['--detector={cell}/fgsm', '--images={cell}'], ['no picture', '.png']),
