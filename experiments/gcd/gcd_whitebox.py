@@ -269,8 +269,23 @@ def size_rows(pairs: dict[str, Pair]) -> list[Row]:
 
 
 def _rows_of(metric, measured) -> list[Row]:
+  """Makes the rows of sizes or ratios; intervals are those of logarithms.
+
+  Trainings move them by factors, and none is below 0.
+  """
   keys, figures, numbers = zip(*measured, strict=True) if measured else [()] * 3
-  return guard_rows(keys, metric, figures, numbers)
+  logarithms = [combine(np.log, figure) for figure in figures]
+  number = lambda value: None if value is None else float(np.exp(value))
+  return [
+    dataclasses.replace(
+      row,
+      value=number(row.value),
+      ci_low=number(row.ci_low),
+      ci_high=number(row.ci_high),
+      paper=number(row.paper),
+    )
+    for row in guard_rows(keys, metric, logarithms, numbers)
+  ]
 
 
 def probe_rows(outcomes: Outcomes) -> list[Row]:
@@ -328,7 +343,7 @@ def claims(
       if white.areas[form].mean() < WEAK
     ]
 
-  percent_more = lambda ratio: 100 * (ratio - 1)
+  percent = lambda factor: 100 * np.log(factor)
   attacks, n = study.config.attacks, len(outcomes.sources)
   slow = {form: lagging(study, outcomes, form) for form in FORMS}
   fit = lambda attack, *forms: not any(attack in slow[form] for form in forms)
@@ -373,9 +388,10 @@ def claims(
         'Getting past GCD costs a larger L2 change',
         [
           Comparison(
-            f'{PAPER_NAME[a]}: by how many per cent the median is larger, less '
-            'what the last doubling of steps saved',
-            combine(percent_more, pair.ratio) - saved(outcomes, a),
+            f'{PAPER_NAME[a]}: by how many per cent (logarithms) the median is '
+            'larger, less what the last doubling of steps saved',
+            combine(percent, pair.ratio)
+            - percent(1 / (1 - saved(outcomes, a) / 100)),
           )
           for a, pair in sized.items()
         ],

@@ -26,6 +26,7 @@ from jaxadv.attacks import ddn, pgd
 from jaxadv.classifier import from_function
 from jaxadv.data.sources import Pictures
 from jaxadv.errors import UserError
+from jaxadv.metrics.figures import Figure
 from jaxadv.types import Detector, picture_keys
 
 # The logits of DET_IS and DET_org of four pictures.
@@ -109,6 +110,17 @@ def test_an_interval_draws_on_rows_of_the_same_guard_alone():
   }
   assert rows['GCD', 'DET_IS'] == rows['GCD',] + rows['DET_IS',]
   assert rows['GCD',][0].ci_low > 90 and rows['DET_IS',][0].ci_low == 0
+
+
+def test_intervals_of_ratios_are_those_of_logarithms():
+  """A training that needs ten times the change says nothing below 0."""
+  draws = np.random.default_rng(0).normal(3, 0.1, 1000)
+  wide = Figure(3.0, draws, (1.0, 3.0, 9.0), paper=13.0)
+  keys = {'role': 'ratio', 'guard': 'GCD / no detector'}
+  (row,) = gcd_whitebox._rows_of('ratio', [(keys, wide, 50)])
+  assert row.value == pytest.approx(3) and row.paper == pytest.approx(13)
+  assert 0 < row.ci_low < 1 < 9 < row.ci_high
+  assert row.ci_low * row.ci_high == pytest.approx(9, rel=0.02)
 
 
 def outcome(success, size):
