@@ -106,7 +106,7 @@ def weak(matrix: Matrix, kinds: Sequence[str]) -> list[str]:
     for backbone in matrix.backbones
   }
   low = [
-    f'{found.value:.0f} ({backbone})'
+    f'{found.value:.1f} ({backbone})'
     for backbone, found in means.items()
     if found.value < WEAK
   ]
