@@ -41,7 +41,7 @@ def test_only_options_that_change_results_tell_runs_apart():
   [('batch_size', 0), ('seed', -1), ('shard', '3/3')],
 )
 def test_bad_options_are_named_with_their_value(option, value):
-  with pytest.raises(UserError, match=f'--{option} is .*{value}'):
+  with pytest.raises(UserError, match=f'^{option} is .*{value}'):
     experiment.check_options(dataclasses.replace(Options(), **{option: value}))
 
 

@@ -279,7 +279,7 @@ def _rows_of(metric, measured) -> list[Row]:
   return [
     dataclasses.replace(
       row,
-      value=number(row.value),
+      value=float(np.exp(row.value)),
       ci_low=number(row.ci_low),
       ci_high=number(row.ci_high),
       paper=number(row.paper),
