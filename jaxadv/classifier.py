@@ -314,6 +314,12 @@ def _is_module(value: Any, library: Literal['linen', 'nnx']) -> bool:
   return imported is not None and isinstance(value, imported.Module)
 
 
+def _is_function(value: Any) -> bool:
+  """Tells whether a value can be called with pictures as it is."""
+  unfit = isinstance(value, type) or _is_module(value, 'linen')
+  return callable(value) and not unfit
+
+
 def from_linen(
   module: nn.Module,
   variables: PyTree,
@@ -469,9 +475,7 @@ def from_function(
   Raises:
     UserError: If `function` cannot be called.
   """
-  if not callable(function) or (
-    _is_module(function, 'linen') or isinstance(function, type)
-  ):
+  if not _is_function(function):
     raise UserError(
       f'function is {_named(function)} but must be a function from images to '
       'logits; a Linen module and its variables go to from_linen'
@@ -530,9 +534,7 @@ def as_classifier(classifier: Any) -> Any:
     return from_nnx(classifier)
   if isinstance(classifier, Classifier):
     return classifier
-  if not callable(classifier) or (
-    _is_module(classifier, 'linen') or isinstance(classifier, type)
-  ):
+  if not _is_function(classifier):
     advice = 'wrap it with from_linen, from_nnx or from_function'
     raise UserError(
       f'the classifier is {_named(classifier)} but must be a Classifier or a '

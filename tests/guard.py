@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -61,7 +62,7 @@ def main() -> int:
   if not tree.exists():
     git('worktree', 'add', '--detach', str(tree), commit)
   here = given.folder.resolve() / f'{size}-here'
-  subprocess.run(['rm', '-rf', here], check=True)
+  shutil.rmtree(here, ignore_errors=True)
   failed = False
   for name in names:
     for root, folder in ((tree, there), (ROOT, here)):

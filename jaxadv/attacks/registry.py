@@ -66,7 +66,7 @@ def hyperparameters(name: str) -> dict[str, Any]:
   """Gives what can be set of an attack, and the defaults.
 
   Those of its factory, with `epsilon` and `norm` in place of a ball, and
-  `num_restarts` where it starts at random.
+  `num_restarts` of PGD. Places in a picture, which are pairs, cannot be.
 
   Args:
     name: A key of `ATTACKS`.
@@ -88,7 +88,7 @@ def hyperparameters(name: str) -> dict[str, Any]:
     if key in ('ball', 'epsilon'):
       absent = parameter.default is inspect.Parameter.empty
       found = {'epsilon': EPSILON if absent else parameter.default} | found
-    elif 'tuple' not in str(parameter.annotation) and key != 'sign':
+    elif 'tuple' not in str(parameter.annotation):
       found[key] = parameter.default
   if name == 'pgd':
     found['num_restarts'] = 1

@@ -20,7 +20,13 @@ from jaxadv.evaluation import measuring, named, record
 from jaxadv.evaluation.measuring import Subject, Work
 from jaxadv.evaluation.named import NamedAttack, Own
 from jaxadv.evaluation.record import Measured
-from jaxadv.experiment import Cell, check_choices, freed_if_refused
+from jaxadv.experiment import (
+  Cell,
+  Options,
+  check_choices,
+  check_options,
+  freed_if_refused,
+)
 from jaxadv.storage import fingerprint
 
 CHECKS = 'checks'
@@ -45,6 +51,8 @@ def measure_robustness(
   workdir: str | None = None,
 ) -> Measured:
   """Measures any function from pictures to logits.
+
+  Shows on standard error what is being done and the time left.
 
   Args:
     classifier: A `Classifier`, an NNX model, or a function that JAX can
@@ -71,7 +79,8 @@ def measure_robustness(
       attacks. None writes nothing.
 
   Returns:
-    What was measured of every picture. `record.answer` says it in a sentence.
+    What was measured of every picture; `evaluation.record.answer` says it in a
+    sentence.
 
   Raises:
     UserError: If what was asked for cannot be, or `workdir` belongs to
@@ -155,9 +164,7 @@ def work_of(
   Raises:
     UserError: If a number is out of its range, or two attacks have one name.
   """
-  for key, value, least in (('seed', seed, 0), ('batch_size', batch_size, 1)):
-    if value < least:
-      raise UserError(f'{key} is {value}; it must be {least} or more')
+  check_options(Options(seed=seed, batch_size=batch_size))
   usual = [named.read_attack(each, norm) for each in named.USUAL_ATTACKS[norm]]
   work = Work(
     tuple(attacks or usual),
