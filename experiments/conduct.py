@@ -42,7 +42,7 @@ class Findings(NamedTuple):
   rows: Sequence[reports.Row]
   answer: str
   tables: Sequence[reports.Table]
-  figures: Sequence[reports.Figure]
+  figures: Sequence[reports.Plot]
   arrays: Mapping[str, np.ndarray]
   warnings: Sequence[str] = ()
 

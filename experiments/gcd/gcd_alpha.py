@@ -17,10 +17,17 @@ from experiments.gcd.protocol.setting import PAPER_NAME, Config, get_config
 from experiments.gcd.protocol.study import Study
 from jaxadv.classifier import predict
 from jaxadv.experiment import Cell
-from jaxadv.metrics.figures import intervals, mean
+from jaxadv.metrics.estimates import intervals, mean, share_estimate
 from jaxadv.metrics.intervals import mean_interval
-from jaxadv.reports import Claim, Record, Row, Table, figure_rows
-from jaxadv.reports import Figure as Drawing
+from jaxadv.reports import (
+  Claim,
+  Plot,
+  Record,
+  Row,
+  Table,
+  estimate_rows,
+  share_rows,
+)
 from jaxadv.reports.verdicts import Comparison, judge
 
 __all__ = ['cells', 'get_config', 'plan', 'run']
@@ -121,7 +128,7 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     lines[named((mask, alpha))] = (mask, f'{alpha:g}')
     names[named((mask, alpha))] = f'{named((mask, alpha))}/labels'
   accuracy = {
-    (kind, line): record.share_figure(arrays[names[line]] == truth, source)
+    (kind, line): share_estimate(arrays[names[line]] == truth, source)
     for kind, arrays in found.items()
     for line in lines
   }
@@ -150,7 +157,7 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
 
   rows: list[Row] = []
   for line in lines:  # Networks differ in how much training moves them.
-    rows += record.share_rows(
+    rows += share_rows(
       [
         keys('kind', 'pictures', PAPER_NAME.get(kind, 'Clean'), line)
         for kind in found
@@ -159,7 +166,7 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
       [accuracy[kind, line] for kind in found],
       [n] * len(found),
     )
-  rows += figure_rows(
+  rows += estimate_rows(
     [keys('mean', 'goal', goal, line) for goal, line in levels],
     record.ACCURACY,
     list(levels.values()),
@@ -306,9 +313,9 @@ def claims(curves, tried, unmasked, alphas, n, weak, optimum) -> list[Claim]:
       [
         Comparison(
           f'{goal}: mean over alpha minus not masked',
-          mean(curves[mask, goal]) - figure,
+          mean(curves[mask, goal]) - estimate,
         )
-        for goal, figure in unmasked.items()
+        for goal, estimate in unmasked.items()
       ],
     )
     for mask in READINGS
@@ -338,8 +345,8 @@ def answer(curves, tried, unmasked, alphas) -> str:
       f'{where} the range'
     )
   parts += [
-    f'{goal}, fine-tuned but not masked: {figure.value:.1f} %'
-    for goal, figure in unmasked.items()
+    f'{goal}, fine-tuned but not masked: {estimate.value:.1f} %'
+    for goal, estimate in unmasked.items()
   ]
   return '; '.join(parts) + '.'
 
@@ -369,10 +376,13 @@ def warnings(found, columns) -> list[str]:
 def curve_arrays(accuracy, levels, lines, alphas):
   """Lays out the curves for `plots.curves`; intervals as in the table."""
 
-  def bounded(figures):
-    ends = dict(zip(figures, intervals(list(figures.values())), strict=True))
+  def bounded(estimates):
+    ends = dict(
+      zip(estimates, intervals(list(estimates.values())), strict=True)
+    )
     return {
-      place: [figure.value, *ends[place]] for place, figure in figures.items()
+      place: [estimate.value, *ends[place]]
+      for place, estimate in estimates.items()
     }
 
   clean = {line: accuracy['clean', line] for line in lines}
@@ -395,9 +405,9 @@ def curve_arrays(accuracy, levels, lines, alphas):
   return arrays
 
 
-def drawing(groups) -> Drawing:
+def drawing(groups) -> Plot:
   """Lays out Figure 6 with both readings."""
-  return Drawing(
+  return Plot(
     'alpha',
     'curves',
     'Accuracy behind the rectifier alone (every picture is masked and goes to '
@@ -431,7 +441,7 @@ def tables(study: Study, alphas) -> list[Table]:
       ('goal', 'reading'),
       'alpha',
       columns=rates,
-      where={'role': 'mean'},
+      filters={'role': 'mean'},
       note='All attacked test pictures, rounded to 8 bit; true labels. Mean '
       f'over {study.config.num_seeds} trainings of detectors and f_rec.',
     ),
@@ -441,7 +451,7 @@ def tables(study: Study, alphas) -> list[Table]:
       ('reading', 'alpha'),
       'pictures',
       columns=names,
-      where={'role': 'kind'},
+      filters={'role': 'kind'},
     ),
     Table(
       'Best alpha of those tried',
@@ -449,7 +459,7 @@ def tables(study: Study, alphas) -> list[Table]:
       ('reading',),
       'goal',
       columns=GOALS,
-      where={'role': 'best'},
+      filters={'role': 'best'},
       note='On validation pictures, mean over attacks and trainings.',
       decimals=2,
     ),
@@ -459,7 +469,7 @@ def tables(study: Study, alphas) -> list[Table]:
       ('reading', 'pictures'),
       'alpha',
       columns=rates,
-      where={'role': 'fraction'},
+      filters={'role': 'fraction'},
     ),
     Table(
       'Replaced pixels, realised',
@@ -467,7 +477,7 @@ def tables(study: Study, alphas) -> list[Table]:
       ('reading', 'pictures'),
       'alpha',
       columns=rates,
-      where={'role': 'fraction'},
+      filters={'role': 'fraction'},
       note='A suspect is replaced with probability 0.5 in every draw.',
     ),
     repair.kept_table(

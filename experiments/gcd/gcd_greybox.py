@@ -22,9 +22,21 @@ from experiments.gcd.protocol.setting import (
 from experiments.gcd.protocol.study import Study
 from jaxadv.detectors.entropy_ensemble import RULES, temperature
 from jaxadv.experiment import Cell
-from jaxadv.metrics.figures import Figure, mean, over_trainings
-from jaxadv.reports import Claim, Record, Row, Table, figure_rows
-from jaxadv.reports import Figure as Drawing
+from jaxadv.metrics.estimates import (
+  Estimate,
+  auc_estimate,
+  mean,
+  over_trainings,
+)
+from jaxadv.reports import (
+  Claim,
+  Plot,
+  Record,
+  Row,
+  Table,
+  estimate_rows,
+  share_row,
+)
 from jaxadv.reports.verdicts import Comparison, judge
 
 __all__ = ['cells', 'get_config', 'plan', 'run']
@@ -213,15 +225,15 @@ def _ensembles(
 
 def areas_of(
   study: Study, trainings: Trainings
-) -> dict[tuple[str, str, str], Figure]:
+) -> dict[tuple[str, str, str], Estimate]:
   """Computes {(detector, regime, attack): AUC}, with the printed number."""
   paper, dataset = record.printed('table2'), record.paper_dataset(study)
 
-  def area(name: str, regime: str, attack: str) -> Figure:
+  def area(name: str, regime: str, attack: str) -> Estimate:
     place = (dataset, PAPER_NAME[attack], SHOWN[name])
     printed = paper.get(place) if regime == 'per_attack' else None
     each = [
-      record.auc_figure(
+      record.attack_auc(
         study,
         attack,
         scores[f'{regime}/{attack}/clean'],
@@ -278,7 +290,7 @@ def detection_rows(study, trainings, areas) -> list[Row]:
   # Detectors differ in how much training moves them: each has its own variance.
   for own in dict.fromkeys((regime, name) for name, regime, _ in areas):
     places = [place for place in areas if (place[1], place[0]) == own]
-    rows += figure_rows(
+    rows += estimate_rows(
       [
         {
           'role': 'detection',
@@ -294,7 +306,7 @@ def detection_rows(study, trainings, areas) -> list[Row]:
     )
   for attack in study.config.attacks:
     rows.append(
-      record.share_row(
+      share_row(
         {'role': 'unprotected', 'attack': PAPER_NAME[attack]},
         record.ACCURACY,
         record.unprotected(study, attack),
@@ -321,15 +333,14 @@ def control_rows(study: Study, trainings: Trainings) -> list[Row]:
     clean = [scores[place] for scores in each]
     own = sources[: len(clean[0])]
     halves = [
-      record.auc_of_groups(part[::2], part[1::2], own[::2], own[1::2])
-      for part in clean
+      auc_estimate(part[::2], part[1::2], own[::2], own[1::2]) for part in clean
     ]
     keys.append(
       {'role': 'control', 'detector': SHOWN[name], 'pictures': 'clean'}
     )
     found.append(over_trainings(halves) if name in TRAINED else halves[0])
     numbers.append(len(own) // 2)
-  return figure_rows(keys, record.AUC, found, numbers)
+  return estimate_rows(keys, record.AUC, found, numbers)
 
 
 def size_rows(study: Study, scores: Mapping[str, np.ndarray]) -> list[Row]:
@@ -340,10 +351,10 @@ def size_rows(study: Study, scores: Mapping[str, np.ndarray]) -> list[Row]:
       clean, attacked = (
         scores[f'enlarged/{times}/{side}'] for side in ('clean', 'attacked')
       )
-      figure = record.auc_figure(study, 'ddn', clean, attacked)
+      estimate = record.attack_auc(study, 'ddn', clean, attacked)
       keys = {'role': 'size', 'detector': SHOWN['mds'], 'change': f'x {times}'}
       n = int(record.succeeded(study, 'ddn').sum())
-      rows.append(record.figure_row(keys, record.AUC, figure, n=n))
+      rows.append(record.estimate_row(keys, record.AUC, estimate, n=n))
   return rows
 
 
@@ -381,8 +392,8 @@ def claims(study: Study, trainings: Trainings, areas) -> list[Claim]:
 
   attacks = list(dict.fromkeys(attack for *_, attack in areas))
   own = {
-    (name, attack): figure
-    for (name, regime, attack), figure in areas.items()
+    (name, attack): estimate
+    for (name, regime, attack), estimate in areas.items()
     if regime == 'per_attack'
   }
   both = lambda name: [a for a in attacks if (name, a) in own]
@@ -475,8 +486,8 @@ def answer(areas) -> str:
   """Answers the question in a sentence."""
   average = lambda name, regime, kind: np.mean(
     [
-      figure.value
-      for (n, r, a), figure in areas.items()
+      estimate.value
+      for (n, r, a), estimate in areas.items()
       if (n, r) == (name, regime) and (a in MINIMAL) == kind
     ]
     or [np.nan]
@@ -504,7 +515,7 @@ def tables(study: Study) -> list[Table]:
       'attack',
       split='training',
       columns=names,
-      where={'role': 'detection'},
+      filters={'role': 'detection'},
       note='Attacked pictures rounded to 8 bit, those that the attack changed '
       'with success before rounding. Per attack: learnt on the attack it is '
       'tested on. DET_PD and the scores without training are the same in all '
@@ -517,7 +528,7 @@ def tables(study: Study) -> list[Table]:
       ('role',),
       'attack',
       columns=names,
-      where={'role': 'unprotected'},
+      filters={'role': 'unprotected'},
       note='All pictures were classified correctly when clean; after rounding.',
     ),
     *record.picture_tables(study),
@@ -526,7 +537,7 @@ def tables(study: Study) -> list[Table]:
       'bits per dimension',
       ('role',),
       'pictures',
-      where={'role': 'density'},
+      filters={'role': 'density'},
       decimals=3,
     ),
     Table(
@@ -534,7 +545,7 @@ def tables(study: Study) -> list[Table]:
       record.AUC,
       ('detector',),
       'change',
-      where={'role': 'size'},
+      filters={'role': 'size'},
       note='Learnt on changes of that size: a detector that finds only the '
       'larger ones sees their size.',
     ),
@@ -543,18 +554,18 @@ def tables(study: Study) -> list[Table]:
       record.AUC,
       ('detector',),
       'pictures',
-      where={'role': 'control'},
+      filters={'role': 'control'},
       control=True,
     ),
   ]
 
 
-def figures(areas) -> list[Drawing]:
+def figures(areas) -> list[Plot]:
   """Lays out the figures."""
   attacks = list(dict.fromkeys(a for n, r, a in areas if r == 'per_attack'))
   drawn = ('org', 'is', 'gcd', 'pd', 'tws', 'mds', 'log_s')
   return [
-    Drawing(
+    Plot(
       'roc',
       'roc_curves',
       'ROC curves of the detectors by their first training, each learnt on the '
@@ -571,7 +582,7 @@ def figures(areas) -> list[Drawing]:
         }
       },
     ),
-    Drawing(
+    Plot(
       'bars',
       'interval_bars',
       'AUC of the ensemble by what it has learnt: the attack it is tested on, '
@@ -580,7 +591,7 @@ def figures(areas) -> list[Drawing]:
         'metric': record.AUC,
         'category': 'attack',
         'series': 'training',
-        'where': {'role': 'detection', 'detector': SHOWN['gcd']},
+        'filters': {'role': 'detection', 'detector': SHOWN['gcd']},
         'title': 'GCD',
       },
     ),

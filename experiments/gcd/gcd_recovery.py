@@ -27,10 +27,18 @@ from jaxadv.defences import rectifier
 from jaxadv.defences.pixel_defend import pixel_defend
 from jaxadv.defences.total_variance import total_variance
 from jaxadv.experiment import Cell
-from jaxadv.metrics.figures import Figure, mean
+from jaxadv.metrics.estimates import Estimate, mean, share_estimate
 from jaxadv.metrics.intervals import mean_interval
-from jaxadv.reports import Claim, Record, Row, Table, figure_rows
-from jaxadv.reports import Figure as Drawing
+from jaxadv.reports import (
+  Claim,
+  Plot,
+  Record,
+  Row,
+  Table,
+  estimate_rows,
+  share_row,
+  share_rows,
+)
 from jaxadv.reports.verdicts import Comparison, judge
 from jaxadv.types import Purifier, picture_keys
 from jaxadv.units import to_float
@@ -335,7 +343,7 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     answer=answer(measured.accuracy, study.config, chosen),
     tables=tables(study, chosen, labels),
     figures=[
-      Drawing(
+      Plot(
         'recovery',
         'interval_bars',
         'Accuracy behind each defence on clean pictures, and its mean over '
@@ -345,11 +353,11 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
           'metric': record.ACCURACY,
           'category': 'pictures',
           'series': 'defence',
-          'where': {'role': 'group'},
+          'filters': {'role': 'group'},
           'base': 0.0,
         },
       ),
-      Drawing(
+      Plot(
         'radius',
         'interval_bars',
         'Accuracy behind PixelDefend on validation pictures, by the levels of '
@@ -358,7 +366,7 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
           'metric': VALID,
           'category': 'radius',
           'series': 'pictures',
-          'where': {'role': 'radius'},
+          'filters': {'role': 'radius'},
           'base': 0.0,
         },
       ),
@@ -399,7 +407,7 @@ class Measured:
     *,
     form: str = ROUNDED,
     rows: np.ndarray | None = None,
-  ) -> Figure:
+  ) -> Estimate:
     """Computes the accuracy, with the printed number of all pictures.
 
     Args:
@@ -412,13 +420,13 @@ class Measured:
     holds = self.right(defence, kind, form)[..., :n]
     source = self.study.clean['test'].source[: holds.shape[-1]]
     if rows is not None:
-      return record.share_figure(holds[..., rows], source[rows])
+      return share_estimate(holds[..., rows], source[rows])
     place = (
       record.paper_dataset(self.study),
       PAPER_NAME.get(kind, 'Clean'),
       DEFENCES[defence],
     )
-    return record.share_figure(holds, source, self.printed.get(place))
+    return share_estimate(holds, source, self.printed.get(place))
 
 
 def recovery_rows(measured: Measured, kinds) -> list[Row]:
@@ -427,7 +435,7 @@ def recovery_rows(measured: Measured, kinds) -> list[Row]:
   for defence, title in DEFENCES.items():
     n = measured.right(defence, 'clean').shape[-1]
     # Of one defence: they differ in how much training moves them.
-    cells: dict[str, list[tuple[dict[str, Any], Figure, int]]] = {}
+    cells: dict[str, list[tuple[dict[str, Any], Estimate, int]]] = {}
     for kind in kinds:
       keys = {
         'role': 'recovery',
@@ -435,8 +443,8 @@ def recovery_rows(measured: Measured, kinds) -> list[Row]:
         'attack': PAPER_NAME.get(kind, 'Clean'),
       }
 
-      def add(pictures, figure, count, keys=keys, cells=cells):
-        cell = (keys | {'pictures': pictures}, figure, count)
+      def add(pictures, estimate, count, keys=keys, cells=cells):
+        cell = (keys | {'pictures': pictures}, estimate, count)
         cells.setdefault(pictures, []).append(cell)
 
       add('all', measured.accuracy(defence, kind), n)
@@ -444,18 +452,18 @@ def recovery_rows(measured: Measured, kinds) -> list[Row]:
         continue
       fooled = attacked[kind]['test'].success_uint8[:n]
       if fooled.any():
-        figure = measured.accuracy(defence, kind, rows=fooled)
-        add('still adversarial', figure, int(fooled.sum()))
+        estimate = measured.accuracy(defence, kind, rows=fooled)
+        add('still adversarial', estimate, int(fooled.sum()))
       if defence in EXACT_DEFENCES:
-        figure = measured.accuracy(defence, kind, form=EXACT)
-        add('before rounding', figure._replace(paper=None), n)
+        estimate = measured.accuracy(defence, kind, form=EXACT)
+        add('before rounding', estimate._replace(paper=None), n)
     for parts in cells.values():
-      each, figures, numbers = zip(*parts, strict=True)
-      rows += record.share_rows(each, record.ACCURACY, figures, numbers)
+      each, estimates, numbers = zip(*parts, strict=True)
+      rows += share_rows(each, record.ACCURACY, estimates, numbers)
     if defence == 'tvm_printed':
       continue  # A control, which the figure leaves out.
     groups = groups_of(kinds).items()
-    rows += figure_rows(
+    rows += estimate_rows(
       [
         {'role': 'group', 'defence': title, 'pictures': group}
         for group, _ in groups
@@ -483,7 +491,7 @@ def groups_of(kinds) -> dict[str, list[str]]:
 def own_rows(labels) -> list[Row]:
   """Gives the accuracy of hardened networks on attacks made for them."""
   return [
-    record.share_row(
+    share_row(
       {
         'role': 'own',
         'defence': DEFENCES[defence],
@@ -503,15 +511,13 @@ def flag_rows(study: Study, labels, kinds) -> list[Row]:
   clean = [kind for kind in kinds if kind == 'clean']
   # False alarms vary less than what is found.
   for group in (clean, [kind for kind in kinds if kind != 'clean']):
-    rows += record.share_rows(
+    rows += share_rows(
       [
         {'role': 'flagged', 'pictures': PAPER_NAME.get(kind, 'Clean')}
         for kind in group
       ],
       'flagged (%)',
-      [
-        record.share_figure(labels[f'flagged/{kind}'], source) for kind in group
-      ],
+      [share_estimate(labels[f'flagged/{kind}'], source) for kind in group],
       [len(source)] * len(group),
     )
   return rows
@@ -709,7 +715,7 @@ def tables(study: Study, chosen: Setting, labels) -> list[Table]:
       ('defence',),
       'attack',
       columns=('Clean', *names),
-      where={'role': 'recovery', 'pictures': pictures},
+      filters={'role': 'recovery', 'pictures': pictures},
       note=note,
     )
 
@@ -733,7 +739,7 @@ def tables(study: Study, chosen: Setting, labels) -> list[Table]:
       ('defence',),
       'attack',
       columns=names,
-      where={'role': 'recovery', 'pictures': 'before rounding'},
+      filters={'role': 'recovery', 'pictures': 'before rounding'},
       note='As the attack left them. PixelDefend rounds by itself; TVM was not '
       'tried.',
     ),
@@ -743,7 +749,7 @@ def tables(study: Study, chosen: Setting, labels) -> list[Table]:
       ('defence',),
       'attack',
       columns=names,
-      where={'role': 'own'},
+      filters={'role': 'own'},
       note='DDN-U finds a change for almost any picture, so one counts up to '
       f'an L2 norm of {length:g}, half of what DDN training goes to.',
     ),
@@ -752,7 +758,7 @@ def tables(study: Study, chosen: Setting, labels) -> list[Table]:
       VALID,
       ('defence',),
       'pictures',
-      where={'role': 'hardened'},
+      filters={'role': 'hardened'},
       note='Own attack: PGD-U for AT_PGD, DDN-U up to that norm for AT_DDN. '
       'All of these pictures are classified correctly by F.',
     ),
@@ -762,14 +768,14 @@ def tables(study: Study, chosen: Setting, labels) -> list[Table]:
       ('role',),
       'pictures',
       columns=('Clean', *names),
-      where={'role': 'flagged'},
+      filters={'role': 'flagged'},
     ),
     Table(
       'Choice of alpha and its reading',
       VALID,
       ('reading',),
       'alpha',
-      where={'role': 'choice'},
+      filters={'role': 'choice'},
       note='Rectifier alone, mean over the attacks and the trainings; of rates '
       f'whose f_rec keeps {repair.KEEPS:g} % of the clean pictures, if there '
       'are any, the best one is taken.',
@@ -781,7 +787,7 @@ def tables(study: Study, chosen: Setting, labels) -> list[Table]:
       ('pictures',),
       'radius',
       columns=config.purified_radii,
-      where={'role': 'radius'},
+      filters={'role': 'radius'},
       note='In levels of 255; taken is that of the best mean over clean '
       'pictures and every attack.',
     ),
@@ -822,7 +828,7 @@ def example_pictures(study: Study, labels):
   if not pictures:
     return {}, []
   return {'examples': np.stack([repair.coloured(p) for p in pictures])}, [
-    Drawing(
+    Plot(
       'examples',
       'titled_pictures',
       'The first test picture on which each attack has success: clean, '

@@ -25,10 +25,9 @@ from jaxadv.defences import rectifier
 from jaxadv.errors import UserError
 from jaxadv.experiment import Cell
 from jaxadv.inputs import as_float
-from jaxadv.metrics.figures import Figure
+from jaxadv.metrics.estimates import Estimate, share_estimate
 from jaxadv.metrics.intervals import mean_interval
-from jaxadv.reports import Claim, Record, Row, Table
-from jaxadv.reports import Figure as Drawing
+from jaxadv.reports import Claim, Plot, Record, Row, Table, share_rows
 from jaxadv.reports.verdicts import Comparison, judge
 from jaxadv.types import picture_keys
 from jaxadv.units import to_uint8
@@ -201,8 +200,8 @@ def blacken(
 def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
   """Says what blackening did."""
   attacks = [a for a in found if len(found[a]['rows'])]
-  left: dict[str, dict[Any, Figure]] = {EXACT: {}, ROUNDED: {}}
-  cells: dict[str, list[tuple[dict[str, Any], Figure, int]]] = {
+  left: dict[str, dict[Any, Estimate]] = {EXACT: {}, ROUNDED: {}}
+  cells: dict[str, list[tuple[dict[str, Any], Estimate, int]]] = {
     EXACT: [],
     ROUNDED: [],
     'clean': [],
@@ -224,11 +223,11 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
       ids, n = source[rows], len(rows)
       keys = {'attack': PAPER_NAME[attack], 'role': version}
       if version != 'clean':
-        figure = record.share_figure(
+        estimate = share_estimate(
           np.ones(n, bool), ids, paper('none', '0 %', attack)
         )
         none = {'pixels': 'none', 'blackened': '0 %'}
-        cells[version].append((keys | none, figure, n))
+        cells[version].append((keys | none, estimate, n))
       for name, title in PIXELS.items():
         for fraction in FRACTIONS:
           share = f'{100 * fraction:g} %'
@@ -236,13 +235,11 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
           labels = own[f'{name}/{fraction:g}/{version}/labels']
           right = labels == truth[rows]
           if version == 'clean':
-            figure = record.share_figure(right, ids)
+            estimate = share_estimate(right, ids)
           else:
-            figure = record.share_figure(
-              ~right, ids, paper(name, share, attack)
-            )
-            left[version][attack, name, fraction] = figure
-          cells[version].append((where, figure, n))
+            estimate = share_estimate(~right, ids, paper(name, share, attack))
+            left[version][attack, name, fraction] = estimate
+          cells[version].append((where, estimate, n))
           if version == EXACT:
             blackened.append(
               _blackened_row(
@@ -255,8 +252,8 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
   for version, parts in cells.items():
     if parts:
       metric = record.ACCURACY if version == 'clean' else record.RATE
-      keys, figures, numbers = zip(*parts, strict=True)
-      rows += record.share_rows(keys, metric, figures, numbers)
+      keys, estimates, numbers = zip(*parts, strict=True)
+      rows += share_rows(keys, metric, estimates, numbers)
   examples, drawings = example_pictures(study, found, attacks)
   small = [a for a in attacks if a in MINIMAL]
   return conduct.Findings(
@@ -317,7 +314,7 @@ def _blackened_row(keys, images: np.ndarray, pixels: np.ndarray) -> Row:
   return Row(keys, BLACKENED, float(shares.mean()), low, high, n=len(shares))
 
 
-def claims(left: dict[Any, Figure], attacks, n, weak) -> list[Claim]:
+def claims(left: dict[Any, Estimate], attacks, n, weak) -> list[Claim]:
   """Judges what the paper says of Table 1, for both detectors.
 
   Args:
@@ -376,7 +373,7 @@ def claims(left: dict[Any, Figure], attacks, n, weak) -> list[Claim]:
   return judged
 
 
-def answer(left: dict[Any, Figure], attacks) -> str:
+def answer(left: dict[Any, Estimate], attacks) -> str:
   """Answers the question in a sentence."""
   if not attacks:
     return 'No L2 attack had success, so there was nothing to undo.'
@@ -403,7 +400,7 @@ def tables(study: Study) -> list[Table]:
       ('pixels', 'blackened'),
       'attack',
       columns=names,
-      where={'role': role},
+      filters={'role': role},
       note=note,
       control=control,
     )
@@ -475,7 +472,7 @@ def example_pictures(study: Study, found, attacks):
   if not pictures:
     return {}, []
   return {'examples': np.stack([repair.coloured(p) for p in pictures])}, [
-    Drawing(
+    Plot(
       'examples',
       'titled_pictures',
       'The first test picture on which each attack has success after rounding: '

@@ -25,8 +25,8 @@ from experiments.gcd.protocol.study import Study
 from jaxadv.classifier import from_function
 from jaxadv.detectors.input_sensitivity import input_sensitivity
 from jaxadv.experiment import Cell
-from jaxadv.metrics.figures import mean
-from jaxadv.reports import Claim, Figure, Record, Row, Table
+from jaxadv.metrics.estimates import auc_estimate, mean
+from jaxadv.reports import Claim, Plot, Record, Row, Table
 from jaxadv.reports.verdicts import Comparison, judge
 
 __all__ = ['cells', 'get_config', 'plan', 'run']
@@ -86,7 +86,7 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     a for a in study.config.attacks if record.succeeded(study, a).any()
   ]
   areas = {
-    (score, attack): record.auc_figure(
+    (score, attack): record.attack_auc(
       study, attack, found[score]['clean'], found[score][attack]
     )
     for score in SCORES
@@ -98,27 +98,27 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     for attack in attacks
   }
   rows = [
-    record.figure_row(
+    record.estimate_row(
       {
         'role': 'sensitivity',
         'score': SCORES[score],
         'attack': PAPER_NAME[attack],
       },
       record.AUC,
-      figure,
+      estimate,
       n=int(record.succeeded(study, attack).sum()),
     )
-    for (score, attack), figure in areas.items()
+    for (score, attack), estimate in areas.items()
   ]
   rows += [
-    record.figure_row(
+    record.estimate_row(
       {
         'role': 'exact',
         'score': SCORES[score],
         'attack': PAPER_NAME[attack],
       },
       record.AUC,
-      record.auc_figure(
+      record.attack_auc(
         study, attack, found[score]['clean'], found[score][f'exact/{attack}']
       ),
       n=int(record.succeeded(study, attack).sum()),
@@ -131,14 +131,14 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     if outlived.any():
       scores = found['log_s']
       rows.append(
-        record.figure_row(
+        record.estimate_row(
           {
             'role': 'outlived',
             'score': SCORES['log_s'],
             'attack': PAPER_NAME[attack],
           },
           record.AUC,
-          record.auc_figure(
+          record.attack_auc(
             study, attack, scores['clean'], scores[attack], outlived
           ),
           n=int(outlived.sum()),
@@ -173,7 +173,7 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     answer=answer(areas, by_norm),
     tables=tables(study),
     figures=[
-      Figure(
+      Plot(
         f'histogram-{norm.lower()}',
         'score_histogram',
         f'Input sensitivity S of clean test pictures and of those that '
@@ -191,7 +191,7 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
       if own
     ]
     + [
-      Figure(
+      Plot(
         'toy',
         'field',
         'Input sensitivity of a network of one layer on pairs of numbers '
@@ -274,7 +274,7 @@ def tables(study: Study) -> list[Table]:
       ('score',),
       'attack',
       columns=names,
-      where={'role': 'sensitivity'},
+      filters={'role': 'sensitivity'},
       note='Attacked pictures rounded to 8 bit, those that the attack changed '
       'with success before rounding.',
     ),
@@ -284,7 +284,7 @@ def tables(study: Study) -> list[Table]:
       ('score',),
       'attack',
       columns=names,
-      where={'role': 'exact'},
+      filters={'role': 'exact'},
       note='As the attack left them; the clean ones have 8 bit.',
     ),
     Table(
@@ -293,7 +293,7 @@ def tables(study: Study) -> list[Table]:
       ('score',),
       'attack',
       columns=names,
-      where={'role': 'outlived'},
+      filters={'role': 'outlived'},
       note='Rounding moves a picture off the boundary, most often back to its '
       'class.',
     ),
@@ -303,7 +303,7 @@ def tables(study: Study) -> list[Table]:
       ('role',),
       'pictures',
       columns=('clean', *names),
-      where={'role': 'size'},
+      filters={'role': 'size'},
       decimals=6,
     ),
     *record.picture_tables(study),
@@ -312,7 +312,7 @@ def tables(study: Study) -> list[Table]:
       record.AUC,
       ('score',),
       'pictures',
-      where={'role': 'control'},
+      filters={'role': 'control'},
       control=True,
     ),
     Table(
@@ -320,7 +320,7 @@ def tables(study: Study) -> list[Table]:
       'rank correlation',
       ('role',),
       'points',
-      where={'role': 'toy'},
+      filters={'role': 'toy'},
       control=True,
       decimals=3,
     ),
@@ -330,15 +330,13 @@ def tables(study: Study) -> list[Table]:
 def _control(study: Study, clean: np.ndarray) -> list[Row]:
   """Compares every other clean picture with the rest: nothing to tell."""
   sources = study.clean['test'].source
-  figure = record.auc_of_groups(
-    clean[::2], clean[1::2], sources[::2], sources[1::2]
-  )
+  estimate = auc_estimate(clean[::2], clean[1::2], sources[::2], sources[1::2])
   keys = {
     'role': 'control',
     'score': SCORES['log_s'],
     'pictures': 'halves of the clean ones',
   }
-  return [record.figure_row(keys, record.AUC, figure, n=len(clean) // 2)]
+  return [record.estimate_row(keys, record.AUC, estimate, n=len(clean) // 2)]
 
 
 def toy() -> tuple[list[Row], dict[str, np.ndarray]]:

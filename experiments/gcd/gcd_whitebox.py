@@ -31,7 +31,6 @@ from experiments.gcd.protocol.outcomes import (
   masked,
   outcomes_of,
   rate_rows,
-  share_interval,
   sizes_of,
   summary,
 )
@@ -51,9 +50,15 @@ from experiments.gcd.protocol.white_figures import (
   example_pictures,
 )
 from jaxadv.experiment import Cell
-from jaxadv.metrics.figures import Figure, combine, over_trainings
+from jaxadv.metrics.estimates import (
+  Estimate,
+  combine,
+  over_trainings,
+  share_estimate,
+)
+from jaxadv.metrics.intervals import share_interval
 from jaxadv.reports import Claim, Record, Row, Table
-from jaxadv.reports.record import figure_rows
+from jaxadv.reports.rows import estimate_rows
 from jaxadv.reports.verdicts import Comparison, judge
 
 __all__ = ['cells', 'get_config', 'plan', 'run']
@@ -185,13 +190,13 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
 def detector_rows(study: Study, white: White) -> list[Row]:
   """Says how good the detectors are, and how many clean pictures they flag."""
   n = len(study.clean['test'].labels)
-  figures, sampling, keys = [], [], []
+  estimates, sampling, keys = [], [], []
   for form in white.areas:
     shares = [
-      record.share_figure(flags, study.clean['test'].source)
+      share_estimate(flags, study.clean['test'].source)
       for flags in white.flagged[form]
     ]
-    figures.append(over_trainings(shares))
+    estimates.append(over_trainings(shares))
     sampling.append(share_interval(round(white.flagged[form].mean() * n), n))
     keys.append({'role': 'clean', 'guard': form, 'pictures': 'clean'})
   areas = [
@@ -202,7 +207,7 @@ def detector_rows(study: Study, white: White) -> list[Row]:
     )
     for form, areas in white.areas.items()
   ]
-  return [*figure_rows(keys, FLAGGED, figures, n, sampling), *areas]
+  return [*estimate_rows(keys, FLAGGED, estimates, n, sampling), *areas]
 
 
 def success_rows(study: Study, outcomes: Outcomes) -> list[Row]:
@@ -249,9 +254,9 @@ def success_rows(study: Study, outcomes: Outcomes) -> list[Row]:
 def size_rows(pairs: dict[str, Pair]) -> list[Row]:
   """Gives the sizes of changes with and without detectors."""
   sizes = [
-    ({'role': 'size', 'attack': PAPER_NAME[attack], 'guard': form}, figure, n)
+    ({'role': 'size', 'attack': PAPER_NAME[attack], 'guard': form}, estimate, n)
     for attack, (medians, n) in pairs.items()
-    for form, figure in medians.items()
+    for form, estimate in medians.items()
   ]
   guard = 'GCD / no detector'
   ratios = [
@@ -273,8 +278,10 @@ def _rows_of(metric, measured) -> list[Row]:
 
   Trainings move them by factors, and none is below 0.
   """
-  keys, figures, numbers = zip(*measured, strict=True) if measured else [()] * 3
-  logarithms = [combine(np.log, figure) for figure in figures]
+  keys, estimates, numbers = (
+    zip(*measured, strict=True) if measured else [()] * 3
+  )
+  logarithms = [combine(np.log, estimate) for estimate in estimates]
   number = lambda value: None if value is None else float(np.exp(value))
   return [
     dataclasses.replace(
@@ -301,8 +308,8 @@ def probe_rows(outcomes: Outcomes) -> list[Row]:
       }
       rates.append((keys, own.success))
       if own.success.any():
-        figure = outcomes.median(own.l2, own.success)
-        sizes.append((keys, figure, int(own.success.sum())))
+        estimate = outcomes.median(own.l2, own.success)
+        sizes.append((keys, estimate, int(own.success.sum())))
   whole = [
     (
       {'role': 'pipeline', 'attack': PAPER_NAME[attack], 'way': WAYS[way]},
@@ -328,7 +335,7 @@ def claims(
   """
   printed = record.printed('table3')
 
-  def rate(attack: str, form: str) -> Figure:
+  def rate(attack: str, form: str) -> Estimate:
     place = (record.paper_dataset(study), PAPER_NAME[attack])
     return outcomes.rate(
       outcomes.informed[attack, Turn(form)].success,
@@ -562,7 +569,7 @@ def tables(study: Study) -> list[Table]:
       ('attack',),
       'guard',
       columns=tuple(FORMS),
-      where={'role': 'white', 'judged': 'float'},
+      filters={'role': 'white', 'judged': 'float'},
       note=counted
       + ' Of an attack that knows the detectors and one that does not, the '
       'better counts for each picture, and of PGD-U what it finds within '
@@ -574,7 +581,7 @@ def tables(study: Study) -> list[Table]:
       SIZE,
       ('attack',),
       'guard',
-      where={'role': 'size'},
+      filters={'role': 'size'},
       note='Over pictures on which the attack has success both ways, which '
       'favours small changes where the ensemble stops many.',
       decimals=3,
@@ -584,7 +591,7 @@ def tables(study: Study) -> list[Table]:
       RATIO,
       ('attack',),
       'guard',
-      where={'role': 'ratio'},
+      filters={'role': 'ratio'},
       decimals=2,
     ),
     Table(
@@ -595,7 +602,7 @@ def tables(study: Study) -> list[Table]:
       columns=tuple(
         f'{share * study.config.epsilon:.3g}' for share in (*SHARES, 1)
       ),
-      where={'role': 'budget'},
+      filters={'role': 'budget'},
       note='What is found within a smaller budget counts within a larger one.',
     ),
     Table(
@@ -603,7 +610,7 @@ def tables(study: Study) -> list[Table]:
       record.RATE,
       ('attack',),
       'way',
-      where={'role': 'pipeline'},
+      filters={'role': 'pipeline'},
       note='Through the repair: the attack goes on where a picture is flagged '
       f'(BPDA, mean over {study.config.num_draws} draws of the mask), judged '
       'by a vote of fresh draws; the suspects are the share '
@@ -616,7 +623,7 @@ def tables(study: Study) -> list[Table]:
       ('attack',),
       'steps',
       columns=(*(f'1/{divisor}' for divisor in DIVISORS), 'all'),
-      where={'role': 'steps'},
+      filters={'role': 'steps'},
       control=True,
       note=f'All are {study.config.white_pgd_steps} steps of PGD, each '
       f'{adaptive.STEP:g} of the radius, and {study.config.white_ddn_steps} of '
@@ -628,7 +635,7 @@ def tables(study: Study) -> list[Table]:
       record.RATE,
       ('attack',),
       'gradient',
-      where={'role': 'second_order'},
+      filters={'role': 'second_order'},
       control=True,
       note='If the smooth gradient were not better, it might be masked.',
     ),
@@ -637,7 +644,7 @@ def tables(study: Study) -> list[Table]:
       SIZE,
       ('attack',),
       'gradient',
-      where={'role': 'second_order'},
+      filters={'role': 'second_order'},
       control=True,
       decimals=3,
     ),
@@ -647,7 +654,7 @@ def tables(study: Study) -> list[Table]:
       ('attack',),
       'guard',
       columns=tuple(FORMS),
-      where={'role': 'blind'},
+      filters={'role': 'blind'},
       control=True,
       note='Ought to be below that of attacks that do.',
     ),
@@ -657,7 +664,7 @@ def tables(study: Study) -> list[Table]:
       ('attack',),
       'guard',
       columns=tuple(FORMS),
-      where={'role': 'white', 'judged': '8 bit'},
+      filters={'role': 'white', 'judged': '8 bit'},
       control=True,
     ),
     Table(
@@ -665,14 +672,14 @@ def tables(study: Study) -> list[Table]:
       FLAGGED,
       ('pictures',),
       'guard',
-      where={'role': 'clean'},
+      filters={'role': 'clean'},
     ),
     Table(
       'AUC of the detectors on the validation pictures of all attacks',
       record.AUC,
       ('pictures',),
       'guard',
-      where={'role': 'validation'},
+      filters={'role': 'validation'},
       note=f'Below {WEAK:.0f} no claim is tested.',
     ),
     *record.picture_tables(study)[:1],

@@ -206,14 +206,14 @@ def _shown(
       reports.Table(
         title='Share of the pictures',
         metric=RATE,
-        lines=('pictures',),
+        row_labels=('pictures',),
         column='column',
         note='Of the clean ones these are false alarms. Every picture with its '
         'score stands in scores.csv.',
       ),
     ),
     figures=(
-      reports.Figure(
+      reports.Plot(
         name='scores',
         kind='score_histogram',
         caption='Scores; higher means more likely attacked. The line is the '
@@ -224,7 +224,7 @@ def _shown(
         },
       ),
       *(
-        reports.Figure(
+        reports.Plot(
           name=name,
           kind='titled_pictures',
           caption=f'Pictures with the {name} scores, as it gets them.',

@@ -427,7 +427,7 @@ def tables(measured: Measured) -> list[reports.Table]:
   return found
 
 
-def figures(measured: Measured) -> list[reports.Figure]:
+def figures(measured: Measured) -> list[reports.Plot]:
   """Lays the figures out."""
   name = NORM_NAMES[measured.norm]
   lines = [WORST, *(attack.text for attack, _ in measured.outcomes)]
@@ -443,7 +443,7 @@ def figures(measured: Measured) -> list[reports.Figure]:
       for norm in measured.norms
     }
   found = [
-    reports.Figure(
+    reports.Plot(
       name='robust_accuracy',
       kind='curves',
       caption='Pictures that are classified correctly, by the size of the '
@@ -460,7 +460,7 @@ def figures(measured: Measured) -> list[reports.Figure]:
   shown = _with_examples(measured)
   if shown:
     found.append(
-      reports.Figure(
+      reports.Plot(
         name='pictures',
         kind='example_pictures',
         caption='The first pictures that are classified correctly, attacked '

@@ -46,6 +46,12 @@ def wilson(count: int, n: int, level: float = 0.95) -> Interval:
   return Interval(float(interval.low), float(interval.high))
 
 
+def share_interval(count: int, n: int) -> Interval:
+  """Computes `wilson` in per cent, the unit of shares in tables."""
+  low, high = wilson(count, n)
+  return Interval(100 * low, 100 * high)
+
+
 def mean_interval(values: ArrayLike, level: float = 0.95) -> Interval:
   """Computes Student's t interval of a mean, for instance over seeds.
 

@@ -15,27 +15,35 @@ import numpy as np
 from jaxadv.reports import html, plots, tables
 from jaxadv.reports.record import (
   Claim,
-  Figure,
+  Plot,
   Record,
-  Row,
   Table,
-  figure_rows,
   provenance,
   read,
   write,
+)
+from jaxadv.reports.rows import (
+  Row,
+  count_row,
+  estimate_rows,
+  share_row,
+  share_rows,
 )
 from jaxadv.storage import replacing
 
 __all__ = [
   'Claim',
-  'Figure',
+  'Plot',
   'Record',
   'Row',
   'Table',
-  'figure_rows',
+  'count_row',
+  'estimate_rows',
   'provenance',
   'read',
   'render',
+  'share_row',
+  'share_rows',
   'write',
   'write_report',
 ]

@@ -15,21 +15,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxadv.errors import DataError, UserError
-from jaxadv.reports.record import Record, Row, read
+from jaxadv.reports.record import Record, read
+from jaxadv.reports.rows import Row
 
 
 class Agreement(NamedTuple):
   """How two runs agree on a group of figures.
 
   Attributes:
-    group: Value of the key that figures are grouped by.
+    group: Value of the label that figures are grouped by.
     metric: Of the figures.
     n: Number of figures with intervals in both runs.
     inside: Share of them of which each lies in the other's interval.
     equal: Share of them that are the same number.
     furthest: Largest difference in combined half widths of both intervals,
       (w1**2 + w2**2)**0.5.
-    where: The keys of that figure.
+    labels: Those of that figure.
   """
 
   group: str
@@ -38,7 +39,7 @@ class Agreement(NamedTuple):
   inside: float
   equal: float
   furthest: float
-  where: dict[str, Any]
+  labels: dict[str, Any]
 
 
 def compare(first: Record, second: Record, by: str = '') -> list[Agreement]:
@@ -47,8 +48,8 @@ def compare(first: Record, second: Record, by: str = '') -> list[Agreement]:
   Args:
     first: A run.
     second: Another one of the same experiment.
-    by: Key to group rows by; rows without it, and all if it is empty, form one
-      group a metric.
+    by: Label to group rows by; rows without it, and all if it is empty, form
+      one group a metric.
 
   Returns:
     A line for each metric and group.
@@ -61,7 +62,7 @@ def compare(first: Record, second: Record, by: str = '') -> list[Agreement]:
   for row in first.rows:
     other = others.get(_place(row))
     if other and None not in (row.ci_low, other.ci_low):
-      group = (row.metric, str(row.keys.get(by, '')))
+      group = (row.metric, str(row.labels.get(by, '')))
       groups.setdefault(group, []).append((row, other))
   if not groups:
     raise UserError(
@@ -72,7 +73,7 @@ def compare(first: Record, second: Record, by: str = '') -> list[Agreement]:
 
 
 def _place(row: Row) -> tuple[str, frozenset]:
-  return row.metric, frozenset((k, str(v)) for k, v in row.keys.items())
+  return row.metric, frozenset((k, str(v)) for k, v in row.labels.items())
 
 
 def _agreement(
@@ -96,7 +97,7 @@ def _agreement(
     float(inside.all(axis=0).mean()),
     float((apart == 0).mean()),
     float(steps.max()),
-    dict(pairs[int(steps.argmax())][0].keys),
+    dict(pairs[int(steps.argmax())][0].labels),
   )
 
 
@@ -120,11 +121,11 @@ def main(arguments: list[str] | None = None) -> int:
     print(error, file=sys.stderr)
     return 2
   for line in found:
-    keys = ', '.join(str(value) for value in line.where.values())
+    labels = ', '.join(str(value) for value in line.labels.values())
     print(
       f'{line.metric} {line.group}: {line.n} figures, {line.inside:.1%} in '
       f"each other's intervals, {line.equal:.1%} equal; furthest off "
-      f'{line.furthest:.2f} half widths ({keys})'
+      f'{line.furthest:.2f} half widths ({labels})'
     )
   return 0
 

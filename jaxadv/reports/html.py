@@ -9,7 +9,8 @@ from html import escape
 from typing import Any
 
 from jaxadv.reports import tables
-from jaxadv.reports.record import Record, Row
+from jaxadv.reports.record import Record
+from jaxadv.reports.rows import Row
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1b1f; --page: #fff; --soft: #666;
@@ -124,7 +125,7 @@ def _tables(record: Record, *, control: bool) -> str:
 
 
 def _table(grid: tables.Grid) -> str:
-  names = len(grid.table.lines)
+  names = len(grid.table.row_labels)
   heading = [
     f'<th{_name(index < names)}>{escape(text)}</th>'
     for index, text in enumerate(grid.heading)

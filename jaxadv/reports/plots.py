@@ -20,7 +20,8 @@ import PIL.Image
 
 from jaxadv.errors import UserError
 from jaxadv.metrics.roc import auc, roc_curve
-from jaxadv.reports.record import Figure, Record, Row, Table
+from jaxadv.reports.record import Plot, Record, Table
+from jaxadv.reports.rows import Row
 from jaxadv.reports.tables import FEW, FOOTNOTE, lay_out, select, words
 from jaxadv.storage import replacing
 from jaxadv.units import in_image_units
@@ -45,7 +46,7 @@ MAX_BYTES = 300_000
 _DPI = 150
 
 
-def draw(figure: Figure, record: Record, arrays: Arrays, path: Path) -> None:
+def draw(figure: Plot, record: Record, arrays: Arrays, path: Path) -> None:
   """Draws a figure into a PNG file of at most `MAX_BYTES`.
 
   Args:
@@ -215,7 +216,7 @@ def transfer_matrix(
   arrays: Arrays,
   *,
   metric: str,
-  where: Mapping[str, Any],
+  filters: Mapping[str, Any],
   title: str = '',
   row: str = 'trained_on',
   column: str = 'tested_on',
@@ -230,10 +231,10 @@ def transfer_matrix(
     record: Its rows fill the cells.
     arrays: Not used.
     metric: Of the rows to show.
-    where: Keys and values of the rows to show, such as {'backbone': 'VGG16'}.
-    title: Heading; the values of `where` if empty.
-    row: Key of the kind trained on.
-    column: Key of the kind tested on.
+    filters: Labels of the rows to show, such as {'backbone': 'VGG16'}.
+    title: Heading; the values of `filters` if empty.
+    row: Label of the kind trained on.
+    column: Label of the kind tested on.
     groups: {category: its kinds}, in the order of the axes; as they occur in
       the record if None.
 
@@ -242,7 +243,9 @@ def transfer_matrix(
   """
   groups = groups or {}
   order = [name for names in groups.values() for name in names]
-  layout = Table('', metric, (row,), column, columns=tuple(order), where=where)
+  layout = Table(
+    '', metric, (row,), column, columns=tuple(order), filters=filters
+  )
   grids = lay_out(record, layout)
   if not grids:
     return _nothing()
@@ -286,7 +289,7 @@ def transfer_matrix(
   axis.set(
     xlabel=words(column),
     ylabel=words(row),
-    title=title or ', '.join(map(str, where.values())),
+    title=title or ', '.join(map(str, filters.values())),
   )
   bar = figure.colorbar(image, ax=axis, fraction=0.05, pad=0.02)
   bar.set_label(f'{metric}; 50 is chance')
@@ -345,7 +348,7 @@ def interval_bars(
   metric: str,
   category: str,
   series: str,
-  where: Mapping[str, Any] = {},
+  filters: Mapping[str, Any] = {},
   base: float = 50.0,
   title: str = '',
 ) -> matplotlib.figure.Figure:
@@ -357,18 +360,18 @@ def interval_bars(
     metric: Of the rows to show.
     category: Key of the groups along the axis, such as the kind of attack.
     series: Key of the bars side by side, such as the backbone.
-    where: Keys and values of the rows to show.
+    filters: Labels and values of the rows to show.
     base: Where bars begin: chance, or 0.
     title: Heading.
 
   Returns:
     The figure; printed numbers are diamonds.
   """
-  rows = select(record, metric, where)
+  rows = select(record, metric, filters)
   if not rows:
     return _nothing()
-  names = list(dict.fromkeys(str(row.keys[category]) for row in rows))
-  kinds = list(dict.fromkeys(str(row.keys[series]) for row in rows))
+  names = list(dict.fromkeys(str(row.labels[category]) for row in rows))
+  kinds = list(dict.fromkeys(str(row.labels[series]) for row in rows))
   figure = matplotlib.figure.Figure(
     figsize=(1.6 + 0.45 * len(names) * (len(kinds) + 0.6), 4.2),
     layout='constrained',
@@ -377,8 +380,8 @@ def interval_bars(
   width = 0.8 / len(kinds)
   printed = []
   for index, kind in enumerate(kinds):
-    own = [row for row in rows if str(row.keys[series]) == kind]
-    x = np.array([names.index(str(row.keys[category])) for row in own])
+    own = [row for row in rows if str(row.labels[series]) == kind]
+    x = np.array([names.index(str(row.labels[category])) for row in own])
     x = x + (index - (len(kinds) - 1) / 2) * width
     value = np.array([row.value for row in own])
     ends = np.array([_ends(row) for row in own]).T

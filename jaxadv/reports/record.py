@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,9 @@ import numpy as np
 
 from jaxadv import storage
 from jaxadv.errors import DataError, UserError
-from jaxadv.metrics import figures as metrics
-from jaxadv.metrics.intervals import Interval
+from jaxadv.reports.rows import Row
 
 VERDICTS = ('held', 'did not', 'cannot tell', 'not tested')
-
-# Below this number of test pictures a row is flagged wherever it is shown.
-FEW_PICTURES = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,83 +54,17 @@ class Claim:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-  """One measured figure.
-
-  Attributes:
-    keys: What it was measured on, such as {'backbone': 'VGG16', 'kind':
-      'FGSM'}; plain values.
-    metric: Name with unit, such as 'AUC (%)'.
-    value: Finite.
-    ci_low: Lower end of the 95 % interval, or None.
-    ci_high: Upper end.
-    n: Test pictures (of the kind in question) behind the value.
-    paper: The printed number in the same unit, or None.
-  """
-
-  keys: Mapping[str, Any]
-  metric: str
-  value: float
-  ci_low: float | None = None
-  ci_high: float | None = None
-  n: int | None = None
-  paper: float | None = None
-
-  @property
-  def few(self) -> bool:
-    """Whether too few pictures stand behind the value to lean on it."""
-    return self.n is not None and self.n < FEW_PICTURES
-
-
-def figure_rows(
-  keys: Sequence[Mapping[str, Any]],
-  metric: str,
-  figures: Sequence[metrics.Figure],
-  n: int | Sequence[int],
-  sampling: Sequence[Interval] | None = None,
-) -> list[Row]:
-  """Makes the rows of one table, over which training variance is pooled.
-
-  Args:
-    keys: Of each row.
-    metric: Of all of them; those in '(%)' lie within [0, 100].
-    figures: Of each row, with the printed number.
-    n: Test pictures behind all of them, or behind each.
-    sampling: As of `metrics.figures.intervals`.
-
-  Returns:
-    A row each, with its 95 % interval.
-  """
-  numbers = [n] * len(keys) if isinstance(n, int) else n
-  low, high = (0.0, 100.0) if metric.endswith('(%)') else (-math.inf, math.inf)
-  return [
-    Row(
-      own,
-      metric,
-      figure.value,
-      max(interval.low, low),
-      min(interval.high, high),
-      n=number,
-      paper=figure.paper,
-    )
-    for own, figure, interval, number in zip(
-      keys, figures, metrics.intervals(figures, sampling), numbers, strict=True
-    )
-  ]
-
-
-@dataclasses.dataclass(frozen=True)
 class Table:
   """How rows are laid out: one line a combination, one column a value.
 
   Attributes:
     title: Heading.
     metric: Only rows of this metric are shown.
-    lines: Keys whose values name a line, in this order.
-    column: The key whose values become columns.
-    split: A key for each of whose values there is a table, or ''.
+    row_labels: Labels whose values name a line, in this order.
+    column: The label whose values become columns.
+    split: A label for each of whose values there is a table, or ''.
     columns: Order of the columns; as they first occur if empty.
-    where: Only rows with these values of their keys are shown.
+    filters: Only rows with these values of their labels are shown.
     note: A sentence under the table.
     control: Whether it belongs to the negative controls of the report.
     decimals: Digits after the point.
@@ -142,18 +72,18 @@ class Table:
 
   title: str
   metric: str
-  lines: tuple[str, ...]
+  row_labels: tuple[str, ...]
   column: str
   split: str = ''
   columns: tuple[str, ...] = ()
-  where: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  filters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   note: str = ''
   control: bool = False
   decimals: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Plot:
   """A figure that `plots.draw` can draw from the record.
 
   Attributes:
@@ -198,7 +128,7 @@ class Record:
   question: str = ''
   answer: str = ''
   tables: tuple[Table, ...] = ()
-  figures: tuple[Figure, ...] = ()
+  figures: tuple[Plot, ...] = ()
   warnings: tuple[str, ...] = ()
 
 
@@ -222,12 +152,12 @@ def write(
 
   Raises:
     DataError: If a number is not finite or the disk is full.
-    UserError: If a row's keys use the name of one of its other fields.
+    UserError: If a row's labels use the name of one of its other fields.
   """
   for row in record.rows:
     _check(row)
   contents = _plain(dataclasses.asdict(record))
-  contents['rows'] = [row.pop('keys') | row for row in contents['rows']]
+  contents['rows'] = [row.pop('labels') | row for row in contents['rows']]
   # The arrays first: whoever finds results.json finds everything.
   storage.write_npz(Path(workdir) / 'arrays.npz', **arrays)
   storage.write_json(Path(workdir) / 'results.json', contents)
@@ -252,7 +182,7 @@ def read(
   try:
     rows = [
       Row(
-        keys={k: v for k, v in row.items() if k not in _ROW_FIELDS},
+        labels={k: v for k, v in row.items() if k not in _ROW_FIELDS},
         **{k: v for k, v in row.items() if k in _ROW_FIELDS},
       )
       for row in contents['rows']
@@ -260,7 +190,10 @@ def read(
     tables = [
       Table(
         **table
-        | {'lines': tuple(table['lines']), 'columns': tuple(table['columns'])}
+        | {
+          'row_labels': tuple(table['row_labels']),
+          'columns': tuple(table['columns']),
+        }
       )
       for table in contents['tables']
     ]
@@ -273,7 +206,7 @@ def read(
         # Older records have none.
         'warnings': tuple(contents.get('warnings', ())),
         'tables': tuple(tables),
-        'figures': tuple(Figure(**figure) for figure in contents['figures']),
+        'figures': tuple(Plot(**figure) for figure in contents['figures']),
       }
     )
   except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -333,10 +266,10 @@ def _git_commit() -> str | None:
 
 
 def _check(row: Row) -> None:
-  clash = sorted(set(row.keys) & set(_ROW_FIELDS))
+  clash = sorted(set(row.labels) & set(_ROW_FIELDS))
   if clash:
     raise UserError(
-      f'a row has the keys {", ".join(clash)}, which are names of its other '
+      f'a row has the labels {", ".join(clash)}, which are names of its other '
       'fields; rename them'
     )
   for name in ('value', 'ci_low', 'ci_high', 'paper'):
@@ -345,7 +278,7 @@ def _check(row: Row) -> None:
       continue
     if number is None or not math.isfinite(number):
       raise DataError(
-        f'{name} of the {row.metric} of {dict(row.keys)} is {number}; only '
+        f'{name} of the {row.metric} of {dict(row.labels)} is {number}; only '
         'finite numbers are recorded'
       )
 

@@ -11,7 +11,8 @@ import rich.console
 import rich.table
 
 from jaxadv.errors import UserError
-from jaxadv.reports.record import FEW_PICTURES, Claim, Record, Row, Table
+from jaxadv.reports.record import Claim, Record, Table
+from jaxadv.reports.rows import FEW_PICTURES, Row
 
 FEW = '†'
 FOOTNOTE = (
@@ -34,7 +35,7 @@ class Grid(NamedTuple):
     title: Heading, with the value of `table.split` if there is one.
     table: The layout it follows.
     columns: Names of the columns.
-    lines: (values of the line's keys, a `Row` or None for every column).
+    lines: (values of the row's labels, a `Row` or None for every column).
   """
 
   title: str
@@ -45,7 +46,7 @@ class Grid(NamedTuple):
   @property
   def heading(self) -> list[str]:
     """Headings of all columns, those that name the line first."""
-    return [words(key) for key in self.table.lines] + [*self.columns, 'n']
+    return [words(key) for key in self.table.row_labels] + [*self.columns, 'n']
 
   @property
   def rows(self) -> list[Row]:
@@ -58,23 +59,23 @@ def words(key: str) -> str:
   return key.replace('_', ' ')
 
 
-def select(record: Record, metric: str, where: Any = ()) -> list[Row]:
-  """Gives the rows of a metric whose keys have the given values.
+def select(record: Record, metric: str, filters: Any = ()) -> list[Row]:
+  """Gives the rows of a metric whose labels have the given values.
 
   Args:
     record: The record.
     metric: Name of the metric.
-    where: Mapping of keys to values; {} for all rows.
+    filters: Mapping of labels to values; {} for all rows.
 
   Returns:
     Rows in the order of the record.
   """
-  wanted = dict(where).items()
+  wanted = dict(filters).items()
   return [
     row
     for row in record.rows
     if row.metric == metric
-    and all(row.keys.get(key) == value for key, value in wanted)
+    and all(row.labels.get(key) == value for key, value in wanted)
   ]
 
 
@@ -91,28 +92,28 @@ def lay_out(record: Record, table: Table) -> list[Grid]:
   Raises:
     UserError: If two rows would share a place.
   """
-  needed = {*table.lines, table.column, *filter(None, [table.split])}
+  needed = {*table.row_labels, table.column, *filter(None, [table.split])}
   rows = [
     row
-    for row in select(record, table.metric, table.where)
-    if needed <= set(row.keys)
+    for row in select(record, table.metric, table.filters)
+    if needed <= set(row.labels)
   ]
   parts = dict.fromkeys(
-    str(row.keys[table.split]) if table.split else '' for row in rows
+    str(row.labels[table.split]) if table.split else '' for row in rows
   )
   grids = []
   for part in parts:
     places: dict[tuple[str, ...], dict[str, Row]] = {}
     found: dict[str, None] = dict.fromkeys(table.columns)
     for row in rows:
-      if table.split and str(row.keys[table.split]) != part:
+      if table.split and str(row.labels[table.split]) != part:
         continue
-      line = tuple(str(row.keys[key]) for key in table.lines)
-      column = str(row.keys[table.column])
+      line = tuple(str(row.labels[key]) for key in table.row_labels)
+      column = str(row.labels[table.column])
       if column in places.setdefault(line, {}):
         raise UserError(
           f'two rows stand at {line} x {column} of the table {table.title!r}; '
-          'tell them apart with where, split or another line key'
+          'tell them apart with filters, split or another row label'
         )
       places[line][column] = row
       found[column] = None
@@ -270,7 +271,7 @@ def comma_separated(record: Record) -> str:
       writer.writerows([[], [f'{grid.title}, {table.metric}']])
       writer.writerow(
         [
-          *table.lines,
+          *table.row_labels,
           *(f'{c} {field}' for c in grid.columns for field in fields),
         ]
       )
@@ -314,7 +315,7 @@ def print_table(
       )
       shown = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=0)
       for index, heading in enumerate(grid.heading[: -1 if alike else None]):
-        name = index < len(table.lines)
+        name = index < len(table.row_labels)
         side: Any = 'left' if name else 'right'
         shown.add_column(heading, justify=side, no_wrap=not name)
       decimals = max(table.decimals - 1, 0)

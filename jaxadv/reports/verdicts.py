@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from jaxadv.metrics.figures import Chance, Figure, chances, intervals
-from jaxadv.reports.record import FEW_PICTURES, Claim
+from jaxadv.metrics.estimates import Chance, Estimate, chances, intervals
+from jaxadv.reports.record import Claim
+from jaxadv.reports.rows import FEW_PICTURES
 
 LEVEL = 0.05
 # An end that is 0 may come out as a little more.
@@ -31,11 +32,11 @@ class Comparison(NamedTuple):
 
   Attributes:
     text: What is compared, in words.
-    figure: The difference, in points of AUC or accuracy.
+    estimate: The difference, in points of AUC or accuracy.
   """
 
   text: str
-  figure: Figure
+  estimate: Estimate
 
 
 def judge(
@@ -66,16 +67,16 @@ def judge(
     The claim. Intervals have the variance of training pooled over its
     differences. The paper's numbers are judged by their signs alone.
   """
-  figures = [c.figure for c in comparisons]
+  estimates = [c.estimate for c in comparisons]
   reasons = list(unfit)
   if not comparisons:
     reasons.append('the run has nothing to compare')
   if n is not None and n < FEW_PICTURES:
     reasons.append(f'{n} test pictures are fewer than {FEW_PICTURES}')
-  if any(len(figure.trainings) == 1 for figure in figures):
+  if any(len(estimate.trainings) == 1 for estimate in estimates):
     reasons.append(TRAINED_ONCE)
-  found = intervals(figures)
-  failed = bool(np.any(holm(_below_zero(figures)) < LEVEL))
+  found = intervals(estimates)
+  failed = bool(np.any(holm(_below_zero(estimates)) < LEVEL))
   if failed:
     verdict, doubts = 'did not', harsh
   elif all(interval.low > ROUNDING for interval in found):
@@ -86,13 +87,13 @@ def judge(
   if reasons:
     verdict = 'not tested'
   numbers = {
-    c.text: [round(number, 1) for number in (c.figure.value, *interval)]
+    c.text: [round(number, 1) for number in (c.estimate.value, *interval)]
     for c, interval in zip(comparisons, found, strict=True)
   }
   notes = [f'not tested: {"; ".join(reasons)}'] if reasons else []
   if once:
     notes.append(f'trained once, not in the intervals: {", ".join(once)}')
-  return Claim(text, verdict, numbers, _of_paper(figures), '; '.join(notes))
+  return Claim(text, verdict, numbers, _of_paper(estimates), '; '.join(notes))
 
 
 def holm(probabilities: Sequence[float]) -> np.ndarray:
@@ -113,7 +114,7 @@ def holm(probabilities: Sequence[float]) -> np.ndarray:
   return corrected
 
 
-def _below_zero(figures: Sequence[Figure]) -> list[float]:
+def _below_zero(estimates: Sequence[Estimate]) -> list[float]:
   """Two-sided probabilities of differences as far below 0; 1 of others."""
 
   def probability(value: float, chance: Chance) -> float:
@@ -124,14 +125,16 @@ def _below_zero(figures: Sequence[Figure]) -> list[float]:
     return float(2 * stats.t.sf(-value / chance.above, chance.freedom))
 
   return [
-    probability(figure.value, chance)
-    for figure, chance in zip(figures, chances(figures), strict=True)
+    probability(estimate.value, chance)
+    for estimate, chance in zip(estimates, chances(estimates), strict=True)
   ]
 
 
-def _of_paper(figures: Sequence[Figure]) -> str:
+def _of_paper(estimates: Sequence[Estimate]) -> str:
   """Judges the printed numbers, which have no intervals, by the same rule."""
-  printed = [figure.paper for figure in figures if figure.paper is not None]
+  printed = [
+    estimate.paper for estimate in estimates if estimate.paper is not None
+  ]
   if not printed:
     return ''
   if min(printed) < 0:

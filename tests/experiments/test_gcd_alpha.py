@@ -5,7 +5,7 @@ import pytest
 
 from experiments.gcd import gcd_alpha
 from experiments.gcd.protocol import repair
-from jaxadv.metrics.figures import Figure
+from jaxadv.metrics.estimates import Estimate
 from jaxadv.reports.verdicts import judge
 from jaxadv.storage import read_json
 
@@ -36,13 +36,13 @@ def test_a_run_leaves_a_report(gcd_run):
   assert (folder / 'figures' / 'alpha.png').stat().st_size > 1000
 
 
-def figure(value):
-  return Figure(value, np.linspace(value - 1, value + 1, 100))
+def estimate(value):
+  return Estimate(value, np.linspace(value - 1, value + 1, 100))
 
 
 def test_a_peak_lies_inside():
   def verdict(*values, tried=()):
-    curve = [figure(float(value)) for value in values]
+    curve = [estimate(float(value)) for value in values]
     alphas = np.linspace(0, 1, len(values))
     inner = gcd_alpha.inner_peak(curve, tried or values, alphas)
     return judge('peaks', inner).verdict
@@ -62,9 +62,9 @@ def test_the_printed_optimum_is_judged_as_well():
 
   def last(weak, optimum):
     found = gcd_alpha.claims(
-      dict.fromkeys(places, [figure(share) for share in shares]),
+      dict.fromkeys(places, [estimate(share) for share in shares]),
       dict.fromkeys(places, shares),
-      {'untargeted': figure(70.0)},
+      {'untargeted': estimate(70.0)},
       [0.1, 0.5, 0.9],
       100,
       weak,

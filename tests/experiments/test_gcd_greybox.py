@@ -215,5 +215,5 @@ def test_noise_alone_finds_pictures_near_a_boundary(
     baselines.tws_criterion(study, 'noise', 0.01, 'test', kind, 100)
     for kind in ('clean', attack)
   )
-  found = record.auc_figure(study, attack, clean, attacked).value
+  found = record.auc_estimate(study, attack, clean, attacked).value
   assert abs(found - expected) < tolerance

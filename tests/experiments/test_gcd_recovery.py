@@ -11,7 +11,7 @@ from experiments.gcd import gcd_recovery
 from experiments.gcd.protocol import rivals, setting
 from jaxadv.classifier import from_function
 from jaxadv.defences.rectifier import guarded
-from jaxadv.metrics.figures import Figure
+from jaxadv.metrics.estimates import Estimate
 from jaxadv.storage import read_json
 
 
@@ -96,7 +96,7 @@ def test_claims_compare_the_same_pictures():
   def accuracy(defence, kind, n=None):
     asked.append((defence, kind, n))
     value = 99.0 if kind == 'clean' else float(values.get(defence, 50))
-    return Figure(value, np.linspace(value - 1, value + 1, 100))
+    return Estimate(value, np.linspace(value - 1, value + 1, 100))
 
   def verdicts(weak=(), generous=()):
     settings = gcd_recovery.Settings(

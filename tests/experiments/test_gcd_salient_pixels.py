@@ -8,7 +8,7 @@ import pytest
 from experiments.gcd import gcd_salient_pixels as salient
 from experiments.gcd.protocol import setting
 from jaxadv.errors import UserError
-from jaxadv.metrics.figures import Figure
+from jaxadv.metrics.estimates import Estimate
 from jaxadv.storage import read_json
 
 
@@ -39,8 +39,8 @@ def test_the_largest_are_blackened():
 
 
 def test_claims_follow_the_numbers():
-  def figure(value):
-    return Figure(value, np.linspace(value - 1, value + 1, 100))
+  def estimate(value):
+    return Estimate(value, np.linspace(value - 1, value + 1, 100))
 
   values = {
     'is': (60, 70),
@@ -49,7 +49,7 @@ def test_claims_follow_the_numbers():
     'lit': (60, 50),
   }
   left = {
-    ('ddn', name, fraction): figure(float(value))
+    ('ddn', name, fraction): estimate(float(value))
     for name, pair in values.items()
     for fraction, value in zip(salient.FRACTIONS, pair, strict=True)
   }

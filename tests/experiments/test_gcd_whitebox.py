@@ -26,7 +26,7 @@ from jaxadv.attacks import ddn, pgd
 from jaxadv.classifier import from_function
 from jaxadv.data.sources import Pictures
 from jaxadv.errors import UserError
-from jaxadv.metrics.figures import Figure
+from jaxadv.metrics.estimates import Estimate
 from jaxadv.types import Detector, picture_keys
 
 # The logits of DET_IS and DET_org of four pictures.
@@ -115,7 +115,7 @@ def test_an_interval_draws_on_rows_of_the_same_guard_alone():
 def test_intervals_of_ratios_are_those_of_logarithms():
   """A training that needs ten times the change says nothing below 0."""
   draws = np.random.default_rng(0).normal(3, 0.1, 1000)
-  wide = Figure(3.0, draws, (1.0, 3.0, 9.0), paper=13.0)
+  wide = Estimate(3.0, draws, (1.0, 3.0, 9.0), paper=13.0)
   keys = {'role': 'ratio', 'guard': 'GCD / no detector'}
   (row,) = gcd_whitebox._rows_of('ratio', [(keys, wide, 50)])
   assert row.value == pytest.approx(3) and row.paper == pytest.approx(13)

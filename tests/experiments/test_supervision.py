@@ -74,9 +74,9 @@ def test_accuracy_weighs_clean_and_attacked_the_same():
     result(lambda a, b: kinds[b], lambda c, b: 0.9, false_alarms=0.2)
   )
   for tested, wanted in (('natural', 65), ('natural_plus', 75), ('mean', 70)):
-    figure = found.accuracy['net', 'natural', 'natural', tested]
-    assert figure.value == pytest.approx(wanted)
-    interval = percentile_interval(figure.draws)
+    estimate = found.accuracy['net', 'natural', 'natural', tested]
+    assert estimate.value == pytest.approx(wanted)
+    interval = percentile_interval(estimate.draws)
     assert interval.low < wanted < interval.high
   together = found.accuracy['net', 'artificial', 'all artificial', 'mean']
   assert together.value == pytest.approx(85)
@@ -89,8 +89,8 @@ def test_accuracy_is_the_mean_over_seeds():
       for seed, share in enumerate((0.5, 0.9))
     ]
   )
-  figure = found.accuracy['net', 'natural', 'all natural', 'mean']
-  assert figure.value == pytest.approx((90 + 70) / 2)
+  estimate = found.accuracy['net', 'natural', 'all natural', 'mean']
+  assert estimate.value == pytest.approx((90 + 70) / 2)
 
 
 def test_names_are_counted_by_class():
@@ -131,8 +131,8 @@ def test_a_gain_has_to_be_over_every_single_kind():
 def test_gains_are_paired():
   found = judged(result(lambda a, b: 0.7, lambda c, b: 0.7))
   gain = supervision.gains(found, 'natural', WANTED['natural'])
-  for figure in gain.values():
-    np.testing.assert_array_equal(figure.draws, 0)
+  for estimate in gain.values():
+    np.testing.assert_array_equal(estimate.draws, 0)
   accuracy = found.accuracy['net', 'natural', 'natural', 'mean']
   assert np.std(accuracy.draws) > 0.5
 

@@ -322,7 +322,7 @@ def test_what_the_checks_break_counts_in_the_headline():
   assert '75.0 % [30.1, 95.4] in place of 100.0 %' in warning
   assert '25.0 % [4.6, 69.9] in place of 75.0 %' in warning
   lines = {
-    (row.keys['attack'], row.keys['epsilon']): row.value
+    (row.labels['attack'], row.labels['epsilon']): row.value
     for row in record.rows(found)
     if row.metric == record.ROBUST
   }
@@ -503,7 +503,7 @@ def test_the_worst_case_joins_attacks_and_radii():
   assert [each.hits for each in found.robust(*found.outcomes[1])] == [3, 2]
   assert [each.hits for each in found.worst()] == [2, 1]
   rows = {
-    (row.keys['attack'], row.keys.get('column')): row
+    (row.labels['attack'], row.labels.get('column')): row
     for row in record.rows(found)
     if 'Linf' in row.metric
   }
@@ -531,7 +531,7 @@ def test_curves_of_a_linear_classifier_are_known(linear, alone, tmp_path):
     slope = np.abs(weights[:, truth[rows]] - weights[:, [rival]]).sum(axis=0)
     exact[rows] = np.minimum(exact[rows], gap / slope)
   found = {
-    (row.keys['attack'], row.keys['epsilon']): row.value
+    (row.labels['attack'], row.labels['epsilon']): row.value
     for row in result.rows
     if row.metric == record.ROBUST
   }

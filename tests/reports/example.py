@@ -43,7 +43,11 @@ def rows(arrays):
     low, high = intervals.bootstrap_auc(clean, attacked, *ids, num=50)
     found.append(
       reports.Row(
-        keys={'backbone': backbone, 'trained_on': trained, 'tested_on': tested},
+        labels={
+          'backbone': backbone,
+          'trained_on': trained,
+          'tested_on': tested,
+        },
         metric='AUC (%)',
         value=value,
         ci_low=100 * low,
@@ -57,7 +61,7 @@ def rows(arrays):
       found.append(
         reports.Row(keys, 'seen AUC (%)', value, 100 * low, 100 * high, 150, 93)
       )
-  for backbone in dict.fromkeys(row.keys['backbone'] for row in found):
+  for backbone in dict.fromkeys(row.labels['backbone'] for row in found):
     keys = {'backbone': backbone, 'control': 'shuffled labels'}
     found.append(reports.Row(keys, 'control AUC (%)', 50.4, 44.0, 56.1, 150))
   return tuple(found)
@@ -130,25 +134,25 @@ def example(backbones=('VGG16', 'MobileNet'), side=32):
     ),
     figures=(
       *(
-        reports.Figure(
+        reports.Plot(
           f'transfer_{backbone}',
           'transfer_matrix',
           f'Transfer between kinds, {backbone}.',
           {
             'metric': 'AUC (%)',
-            'where': {'backbone': backbone},
+            'filters': {'backbone': backbone},
             'groups': GROUPS,
           },
         )
         for backbone in backbones
       ),
-      reports.Figure(
+      reports.Plot(
         'seen',
         'interval_bars',
         'Detection of kinds seen in training (Figure 4 of the paper).',
         {'metric': 'seen AUC (%)', 'category': 'kind', 'series': 'backbone'},
       ),
-      reports.Figure(
+      reports.Plot(
         'roc',
         'roc_curves',
         'ROC curves of detectors on the kind they were trained on.',
@@ -165,7 +169,7 @@ def example(backbones=('VGG16', 'MobileNet'), side=32):
           }
         },
       ),
-      reports.Figure(
+      reports.Plot(
         'examples',
         'example_pictures',
         'Pictures of every kind and how they were changed.',

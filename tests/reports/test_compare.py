@@ -25,7 +25,7 @@ def test_shares_and_the_furthest_figure_are_counted():
   (found,) = compare.compare(first, second, 'backbone')
   assert (found.n, found.inside, found.equal) == (4, 0.5, 0.25)
   assert found.furthest == pytest.approx(4 / np.sqrt(2))
-  assert found.where['cell'] == 3
+  assert found.labels['cell'] == 3
 
 
 def test_each_has_to_lie_in_the_others_interval():

@@ -93,9 +93,9 @@ def test_only_value_is_compulsory(tmp_path):
     reports.write(_record(_row(value=None)), {}, tmp_path)
 
 
-def test_keys_may_not_hide_fields(tmp_path):
+def test_labels_may_not_hide_fields(tmp_path):
   with pytest.raises(UserError, match='metric'):
-    reports.write(_record(_row(keys={'metric': 'x'})), {}, tmp_path)
+    reports.write(_record(_row(labels={'metric': 'x'})), {}, tmp_path)
 
 
 def test_unknown_verdict_names_the_known_ones():
@@ -104,13 +104,15 @@ def test_unknown_verdict_names_the_known_ones():
 
 
 def test_numpy_values_become_plain(tmp_path):
-  row = _row(keys={'seed': np.int32(3)}, value=np.float32(0.5), n=np.int64(120))
+  row = _row(
+    labels={'seed': np.int32(3)}, value=np.float32(0.5), n=np.int64(120)
+  )
   record = _record(row, missing=('a',))
   claim = reports.Claim('c', 'held', {'x': np.array([1.0, 0.5, 1.5])})
   record = dataclasses.replace(record, claims=(claim,), config={'k': (1, 2)})
   reports.write(record, {'a': np.arange(3)}, tmp_path)
   found, _ = reports.read(tmp_path)
-  assert found.rows[0] == _row(keys={'seed': 3}, value=0.5, n=120)
+  assert found.rows[0] == _row(labels={'seed': 3}, value=0.5, n=120)
   assert found.claims[0].numbers == {'x': [1.0, 0.5, 1.5]}
   assert found.config == {'k': [1, 2]}
 
@@ -180,7 +182,8 @@ def test_markdown_puts_claims_first_and_cells_in_place(workdir, made):
   (row,) = [
     row
     for row in made[0].rows
-    if row.keys.get('trained_on') == 'PGD' and row.keys['tested_on'] == 'NI+'
+    if row.labels.get('trained_on') == 'PGD'
+    and row.labels['tested_on'] == 'NI+'
   ]
   assert line[heading.index('NI+')] == (
     f'{row.value:.1f} [{row.ci_low:.1f}, {row.ci_high:.1f}] '
@@ -200,7 +203,7 @@ def test_csv_holds_unrounded_numbers(workdir, made):
   (row,) = [
     row
     for row in made[0].rows
-    if row.keys.get('trained_on') == 'DF' and row.keys['tested_on'] == 'HSV'
+    if row.labels.get('trained_on') == 'DF' and row.labels['tested_on'] == 'HSV'
   ]
   assert float(values['HSV value']) == row.value
   assert float(values['HSV paper']) == row.paper
@@ -223,7 +226,7 @@ def test_two_rows_in_one_place_are_refused():
 
 def test_layout_filters_splits_and_orders():
   rows = [
-    _row(keys={'net': net, 'kind': kind, 'seed': seed}, value=value)
+    _row(labels={'net': net, 'kind': kind, 'seed': seed}, value=value)
     for value, (net, kind, seed) in enumerate(
       (net, kind, seed) for net in 'ab' for kind in 'yx' for seed in (0, 1)
     )
@@ -235,7 +238,7 @@ def test_layout_filters_splits_and_orders():
     'kind',
     split='net',
     columns=('x', 'absent'),
-    where={'seed': 1},
+    filters={'seed': 1},
   )
   first, second = tables.lay_out(_record(*rows), table)
   assert first.title == 'T: a' and second.title == 'T: b'
@@ -332,7 +335,7 @@ def _texts(axis):
 
 
 def test_heat_map_shows_every_number_and_frames_the_diagonal(made):
-  options = {'metric': 'AUC (%)', 'where': {'backbone': 'VGG16'}}
+  options = {'metric': 'AUC (%)', 'filters': {'backbone': 'VGG16'}}
   figure = plots.transfer_matrix(*made, groups=GROUPS, **options)
   axis = figure.axes[0]
   texts = _texts(axis)
@@ -349,10 +352,10 @@ def test_heat_map_shows_every_number_and_frames_the_diagonal(made):
 
 
 def test_heat_map_leaves_unmeasured_cells_open():
-  row = _row(keys={'trained_on': 'a', 'tested_on': 'b'})
-  other = _row(keys={'trained_on': 'b', 'tested_on': 'a'})
+  row = _row(labels={'trained_on': 'a', 'tested_on': 'b'})
+  other = _row(labels={'trained_on': 'b', 'tested_on': 'a'})
   figure = plots.transfer_matrix(
-    _record(row, other), {}, metric='AUC (%)', where={}
+    _record(row, other), {}, metric='AUC (%)', filters={}
   )
   assert _texts(figure.axes[0]).count('–') == 2
 
@@ -372,7 +375,7 @@ def test_roc_legend_holds_the_auc(made):
   (row,) = [
     row
     for row in made[0].rows
-    if row.keys.get('trained_on') == 'DF' and row.keys['tested_on'] == 'PGD'
+    if row.labels.get('trained_on') == 'DF' and row.labels['tested_on'] == 'PGD'
   ]
   labels = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
   assert labels == ['chance 50.0', f'PGD {row.value:.1f}']
@@ -398,7 +401,7 @@ def test_change_is_drawn_to_the_stated_scale():
 EMPTY = {
   'roc_curves': {'panels': {}},
   'curves': {'panels': {}, 'xlabel': '', 'ylabel': ''},
-  'transfer_matrix': {'metric': 'AUC (%)', 'where': {}},
+  'transfer_matrix': {'metric': 'AUC (%)', 'filters': {}},
   'interval_bars': {'metric': 'AUC (%)', 'category': 'a', 'series': 'b'},
   'example_pictures': {'kinds': ['a']},
   'score_histogram': {'scores': {'a': 'scores'}},
@@ -445,10 +448,10 @@ def test_only_some_examples_are_drawn():
 
 
 def test_bad_figures_are_named(made, tmp_path):
-  figure = reports.Figure('f', 'pie', '')
+  figure = reports.Plot('f', 'pie', '')
   with pytest.raises(UserError, match='roc_curves'):
     plots.draw(figure, *made, tmp_path / 'f.png')
   panels = {'VGG16': {'PGD': ['scores/none', 'scores/none']}}
-  figure = reports.Figure('f', 'roc_curves', '', {'panels': panels})
+  figure = reports.Plot('f', 'roc_curves', '', {'panels': panels})
   with pytest.raises(UserError, match='scores/none'):
     plots.draw(figure, *made, tmp_path / 'f.png')

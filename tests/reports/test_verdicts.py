@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxadv.metrics.figures import Figure
+from jaxadv.metrics.estimates import Estimate
 from jaxadv.reports import tables
 from jaxadv.reports.verdicts import Comparison, holm, judge
 
@@ -13,7 +13,7 @@ NORMAL = np.random.default_rng(0).normal(size=20_000)
 def compare(value, *, sigma=1.0, trainings=(0.0, 0.0), paper=None):
   return Comparison(
     f'difference of {value}',
-    Figure(
+    Estimate(
       value,
       value + sigma * NORMAL,
       tuple(value + t for t in trainings),

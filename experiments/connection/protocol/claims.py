@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from experiments.connection.protocol.matrix import Matrix
-from jaxadv.metrics.figures import mean
+from jaxadv.metrics.estimates import mean
 from jaxadv.reports.record import Claim
 from jaxadv.reports.verdicts import Comparison, judge
 from jaxadv.sets.types import KINDS

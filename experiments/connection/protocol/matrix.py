@@ -1,4 +1,4 @@
-"""AUC of every detector on every kind, with bootstrap draws of each cell."""
+"""AUC of every detector on every kind, as estimates over trainings."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxadv.metrics.figures import Figure, mean, over_trainings
-from jaxadv.metrics.intervals import auc_draws
-from jaxadv.metrics.roc import auc
+from jaxadv.metrics.estimates import (
+  Estimate,
+  auc_estimate,
+  mean,
+  over_trainings,
+)
 
-NUM_DRAWS = 1000
 # The control 'shuffled' learns random labels of clean pictures and of this
 # set, which shows each of them a second time: a leak has nowhere to hide.
 SHUFFLED_WITH = 'reencoded'
@@ -88,18 +90,18 @@ class Matrix:
     self.num_tested = next(iter(cells.values()))[0].sources.shape[1]
     self._cells = cells
     self._printed = printed or {}
-    self._figures: dict[tuple[str, str, str], Figure] = {}
+    self._figures: dict[tuple[str, str, str], Estimate] = {}
 
-  def accuracy(self, backbone: str) -> Figure | None:
+  def accuracy(self, backbone: str) -> Estimate | None:
     """Gives a backbone's own accuracy in per cent, if its classes allow it."""
     trainings = [100 * float(c.accuracy) for c in self._cells[backbone]]
     if np.isnan(trainings).any():
       return None
     value = float(np.mean(trainings))
     # Of all held-out pictures: training is the chance that counts.
-    return Figure(value, np.full(1, value), tuple(trainings))
+    return Estimate(value, np.full(1, value), tuple(trainings))
 
-  def cell(self, backbone: str, trained: str, tested: str) -> Figure:
+  def cell(self, backbone: str, trained: str, tested: str) -> Estimate:
     """Gives the AUC of the detector of one kind on another."""
     place = (backbone, trained, tested)
     if place not in self._figures:
@@ -109,26 +111,15 @@ class Matrix:
       else:
         groups = [c.positives(trained, tested) for c in cells]
       self._figures[place] = over_trainings(
-        [
-          Figure(
-            100 * auc_of(*group[:2]), 100 * auc_draws(*group, num=NUM_DRAWS)
-          )
-          for group in groups
-        ],
+        [auc_estimate(*group) for group in groups],
         paper=self._printed.get(place),
       )
     return self._figures[place]
 
   def unseen_mean(
     self, backbone: str, trained: Sequence[str], tested: Sequence[str]
-  ) -> Figure:
+  ) -> Estimate:
     """Averages the cells whose detector has not seen the kind."""
     return mean(
       [self.cell(backbone, a, b) for a in trained for b in tested if a != b]
     )
-
-
-def auc_of(clean: np.ndarray, attacked: np.ndarray) -> float:
-  """Computes the AUC of two groups of scores."""
-  scores = np.concatenate([clean, attacked])
-  return float(auc(scores, np.arange(len(scores)) >= len(clean)))

@@ -17,10 +17,15 @@ from experiments.connection.protocol.matrix import (
 from experiments.connection.protocol.setting import Config, is_published
 from experiments.connection.protocol.study import SHARES, Study
 from jaxadv.classifier import predict
-from jaxadv.metrics.intervals import wilson
 from jaxadv.models.names import parse_network
-from jaxadv.reports import Figure as Drawing
-from jaxadv.reports import Row, Table, figure_rows
+from jaxadv.reports import (
+  Plot,
+  Row,
+  Table,
+  count_row,
+  estimate_rows,
+  share_row,
+)
 from jaxadv.sets.types import KINDS
 
 AUC = 'AUC (%)'
@@ -140,7 +145,7 @@ def auc_rows(matrix: Matrix, *, unseen: bool) -> list[Row]:
       for trained, tested in pairs
     ]
     n = matrix.num_tested
-    rows += figure_rows(keys, AUC, cells, n)
+    rows += estimate_rows(keys, AUC, cells, n)
     rows += [
       Row(own, SPREAD, float(np.std(cell.trainings, ddof=1)), n=n)
       for own, cell in zip(keys, cells, strict=True)
@@ -176,7 +181,7 @@ def control_rows(study: Study, matrix: Matrix) -> list[Row]:
   return [
     row
     for network in matrix.backbones
-    for row in figure_rows(
+    for row in estimate_rows(
       [
         {
           'backbone': network,
@@ -231,19 +236,15 @@ def picture_rows(study: Study, matrix: Matrix) -> list[Row]:
   for role, network in networks.items():
     if network.accuracy is None:  # Its classes are others.
       continue
-    count = round(network.accuracy * n)
-    low, high = wilson(count, n)
     rows.append(
-      Row(
+      count_row(
         {'network': role, 'column': 'held out'},
         ACCURACY,
-        100 * network.accuracy,
-        100 * low,
-        100 * high,
+        round(network.accuracy * n),
         n,
       )
     )
-  rows += figure_rows(
+  rows += estimate_rows(
     [
       {'network': f'backbone ({name})', 'column': 'held out'}
       for name in trained
@@ -258,16 +259,8 @@ def picture_rows(study: Study, matrix: Matrix) -> list[Row]:
       ('before rounding', found.success_float),
       ('as 8-bit pictures', found.success),
     ):
-      low, high = wilson(int(success.sum()), len(success))
       rows.append(
-        Row(
-          {'kind': PAPER_NAME[kind], 'column': column},
-          RATE,
-          100 * float(success.mean()),
-          100 * low,
-          100 * high,
-          len(success),
-        )
+        share_row({'kind': PAPER_NAME[kind], 'column': column}, RATE, success)
       )
   return rows
 
@@ -279,11 +272,11 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
     main = Table(
       title='Unseen adversaries (Table 1)',
       metric=AUC,
-      lines=('trained_on',),
+      row_labels=('trained_on',),
       column='tested_on',
       split='backbone',
       columns=columns,
-      where={'role': 'kind'},
+      filters={'role': 'kind'},
       note='Cells trained and tested on one kind are the seen adversaries of '
       'Figure 4, for which the paper prints no numbers. Values: mean over '
       f'{study.config.num_seeds} trainings of backbone and detectors. '
@@ -296,10 +289,10 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
     main = Table(
       title='Seen adversaries (Figure 4)',
       metric=AUC,
-      lines=('backbone',),
+      row_labels=('backbone',),
       column='trained_on',
       columns=columns,
-      where={'role': 'kind'},
+      filters={'role': 'kind'},
       note='Trained and tested on one kind; the paper prints no numbers in '
       'its Figure 4.' + caveats(study),
     )
@@ -308,7 +301,7 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
     Table(
       title='Pictures that fool the network they were made or chosen against',
       metric=RATE,
-      lines=('kind',),
+      row_labels=('kind',),
       column='column',
       note=(
         'Natural kinds: errors of the victim, which did not choose them. '
@@ -321,7 +314,7 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
     Table(
       title='Networks',
       metric=ACCURACY,
-      lines=('network',),
+      row_labels=('network',),
       column='column',
       note='On the held-out pictures; backbones: mean over their trainings.'
       + caveats(study),
@@ -329,9 +322,9 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
     Table(
       title='Negative controls',
       metric=AUC,
-      lines=('control',),
+      row_labels=('control',),
       column='backbone',
-      where={'role': 'control'},
+      filters={'role': 'control'},
       note='Shuffled labels: every source picture has a random label that its '
       'clean and its re-encoded version share; above 50 only if sources leak '
       'across the split. '
@@ -379,12 +372,12 @@ def caveats(study: Study) -> str:
   return ' '.join(['', *found])
 
 
-def figures(study: Study, matrix: Matrix, *, unseen: bool) -> list[Drawing]:
+def figures(study: Study, matrix: Matrix, *, unseen: bool) -> list[Plot]:
   """Says which figures to draw."""
   drawn = []
   if unseen:
     drawn += [
-      Drawing(
+      Plot(
         name=f'transfer-{slug(network)}',
         kind='transfer_matrix',
         caption=f'AUC of detectors on {network}, trained on one kind (row) and '
@@ -392,7 +385,7 @@ def figures(study: Study, matrix: Matrix, *, unseen: bool) -> list[Drawing]:
         'the printed number of the backbone of that name.',
         options={
           'metric': AUC,
-          'where': {'backbone': network, 'role': 'kind'},
+          'filters': {'backbone': network, 'role': 'kind'},
           'title': network,
           'groups': groups(matrix.kinds),
         },
@@ -400,7 +393,7 @@ def figures(study: Study, matrix: Matrix, *, unseen: bool) -> list[Drawing]:
       for network in matrix.backbones
     ]
   drawn.append(
-    Drawing(
+    Plot(
       name='seen',
       kind='interval_bars',
       caption='AUC on the kind that the detector was trained on (Figure 4), '
@@ -409,13 +402,13 @@ def figures(study: Study, matrix: Matrix, *, unseen: bool) -> list[Drawing]:
         'metric': AUC,
         'category': 'trained_on',
         'series': 'backbone',
-        'where': {'role': 'kind', 'seen': True},
+        'filters': {'role': 'kind', 'seen': True},
         'title': 'Seen adversaries',
       },
     )
   )
   drawn.append(
-    Drawing(
+    Plot(
       name='roc',
       kind='roc_curves',
       caption='ROC curves on the kind that the detector was trained on, first '
@@ -434,7 +427,7 @@ def figures(study: Study, matrix: Matrix, *, unseen: bool) -> list[Drawing]:
     )
   )
   drawn.append(
-    Drawing(
+    Plot(
       name='examples',
       kind='example_pictures',
       caption='Pictures of every kind: clean, attacked, and the change '

@@ -21,7 +21,6 @@ from experiments.connection.protocol import features, networks, pictures
 from experiments.connection.protocol.matrix import (
   SHUFFLED_WITH,
   CellScores,
-  auc_of,
 )
 from experiments.connection.protocol.setting import Config, weight_file
 from jaxadv import experiment, models, storage
@@ -31,6 +30,7 @@ from jaxadv.data.sources import Pictures
 from jaxadv.detectors import backbone as detectors
 from jaxadv.detectors import saved
 from jaxadv.experiment import Cell
+from jaxadv.metrics.estimates import auc_estimate
 from jaxadv.models.names import parse_network
 from jaxadv.models.pretrained import load_classifier
 from jaxadv.models.weights import native
@@ -307,7 +307,7 @@ def save_cell(
       kind=kind,
       data=Path(config.dataset).name,
       num_classes=len(study.heldout.class_names),
-      auc=auc_of(*scores.positives(kind, kind)[:2]),
+      auc=auc_estimate(*scores.positives(kind, kind)).value / 100,
     )
     variables = traverse_util.unflatten_dict(
       {path: leaf[member] for path, leaf in stacked.items()}, sep='/'

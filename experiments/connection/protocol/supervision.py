@@ -19,7 +19,6 @@ from experiments.connection.protocol import claims, networks, record, study
 from experiments.connection.protocol import plan as matrix_plan
 from experiments.connection.protocol import run as protocol
 from experiments.connection.protocol.matrix import (
-  NUM_DRAWS,
   CellScores,
   Matrix,
 )
@@ -35,10 +34,14 @@ from jaxadv import reports, storage
 from jaxadv.errors import UserError
 from jaxadv.experiment import Cell
 from jaxadv.identifiers import backbone as identifiers
-from jaxadv.metrics.figures import Figure, mean, over_trainings
-from jaxadv.metrics.intervals import share_draws
+from jaxadv.metrics.estimates import (
+  Estimate,
+  mean,
+  over_trainings,
+  share_estimates,
+)
 from jaxadv.models.weights import native
-from jaxadv.reports import Claim, Row, Table, figure_rows
+from jaxadv.reports import Claim, Row, Table, estimate_rows
 from jaxadv.reports.verdicts import Comparison
 from jaxadv.reports.verdicts import judge as verdict
 from jaxadv.storage import fingerprint
@@ -83,9 +86,9 @@ class Judged(NamedTuple):
       any kind.
   """
 
-  accuracy: dict[tuple[str, str, str, str], Figure]
-  called: dict[tuple[str, str, str, str], Figure]
-  false_alarms: dict[tuple[str, str, str], Figure]
+  accuracy: dict[tuple[str, str, str, str], Estimate]
+  called: dict[tuple[str, str, str, str], Estimate]
+  false_alarms: dict[tuple[str, str, str], Estimate]
 
 
 def categories(kinds: Sequence[str]) -> dict[str, list[str]]:
@@ -340,15 +343,15 @@ def judge(
         clean, *attacked = _shares(called, sources)
         kept = 100 - clean
         each = [mean([kept, hit]) for hit in attacked]
-        for kind, figure in zip(
+        for kind, estimate in zip(
           (*kinds, MEAN), (*each, mean(each)), strict=True
         ):
-          found.accuracy[network, category, trained, kind] = figure
+          found.accuracy[network, category, trained, kind] = estimate
       guessed = [seed.logits[category].argmax(-1) for seed in seeds]
       for index, name in enumerate(('clean', *kinds)):
         shares = _shares([own[places] == index for own in guessed], sources)
-        for true, figure in zip(('clean', *kinds), shares, strict=True):
-          found.called[network, category, true, name] = figure
+        for true, estimate in zip(('clean', *kinds), shares, strict=True):
+          found.called[network, category, true, name] = estimate
       for name in first.tested:
         if name not in claims.KIND:
           row = [first.tested.index(name)]
@@ -365,25 +368,15 @@ def _called(result: Supervised, category: str, trained: str) -> np.ndarray:
   return result.single.scores[result.single.trained.index(trained)] > 0
 
 
-def _shares(holds: Sequence[np.ndarray], sources: np.ndarray) -> list[Figure]:
+def _shares(holds: Sequence[np.ndarray], sources: np.ndarray) -> list[Estimate]:
   """Gives the share of each set in per cent, from bool[S, M] of each seed."""
-  each = [
-    [
-      Figure(100 * float(np.mean(held)), 100 * draws)
-      for held, draws in zip(
-        own,
-        share_draws(list(own), list(sources), num=NUM_DRAWS),
-        strict=True,
-      )
-    ]
-    for own in holds
-  ]
+  each = [share_estimates(list(own), list(sources)) for own in holds]
   return [over_trainings(seeds) for seeds in zip(*each, strict=True)]
 
 
 def gains(
   judged: Judged, category: str, kinds: Sequence[str]
-) -> dict[tuple[str, str], Figure]:
+) -> dict[tuple[str, str], Estimate]:
   """Gives {(backbone, kind): accuracy of all kinds minus that of the kind}."""
   accuracy, paper = judged.accuracy, record.printed('figure6')
   found = {}
@@ -422,9 +415,9 @@ def evaluate(
       [
         Comparison(
           f'{network}: all minus {PAPER_NAME[kind]}',
-          figure,
+          estimate,
         )
-        for (network, kind), figure in (
+        for (network, kind), estimate in (
           gains(judged, category, wanted[category]).items()
           if category in wanted
           else ()
@@ -451,16 +444,16 @@ def rows(
   """
   paper = record.printed('figure6')
   # What stands in one table, over which the variance of training is pooled.
-  cells: dict[tuple[str, str, str], list[tuple[dict[str, str], Figure]]] = {}
+  cells: dict[tuple[str, str, str], list[tuple[dict[str, str], Estimate]]] = {}
 
   def shown(name: str) -> str:
     return PAPER_NAME.get(name, name)
 
-  def add(role, metric, figure, **keys):
+  def add(role, metric, estimate, **keys):
     place = (role, metric, keys['category'])
-    cells.setdefault(place, []).append((keys | {'role': role}, figure))
+    cells.setdefault(place, []).append((keys | {'role': role}, estimate))
 
-  for (network, category, trained, tested), figure in judged.accuracy.items():
+  for (network, category, trained, tested), estimate in judged.accuracy.items():
     keys = {
       'backbone': network,
       'category': category,
@@ -468,36 +461,36 @@ def rows(
       'tested_on': shown(tested),
     }
     printed = paper.get((_plain(network), shown(trained), tested))
-    add('supervision', ACCURACY, figure._replace(paper=printed), **keys)
+    add('supervision', ACCURACY, estimate._replace(paper=printed), **keys)
     kinds = wanted[category] if tested == MEAN else [tested]
     auc = mean([matrix.cell(network, trained, kind) for kind in kinds])
     add('supervision', AUC, auc, **keys)
   for category, kinds in wanted.items():
-    for (network, kind), figure in gains(judged, category, kinds).items():
+    for (network, kind), estimate in gains(judged, category, kinds).items():
       keys = {'backbone': network, 'category': category, 'over': shown(kind)}
-      add('gain', GAIN, figure, **keys)
+      add('gain', GAIN, estimate, **keys)
     for network in matrix.backbones:
       right = [judged.called[network, category, k, k] for k in kinds]
       keys = {'backbone': network, 'category': category}
       add('named', NAMED, mean(right), **keys)
-  for (network, category, true, name), figure in judged.called.items():
+  for (network, category, true, name), estimate in judged.called.items():
     keys = {
       'backbone': network,
       'category': category,
       'true_class': shown(true),
       'called': shown(name),
     }
-    add('naming', CALLED, figure, **keys)
-  for (network, category, name), figure in judged.false_alarms.items():
+    add('naming', CALLED, estimate, **keys)
+  for (network, category, name), estimate in judged.false_alarms.items():
     keys = {'backbone': network, 'category': category, 'pictures': shown(name)}
-    add('alarm', FALSE_ALARMS, figure, **keys)
+    add('alarm', FALSE_ALARMS, estimate, **keys)
   return [
     row
     for (_, metric, _), own in cells.items()
-    for row in figure_rows(
+    for row in estimate_rows(
       [keys for keys, _ in own],
       metric,
-      [figure for _, figure in own],
+      [estimate for _, estimate in own],
       matrix.num_tested,
     )
   ]
@@ -515,11 +508,11 @@ def tables(wanted: Mapping[str, Sequence[str]]) -> list[Table]:
   accuracy = Table(
     title='N+1-way supervision (Figure 6)',
     metric=ACCURACY,
-    lines=('backbone', 'trained_on'),
+    row_labels=('backbone', 'trained_on'),
     column='tested_on',
     split='category',
     columns=columns,
-    where={'role': 'supervision'},
+    filters={'role': 'supervision'},
     note='Clean and attacked test pictures count the same. Trained on one '
     'kind: adversarial at a logit above 0. All: adversarial if the most '
     'likely class is not the clean one. The paper does not name its '
@@ -536,11 +529,11 @@ def tables(wanted: Mapping[str, Sequence[str]]) -> list[Table]:
     Table(
       title='What learning all kinds of a category gains over one',
       metric=GAIN,
-      lines=('backbone',),
+      row_labels=('backbone',),
       column='over',
       split='category',
       columns=columns,
-      where={'role': 'gain'},
+      filters={'role': 'gain'},
       decimals=2,
       note='Differences of the means of Figure 6, on the same resamples. Of '
       f'the artificial kinds the paper prints gains of {low} to {high} '
@@ -549,27 +542,27 @@ def tables(wanted: Mapping[str, Sequence[str]]) -> list[Table]:
     Table(
       title='Which kind the network names (classes of Figure 5)',
       metric=CALLED,
-      lines=('backbone', 'true_class'),
+      row_labels=('backbone', 'true_class'),
       column='called',
       split='category',
       columns=('clean', *columns[1:]),
-      where={'role': 'naming'},
+      filters={'role': 'naming'},
       note='Lines add up to 100.',
     ),
     Table(
       title='Attacks called by their own kind',
       metric=NAMED,
-      lines=('backbone',),
+      row_labels=('backbone',),
       column='category',
-      where={'role': 'named'},
+      filters={'role': 'named'},
       note='Mean over the kinds of the category.',
     ),
     Table(
       title='Clean pictures that the network takes for adversarial',
       metric=FALSE_ALARMS,
-      lines=('backbone', 'category'),
+      row_labels=('backbone', 'category'),
       column='pictures',
-      where={'role': 'alarm'},
+      filters={'role': 'alarm'},
       note='Re-encoded clean pictures have gone the whole path of attacked '
       'ones; other clean and cropped clean pictures come from where IN-A and '
       'IN-A+ do, but are not adversarial.',
@@ -580,15 +573,15 @@ def tables(wanted: Mapping[str, Sequence[str]]) -> list[Table]:
 
 def figures(
   backbones: Sequence[str], wanted: Mapping[str, Sequence[str]]
-) -> list[reports.Figure]:
+) -> list[reports.Plot]:
   """Says which figures to draw: Figure 6, and the names given."""
   drawn = []
   for network in backbones:
     slug = record.slug(network)
     for category in wanted:
-      where = {'backbone': network, 'category': category}
+      filters = {'backbone': network, 'category': category}
       drawn.append(
-        reports.Figure(
+        reports.Plot(
           name=f'accuracy-{category}-{slug}',
           kind='interval_bars',
           caption=f'Accuracy of {network} on {category} kinds, trained on one '
@@ -597,13 +590,13 @@ def figures(
             'metric': ACCURACY,
             'category': 'tested_on',
             'series': 'trained_on',
-            'where': where | {'role': 'supervision'},
+            'filters': filters | {'role': 'supervision'},
             'title': f'{network}, {category} kinds',
           },
         )
       )
       drawn.append(
-        reports.Figure(
+        reports.Plot(
           name=f'names-{category}-{slug}',
           kind='interval_bars',
           caption=f'What {network}, trained on all {category} kinds, takes '
@@ -613,7 +606,7 @@ def figures(
             'metric': CALLED,
             'category': 'true_class',
             'series': 'called',
-            'where': where | {'role': 'naming'},
+            'filters': filters | {'role': 'naming'},
             'base': 0.0,
             'title': f'{network}, names of {category} kinds',
           },
@@ -643,8 +636,8 @@ def answer(judged: Judged, wanted: Mapping[str, Sequence[str]]) -> str:
   for category, kinds in wanted.items():
     average = lambda trained, category=category: np.mean(
       [
-        figure.value
-        for place, figure in judged.accuracy.items()
+        estimate.value
+        for place, estimate in judged.accuracy.items()
         if place[1] == category and place[2] in trained and place[3] == MEAN
       ]
     )

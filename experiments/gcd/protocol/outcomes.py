@@ -18,10 +18,15 @@ from experiments.gcd.protocol.adaptive import (
 )
 from experiments.gcd.protocol.setting import PAPER_NAME
 from experiments.gcd.protocol.study import Study
-from jaxadv.metrics.figures import Figure, combine, over_trainings
-from jaxadv.metrics.intervals import Interval, share_draws, wilson
+from jaxadv.metrics.estimates import (
+  Estimate,
+  combine,
+  over_trainings,
+  share_estimates,
+)
+from jaxadv.metrics.intervals import Interval, share_interval
 from jaxadv.reports import Row
-from jaxadv.reports.record import figure_rows
+from jaxadv.reports.rows import estimate_rows
 
 # With a budget and of minimal norm: those tried on what is costly.
 PROBES = ('pgd', 'ddn')
@@ -93,19 +98,16 @@ class Outcomes(NamedTuple):
   sources: np.ndarray
   training: np.ndarray
 
-  def rate(self, success: np.ndarray, paper: float | None = None) -> Figure:
+  def rate(self, success: np.ndarray, paper: float | None = None) -> Estimate:
     """Gives the mean success of the trainings in per cent, bool[n]."""
     shares = [success[own] for own in self._rows]
-    draws = share_draws(shares, [self.sources[own] for own in self._rows])
-    figures = [
-      Figure(100 * float(np.mean(share)), 100 * own)
-      for share, own in zip(shares, draws, strict=True)
-    ]
-    return over_trainings(figures, apart=True, paper=paper)
+    sources = [self.sources[own] for own in self._rows]
+    estimates = share_estimates(shares, sources)
+    return over_trainings(estimates, apart=True, paper=paper)
 
   def median(
     self, sizes: np.ndarray, rows: np.ndarray, paper: float | None = None
-  ) -> Figure:
+  ) -> Estimate:
     """Gives the median size of some of the pictures, float64[n] and bool[n].
 
     All medians of the same pictures have the same resamples.
@@ -114,7 +116,7 @@ class Outcomes(NamedTuple):
     n = int(rows.sum())
     draws = np.random.default_rng(0).integers(n, size=(1000, n))
     own = [sizes[each & rows] for each in self._rows if (each & rows).any()]
-    return Figure(
+    return Estimate(
       float(np.median(sizes[rows])),
       np.median(sizes[rows][draws], axis=1),
       tuple(float(np.median(part)) for part in own),
@@ -205,11 +207,11 @@ class Pair(NamedTuple):
     n: Number of these pictures.
   """
 
-  medians: dict[str, Figure]
+  medians: dict[str, Estimate]
   n: int
 
   @property
-  def ratio(self) -> Figure:
+  def ratio(self) -> Estimate:
     """With the ensemble over without, draw by draw."""
     free, guarded = (self.medians[form] for form in COMPARED)
     return combine(np.divide, guarded, free)
@@ -250,7 +252,7 @@ def rate_rows(
     A row each; the sampling part of intervals is Wilson's.
   """
   n = len(outcomes.sources)
-  figures = [
+  estimates = [
     outcomes.rate(success, number)
     for (_, success), number in zip(
       measured, paper or [None] * len(measured), strict=True
@@ -260,7 +262,7 @@ def rate_rows(
   return guard_rows(
     [keys for keys, _ in measured],
     record.RATE,
-    figures,
+    estimates,
     [n] * len(measured),
     sampling,
   )
@@ -269,7 +271,7 @@ def rate_rows(
 def guard_rows(
   keys: Sequence[dict[str, Any]],
   metric: str,
-  figures: Sequence[Figure],
+  estimates: Sequence[Estimate],
   numbers: Sequence[int],
   sampling: Sequence[Interval] | None = None,
 ) -> list[Row]:
@@ -283,20 +285,14 @@ def guard_rows(
   rows = []
   for group in groups.values():
     pick = lambda values, group=group: [values[row] for row in group]
-    rows += figure_rows(
+    rows += estimate_rows(
       pick(keys),
       metric,
-      pick(figures),
+      pick(estimates),
       pick(numbers),
       sampling and pick(sampling),
     )
   return rows
-
-
-def share_interval(count: int, n: int) -> Interval:
-  """Gives Wilson's interval in per cent."""
-  low, high = wilson(count, n)
-  return Interval(100 * low, 100 * high)
 
 
 def last_doubling(outcomes: Outcomes, attack: str) -> tuple[Outcome, Outcome]:

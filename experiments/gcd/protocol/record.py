@@ -12,16 +12,9 @@ import numpy as np
 from experiments.gcd.protocol.setting import PAPER_DATASET, PAPER_NAME
 from experiments.gcd.protocol.study import Study
 from jaxadv.classifier import predict
-from jaxadv.metrics import roc
-from jaxadv.metrics.figures import Figure, over_trainings
-from jaxadv.metrics.intervals import (
-  Interval,
-  auc_draws,
-  share_draws,
-  wilson,
-)
-from jaxadv.reports import Row, Table, figure_rows
-from jaxadv.reports.record import FEW_PICTURES
+from jaxadv.metrics.estimates import Estimate, auc_estimate
+from jaxadv.reports import Row, Table, count_row, share_row
+from jaxadv.reports.rows import FEW_PICTURES
 
 AUC = 'AUC (%)'
 ACCURACY = 'accuracy (%)'
@@ -47,13 +40,13 @@ def paper_dataset(study: Study) -> str:
   return PAPER_DATASET.get(Path(study.config.dataset).name, '')
 
 
-def auc_figure(
+def attack_auc(
   study: Study,
   attack: str,
   clean: np.ndarray,
   attacked: np.ndarray,
   rows: np.ndarray | None = None,
-) -> Figure:
+) -> Estimate:
   """Computes the AUC of clean test pictures against those of a success.
 
   Args:
@@ -68,20 +61,7 @@ def auc_figure(
   """
   sources = study.clean['test'].source[: len(clean)]
   rows = (succeeded(study, attack) if rows is None else rows)[: len(clean)]
-  return auc_of_groups(clean, attacked[rows], sources, sources[rows])
-
-
-def auc_of_groups(
-  clean: np.ndarray,
-  attacked: np.ndarray,
-  clean_sources: np.ndarray,
-  attacked_sources: np.ndarray,
-) -> Figure:
-  """Computes the AUC in per cent of two groups of scores."""
-  scores = np.concatenate([clean, attacked])
-  positive = np.arange(len(scores)) >= len(clean)
-  draws = auc_draws(clean, attacked, clean_sources, attacked_sources)
-  return Figure(100 * float(roc.auc(scores, positive)), 100 * draws)
+  return auc_estimate(clean, attacked[rows], sources, sources[rows])
 
 
 def succeeded(study: Study, attack: str) -> np.ndarray:
@@ -104,75 +84,15 @@ def unprotected(study: Study, attack: str) -> np.ndarray:
   return logits.argmax(-1) == study.clean['test'].labels
 
 
-def figure_row(
+def estimate_row(
   keys: dict[str, Any],
   metric: str,
-  figure: Figure,
+  estimate: Estimate,
   n: int,
 ) -> Row:
   """Makes the row of a figure."""
-  low, high = figure.interval
-  return Row(keys, metric, figure.value, low, high, n=n)
-
-
-def share_figure(
-  holds: np.ndarray, sources: np.ndarray, paper: float | None = None
-) -> Figure:
-  """Gives a share in per cent, with draws over the source pictures.
-
-  Args:
-    holds: bool[n], or bool[S, n] after each of S trainings.
-    sources: int[n].
-    paper: The printed number.
-  """
-  if holds.ndim == 2:
-    each = [share_figure(own, sources) for own in holds]
-    return over_trainings(each, paper=paper)
-  (draws,) = share_draws([holds], [sources])
-  return Figure(100 * float(np.mean(holds)), 100 * draws, paper=paper)
-
-
-def share_rows(
-  keys: Sequence[dict[str, Any]],
-  metric: str,
-  figures: Sequence[Figure],
-  numbers: Sequence[int],
-) -> list[Row]:
-  """Makes the rows of a table of shares: Wilson's interval, and training.
-
-  Args:
-    keys: Of each row.
-    metric: Of all of them.
-    figures: Shares in per cent, with the printed numbers.
-    numbers: Test pictures behind each.
-  """
-  sampling = [
-    Interval(*(100 * end for end in wilson(round(f.value * n / 100), n)))
-    for f, n in zip(figures, numbers, strict=True)
-  ]
-  return figure_rows(keys, metric, figures, numbers, sampling)
-
-
-def share_row(
-  keys: dict[str, Any],
-  metric: str,
-  holds: np.ndarray,
-  paper: float | None = None,
-) -> Row:
-  """Makes the row of a share in per cent, with Wilson's interval."""
-  return count_row(keys, metric, int(np.sum(holds)), len(holds), paper)
-
-
-def count_row(
-  keys: dict[str, Any],
-  metric: str,
-  count: int,
-  n: int,
-  paper: float | None = None,
-) -> Row:
-  """Makes the same of a count of n."""
-  low, high = wilson(count, n)
-  return Row(keys, metric, 100 * count / n, 100 * low, 100 * high, n, paper)
+  low, high = estimate.interval
+  return Row(keys, metric, estimate.value, low, high, n=n)
 
 
 def picture_rows(study: Study) -> list[Row]:
@@ -249,7 +169,7 @@ def picture_tables(study: Study) -> list[Table]:
       ACCURACY,
       ('role',),
       'pictures',
-      where={'role': 'victim'},
+      filters={'role': 'victim'},
     ),
     Table(
       'Success of the attacks on pictures that are classified correctly',
@@ -257,7 +177,7 @@ def picture_tables(study: Study) -> list[Table]:
       ('judged',),
       'attack',
       columns=names,
-      where={'role': 'attack'},
+      filters={'role': 'attack'},
       note='8 bit: after rounding the pictures, as they are used everywhere.',
     ),
     Table(
@@ -266,7 +186,7 @@ def picture_tables(study: Study) -> list[Table]:
       ('judged',),
       'attack',
       columns=names,
-      where={'role': 'attack'},
+      filters={'role': 'attack'},
       note='In image units, before rounding.',
       decimals=3,
     ),

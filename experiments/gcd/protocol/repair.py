@@ -420,7 +420,7 @@ def kept_table(note: str) -> Table:
     KEPT,
     ('reading',),
     'alpha',
-    where={'role': 'kept'},
+    filters={'role': 'kept'},
     note=f'Not masked, mean over the trainings; {note}',
   )
 

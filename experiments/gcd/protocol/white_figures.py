@@ -19,8 +19,8 @@ from experiments.gcd.protocol.adaptive import (
 from experiments.gcd.protocol.outcomes import Outcomes
 from experiments.gcd.protocol.setting import MINIMAL, PAPER_NAME
 from experiments.gcd.protocol.study import Study
-from jaxadv.metrics.intervals import wilson
-from jaxadv.reports import Figure as Drawing
+from jaxadv.metrics.intervals import share_interval
+from jaxadv.reports import Plot
 
 NUM_BUDGETS = 60
 # Guards of the paper's Table 3, whose pictures its Figure 5 shows.
@@ -81,14 +81,14 @@ def step_curves(study: Study, outcomes: Outcomes) -> dict[str, np.ndarray]:
 
 
 def _banded(budgets, counts, n: int) -> np.ndarray:
-  ends = np.transpose([wilson(count, n) for count in counts])
-  return np.stack([budgets, 100 * counts / n, *(100 * ends)])
+  ends = np.transpose([share_interval(count, n) for count in counts])
+  return np.stack([budgets, 100 * counts / n, *ends])
 
 
-def curve_drawings(study: Study, curves) -> list[Drawing]:
+def curve_drawings(study: Study, curves) -> list[Plot]:
   """Lays out the curves, with DET_org left out where it has no curve."""
 
-  def drawing(name: str, attacks, xlabel: str, caption: str) -> list[Drawing]:
+  def drawing(name: str, attacks, xlabel: str, caption: str) -> list[Plot]:
     panels = {
       PAPER_NAME[attack]: {
         form: f'curve/{attack}/{form}'
@@ -99,7 +99,7 @@ def curve_drawings(study: Study, curves) -> list[Drawing]:
       if attack in study.config.attacks
     }
     options = {'panels': panels, 'xlabel': xlabel, 'ylabel': record.RATE}
-    return [Drawing(name, 'curves', caption, options)] if panels else []
+    return [Plot(name, 'curves', caption, options)] if panels else []
 
   steps = {
     PAPER_NAME[attack]: {
@@ -134,7 +134,7 @@ def curve_drawings(study: Study, curves) -> list[Drawing]:
     ),
     *(
       [
-        Drawing(
+        Plot(
           'steps',
           'curves',
           'Success on GCD against the number of steps of each search, each '
@@ -170,7 +170,7 @@ def example_pictures(
 
 def example_drawing(
   study: Study, white: White, found: dict[str, Any]
-) -> list[Drawing]:
+) -> list[Plot]:
   """Lays out Figure 5."""
   if not example_pictures(study, white, found):
     return []
@@ -187,7 +187,7 @@ def example_drawing(
       )
       titles.append([form, outcome if success[row] else 'no success'])
   return [
-    Drawing(
+    Plot(
       'examples',
       'titled_pictures',
       'Pictures that DDN-U has changed, the class they are taken for and the '

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxadv.metrics.figures import (
-  Figure,
+from jaxadv.metrics.estimates import (
+  Estimate,
   combine,
   intervals,
   mean,
@@ -17,35 +17,35 @@ from jaxadv.metrics.roc import auc
 DRAWS = np.linspace(-1.0, 1.0, 401)
 
 
-def figure(value, trainings=(), *, spread=1.0, **more):
-  return Figure(value, value + spread * DRAWS, tuple(trainings), **more)
+def estimate(value, trainings=(), *, spread=1.0, **more):
+  return Estimate(value, value + spread * DRAWS, tuple(trainings), **more)
 
 
 def test_differences_are_of_draws_trainings_and_printed_numbers():
-  a = figure(3.0, (1.0, 3.0, 5.0), paper=4.0)
-  b = figure(2.0, (2.0, 3.0, 1.0), spread=0.5, paper=1.5)
+  a = estimate(3.0, (1.0, 3.0, 5.0), paper=4.0)
+  b = estimate(2.0, (2.0, 3.0, 1.0), spread=0.5, paper=1.5)
   difference = a - b
   assert difference.value == 1
   assert difference.trainings == (-1, 0, 4)
   assert difference.paper == 2.5
   np.testing.assert_allclose(difference.draws, 1 + 0.5 * DRAWS)
   # What was not trained is the same in all trainings.
-  assert (a - figure(2.0)).trainings == (-1, 1, 3)
+  assert (a - estimate(2.0)).trainings == (-1, 1, 3)
   assert (10 - a).trainings == (9, 7, 5)
-  assert (a - 1.0).paper == 3 and (a - figure(2.0)).paper is None
+  assert (a - 1.0).paper == 3 and (a - estimate(2.0)).paper is None
   assert mean([a, b]).trainings == (1.5, 3, 3)
   ratio = combine(np.divide, a, b)
   assert ratio.value == 1.5 and ratio.trainings == (0.5, 1, 5)
 
 
 def test_untrained_figures_have_the_percentiles_of_their_draws():
-  (found,) = intervals([figure(5.0)])
+  (found,) = intervals([estimate(5.0)])
   assert found == pytest.approx(percentile_interval(5 + DRAWS))
 
 
 def test_variances_add_up():
   # Of 4 trainings 1 apart the mean has the variance 5/3 / 4.
-  found = figure(2.5, (1.0, 2.0, 3.0, 4.0), spread=0.0)
+  found = estimate(2.5, (1.0, 2.0, 3.0, 4.0), spread=0.0)
   half = stats.t.ppf(0.975, 3) * np.sqrt(5 / 12)
   assert found.interval == pytest.approx((2.5 - half, 2.5 + half))
   # Normal draws of the same variance: half of the total is known exactly.
@@ -57,9 +57,9 @@ def test_variances_add_up():
 
 
 def test_training_variance_is_pooled_over_the_figures_of_a_table():
-  quiet = figure(0.0, (0.0, 0.0, 0.0), spread=0.0)
-  loud = figure(0.0, (-3.0, 0.0, 3.0), spread=0.0)
-  untrained = figure(0.0, spread=0.0)
+  quiet = estimate(0.0, (0.0, 0.0, 0.0), spread=0.0)
+  loud = estimate(0.0, (-3.0, 0.0, 3.0), spread=0.0)
+  untrained = estimate(0.0, spread=0.0)
   one, other, none = intervals([quiet, loud, untrained])
   # Variances 0 and 3 of the mean, 1.5 pooled: two thirds of what counts.
   reach = stats.t.ppf(0.975, 4 / 2**0.5)
@@ -73,7 +73,7 @@ def test_pictures_of_their_own_count_once():
   rng = np.random.default_rng(0)
   shares = rng.normal(50, 5, 400)
   draws = shares.mean() + rng.normal(0, 5 / np.sqrt(400), 4000)
-  apart = Figure(shares.mean(), draws, tuple(shares), apart=True)
+  apart = Estimate(shares.mean(), draws, tuple(shares), apart=True)
   wide = percentile_interval(draws)
   assert np.diff(apart.interval) == pytest.approx(np.diff(wide), rel=0.1)
   once_more = apart._replace(apart=False)
@@ -104,7 +104,7 @@ def simulated(rng, effects, num_pictures=60):
         np.repeat([False, True], num_pictures),
       )
       draws = auc_draws(clean, attacked, sources, sources, num=100)
-      each.append(Figure(100 * float(value), 100 * draws))
+      each.append(Estimate(100 * float(value), 100 * draws))
     cells.append(over_trainings(each))
   return cells
 
