@@ -30,16 +30,16 @@ from typing import Any
 
 from absl import flags
 
-from jaxadv import hosts
-from jaxadv.errors import DataError, DoubtWarning, UserError
-from jaxadv.experiment import (
+from experiments.common.options import (
   VARIANTS,
   Options,
   cache_dir,
-  check_choices,
   data_dir,
   result_config,
 )
+from jaxadv import hosts
+from jaxadv.attacks.registry import read_number
+from jaxadv.errors import DataError, DoubtWarning, UserError, check_choices
 from jaxadv.utils import keep_freed_memory
 
 ROOT = pathlib.Path(__file__).resolve().parent
@@ -52,12 +52,35 @@ class Terminated(KeyboardInterrupt):
 
 
 def experiments() -> dict[str, str]:
-  """Finds the experiments: {file stem: module name}."""
+  """Finds the experiments: {file stem: module name}.
+
+  Those are the files that offer `get_config` and `run` under these names; to
+  look imports nothing.
+  """
   return {
     path.stem: f'experiments.{path.parent.name}.{path.stem}'
     for path in sorted(ROOT.glob('experiments/*/*.py'))
-    if path.stem != '__init__'
+    if {'get_config', 'run'} <= _top_names(path)
   }
+
+
+def _top_names(path: pathlib.Path) -> set[str]:
+  """Lists the functions that a module defines or imports at its top."""
+  names = set()
+  for node in ast.parse(path.read_text(encoding='utf-8')).body:
+    if isinstance(node, ast.FunctionDef):
+      names.add(node.name)
+    elif isinstance(node, ast.ImportFrom):
+      names |= {alias.asname or alias.name for alias in node.names}
+  return names
+
+
+class NumberParser(flags.FloatParser):
+  """Reads numbers, also as fractions: `0.03` or `8/255`."""
+
+  def convert(self, argument: Any) -> float:
+    """Gives the number; a `ValueError` says what is wrong."""
+    return read_number(str(argument))
 
 
 def define_common_flags(values: flags.FlagValues) -> None:
@@ -117,12 +140,18 @@ def define_common_flags(values: flags.FlagValues) -> None:
   define_config_flags(values, Options())
 
 
+def _define_number(
+  name: str, default: None, help: str, flag_values: flags.FlagValues
+) -> None:
+  flags.DEFINE(NumberParser(), name, default, help, flag_values)
+
+
 def define_config_flags(values: flags.FlagValues, config: Any) -> None:
   """Defines one flag a field of the config; unset flags are None."""
   define = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
+    float: _define_number,
     str: flags.DEFINE_string,
     tuple: flags.DEFINE_list,
   }
@@ -235,7 +264,8 @@ def show_list(folder: str | None) -> None:
       for name, module in experiments().items()
       if module.split('.')[1] == path.parent.name
     }
-    _print_names(f'--exp, {path.parent.name}: {_summary(path)}', found)
+    if found:
+      _print_names(f'--exp, {path.parent.name}: {_summary(path)}', found)
   _print_names(
     '--attacks, in verify; other experiments have their own names',
     {

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxadv.data.batching import map_batches
 from jaxadv.errors import (
   DataError,
   DoubtWarning,
   UserError,
-  explain_out_of_memory,
 )
 from jaxadv.inputs import (
   as_float,
@@ -284,14 +284,11 @@ def predict(
   check_shape(images)
   if images.dtype != np.uint8:
     images = as_float(images)
-  batch_size = min(batch_size, len(images))
-  found = []
-  with explain_out_of_memory(batch_size):
-    for start in range(0, len(images), batch_size):
-      part = images[start : start + batch_size]
-      padding = [(0, batch_size - len(part))] + [(0, 0)] * 3
-      found.append(_logits(classifier, np.pad(part, padding))[: len(part)])
-    logits = np.concatenate(found)
+  logits = map_batches(
+    functools.partial(_logits, classifier),
+    images,
+    batch_size=min(batch_size, len(images)),
+  )
   # Minus infinity is how a class is masked.
   broken = np.flatnonzero((np.isnan(logits) | np.isposinf(logits)).any(axis=-1))
   if broken.size:

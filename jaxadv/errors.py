@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class UserError(ValueError):
@@ -41,6 +41,40 @@ def near_names(
   names = {name.lower(): name for name in sorted(known)}
   close = difflib.get_close_matches(word.lower(), names, cutoff=cutoff)
   return [names[name] for name in close]
+
+
+def check_choices(
+  name: str, given: Sequence[str], allowed: Sequence[str]
+) -> None:
+  """Checks that every given word is allowed.
+
+  Args:
+    name: Of the argument or flag that they were given for.
+    given: The words.
+    allowed: All that there are.
+
+  Raises:
+    UserError: Naming the first that is not, the one that was perhaps meant,
+      and all that are.
+  """
+  for word in given:
+    if word not in allowed:
+      near = near_names(word, allowed)
+      meant = f', perhaps {near[0]}' if near else ''
+      raise UserError(
+        f'{name} has no choice {word!r}{meant}; choose from '
+        f'{", ".join(allowed)}'
+      )
+
+
+def check_at_least(name: str, value: float, least: float) -> None:
+  """Checks that a number is not too small.
+
+  Raises:
+    UserError: Naming the argument or flag, its value and what is allowed.
+  """
+  if value < least:
+    raise UserError(f'{name} is {value}; it must be {least:g} or more')
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -37,7 +38,7 @@ EXPERIMENTS = {
 }
 MEASURED = ('value', 'ci_low', 'ci_high', 'n', 'paper')
 # Keys of rows, and values of them, that have another name here.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {'outlived': 'survives_rounding'}
 
 
 def main() -> int:
@@ -122,7 +123,7 @@ def read(folder: pathlib.Path) -> dict[frozenset, dict[str, Any]]:
 def agree(name: str, there: dict, here: dict, inside: float | None) -> bool:
   """Prints how the rows of two runs agree, and tells whether they do."""
   both = there.keys() & here.keys()
-  differ = [place for place in both if there[place] != here[place]]
+  differ = [p for p in both if not equal(there[p], here[p])]
   close = [p for p in both if mutual(there[p], here[p])]
   print(
     f'{name}: {len(both)} rows on both sides, {len(there) - len(both)} only '
@@ -135,6 +136,14 @@ def agree(name: str, there: dict, here: dict, inside: float | None) -> bool:
   if inside is None:
     return whole and not differ
   return whole and len(close) >= inside * len(both)
+
+
+def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+  """Tells whether two rows hold the same numbers, but for their last digits."""
+  return all(
+    a == b or (None not in (a, b) and math.isclose(a, b, rel_tol=1e-9))
+    for a, b in zip(one.values(), other.values(), strict=True)
+  )
 
 
 def mutual(one: dict[str, Any], other: dict[str, Any]) -> bool:

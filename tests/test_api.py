@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import jaxadv
+import launch
 from jaxadv.attacks import ATTACKS, Composite, make
 from jaxadv.errors import UserError
 from jaxadv.types import Attack
@@ -78,19 +79,17 @@ def test_unknown_attack_names_the_known_ones():
 
 
 def test_experiments_have_unique_names_and_the_three_functions():
-  paths = [
-    path
+  found = launch.experiments()
+  files = [
+    path.stem
     for path in ROOT.glob('experiments/*/*.py')
-    if not path.stem.startswith('_') and 'def get_config(' in path.read_text()
+    if f'experiments.{path.parent.name}.{path.stem}' in found.values()
   ]
-  stems = [path.stem for path in paths]
-  assert len(stems) == len(set(stems))
-  for path in paths:
-    module = importlib.import_module(
-      f'experiments.{path.parent.name}.{path.stem}'
-    )
-    for name in ('get_config', 'cells', 'run'):
-      assert callable(getattr(module, name, None)), f'{path.stem}.{name}'
+  assert sorted(files) == sorted(found) and len(found) == 11
+  for stem, name in found.items():
+    module = importlib.import_module(name)
+    for function in ('get_config', 'cells', 'plan', 'run'):
+      assert callable(getattr(module, function, None)), f'{stem}.{function}'
 
 
 def test_public_names_are_there_and_imported_when_they_are_used():

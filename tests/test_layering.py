@@ -16,7 +16,7 @@ ORDER = (
   'utils',
   'hosts',
   'storage',
-  'experiment',
+  'runs',
   'norms',
   'losses',
   'metrics',
@@ -48,8 +48,8 @@ FORBIDDEN = {
 }
 
 
-# What the experiments of all papers are conducted with.
-SHARED = {'conduct', 'planning'}
+# The only folder of the experiments that every paper may import.
+SHARED = {'common'}
 
 
 def imported(source, package):
@@ -133,7 +133,7 @@ def test_reports_import_no_jax_to_be_read_anywhere():
     ('jaxadv.defences.rectifier', 'from jaxadv.detectors import backbone'),
     ('jaxadv.sets.build', 'from experiments.connection import kinds'),
     ('experiments.connection.a', 'from experiments.sfe import b'),
-    ('experiments.conduct', 'from experiments.sfe import b'),
+    ('experiments.common.data', 'from experiments.sfe import b'),
     ('jaxadv.models.vgg', 'import benchmarks.layers'),
   ],
 )

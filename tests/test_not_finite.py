@@ -11,7 +11,7 @@ import pytest
 from jaxadv import models
 from jaxadv.classifier import from_function, from_linen
 from jaxadv.defences.pixel_defend import pixel_defend
-from jaxadv.defences.rectifier import guarded, masked_copies, suspects
+from jaxadv.defences.rectifier import guarded, masked_copies, salient_pixels
 from jaxadv.detectors import density, input_sensitivity, tws
 from jaxadv.detectors.backbone import Design, backbone_detector
 from jaxadv.detectors.mahalanobis import fit_gaussians, mahalanobis_detector
@@ -180,7 +180,7 @@ def test_one_entry_of_a_gradient_does_not_hide_the_other_suspects():
     return jnp.sum(images * jnp.arange(16.0).reshape(4, 4, 1), (1, 2, 3)) + root
 
   for mask in 'threshold', 'fraction':
-    found = suspects(score, IMAGES, 0.5, mask=mask)
+    found = salient_pixels(score, IMAGES, 0.5, mask_rule=mask)
     assert 0 < found.sum() < found.size
     assert not found[:, 0, 0].any() and found[:, 3, 3].all()
 

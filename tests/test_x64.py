@@ -116,7 +116,7 @@ def guard(mask, combine):
   def run(classifier):
     score = lambda images: classifier(images)[:, 0]
     repaired = rectifier.rectified(
-      classifier, score, 0.4, mask=mask, num_draws=2, combine=combine
+      classifier, score, 0.4, mask_rule=mask, num_draws=2, combine=combine
     )
     everywhere = jnp.ones(IMAGES.shape[:3], bool)
     return (

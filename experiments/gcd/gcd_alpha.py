@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments import conduct
-from experiments.gcd.protocol import detection, record, repair
-from experiments.gcd.protocol import run as protocol
-from experiments.gcd.protocol.plan import plan
-from experiments.gcd.protocol.repair import READINGS, UNMASKED, named
-from experiments.gcd.protocol.setting import PAPER_NAME, Config, get_config
-from experiments.gcd.protocol.study import Study
+from experiments.common.runner import CellCode, ReportParts
+from experiments.gcd import detectors, repair, report
+from experiments.gcd.config import PAPER_NAME, Config, get_config
+from experiments.gcd.pictures import RunInputs
+from experiments.gcd.plan import plan
+from experiments.gcd.repair import READINGS, UNMASKED, named
+from experiments.gcd.run import run_gcd
 from jaxadv.classifier import predict
-from jaxadv.experiment import Cell
 from jaxadv.metrics.estimates import intervals, mean, share_estimate
 from jaxadv.metrics.intervals import mean_interval
 from jaxadv.reports import (
@@ -29,6 +28,7 @@ from jaxadv.reports import (
   share_rows,
 )
 from jaxadv.reports.verdicts import Comparison, judge
+from jaxadv.runs import Cell
 
 __all__ = ['cells', 'get_config', 'plan', 'run']
 
@@ -59,23 +59,27 @@ BEST = 'best alpha of those tried'
 
 def cells(config: Config) -> list[Cell]:
   """Lists the cells of a run: clean pictures, and those of every attack."""
-  return [Cell(kind, {'kind': kind}) for kind in ('clean', *config.attacks)]
+  return [
+    Cell(kind, {'kind': kind}) for kind in ('clean', *config.attack_names)
+  ]
 
 
 def run(config: Config, workdir: str) -> Record | None:
-  """Runs the experiment and writes its report; see `protocol.run`."""
-  return protocol.run(
+  """Runs the experiment and writes its report; see `run_gcd`."""
+  return run_gcd(
     config,
     workdir,
     name='gcd_alpha',
     question=QUESTION,
     cells=cells(config),
-    work=conduct.CellWork(run_cell),
+    code=CellCode(run_cell),
     describe=describe,
   )
 
 
-def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
+def run_cell(
+  inputs: RunInputs, cell: Cell, report_progress
+) -> dict[str, np.ndarray]:
   """Repairs the test pictures of a kind at every masking rate.
 
   Returns:
@@ -85,30 +89,30 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
     pictures that f_rec keeps, and of attacked ones 'valid', bool[S, V], those
     of validation that are recovered.
   """
-  images = repair.side_images(study, cell.name, 'test')
-  source = study.clean['test'].source
+  images = repair.side_images(inputs, cell.name, 'test')
+  source = inputs.clean['test'].source
   found: dict[str, Any] = {
     'unprotected': predict(
-      study.victim.classifier, images, study.config.batch_size
+      inputs.victim.classifier, images, inputs.config.batch_size
     ).argmax(-1)
   }
   each: dict[str, list[Any]] = {}
-  for seed in range(study.config.num_seeds):
-    note('detectors', 0.0)
-    score = repair.pooled_score(study, 'ensemble', seed)
-    classifiers = repair.all_fine_tuned(study, score, seed, note)
-    note(f'rectifier on {cell.name}', 0.0)
-    seen = repair.look(score, images)
+  for seed in range(inputs.config.num_seeds):
+    report_progress('detectors', 0.0)
+    score = repair.pooled_score(inputs, 'ensemble', seed)
+    classifiers = repair.all_fine_tuned(inputs, score, seed, report_progress)
+    report_progress(f'rectifier on {cell.name}', 0.0)
+    seen = repair.logits_and_gradients(score, images)
     hits = (
-      repair.valid_hits(study, cell.name, score, classifiers, note)
+      repair.valid_hits(inputs, cell.name, score, classifiers, report_progress)
       if cell.name != 'clean'
       else {}
     )
     for setting, classifier in classifiers.items():
-      done = repair.repaired(study, images, source, seen, setting, classifier)
+      done = repair.repaired(inputs, images, source, seen, setting, classifier)
       parts = done._asdict()
       if cell.name == 'clean':
-        parts['kept'] = np.array(repair.kept(study, classifier))
+        parts['kept'] = np.array(repair.kept(inputs, classifier))
       else:
         parts['valid'] = hits[setting]
       for name, part in parts.items():
@@ -116,17 +120,17 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
   return found | {name: np.stack(parts) for name, parts in each.items()}
 
 
-def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
+def describe(inputs: RunInputs, found: dict[str, Any]) -> ReportParts:
   """Says which masking rates recover most."""
-  alphas = sorted(float(alpha) for alpha in study.config.alphas)
-  truth, source = study.clean['test'].labels, study.clean['test'].source
-  groups = groups_of(study.config.attacks)
-  columns = [(mask, alpha) for mask in READINGS for alpha in alphas]
+  alphas = sorted(float(alpha) for alpha in inputs.config.alphas)
+  truth, source = inputs.clean['test'].labels, inputs.clean['test'].source
+  groups = groups_of(inputs.config.attack_names)
+  columns = [(mask_rule, alpha) for mask_rule in READINGS for alpha in alphas]
   lines = {title: (title, '–') for title in REFERENCES.values()}
   names = {title: name for name, title in REFERENCES.items()}
-  for mask, alpha in columns:
-    lines[named((mask, alpha))] = (mask, f'{alpha:g}')
-    names[named((mask, alpha))] = f'{named((mask, alpha))}/labels'
+  for mask_rule, alpha in columns:
+    lines[named((mask_rule, alpha))] = (mask_rule, f'{alpha:g}')
+    names[named((mask_rule, alpha))] = f'{named((mask_rule, alpha))}/labels'
   accuracy = {
     (kind, line): share_estimate(arrays[names[line]] == truth, source)
     for kind, arrays in found.items()
@@ -138,8 +142,10 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     for line in lines
   }
   curves = {
-    (mask, goal): [levels[goal, named((mask, alpha))] for alpha in alphas]
-    for mask in READINGS
+    (mask_rule, goal): [
+      levels[goal, named((mask_rule, alpha))] for alpha in alphas
+    ]
+    for mask_rule in READINGS
     for goal in groups
   }
   unmasked = {
@@ -148,7 +154,7 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
   }
   n = len(truth)
   optimum = dict(
-    zip(GOALS, PAPER_ALPHA.get(record.paper_dataset(study), ()), strict=False)
+    zip(GOALS, PAPER_ALPHA.get(report.paper_dataset(inputs), ()), strict=False)
   )
 
   def keys(role: str, name: str, value: str, line: str) -> dict[str, Any]:
@@ -162,31 +168,31 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
         keys('kind', 'pictures', PAPER_NAME.get(kind, 'Clean'), line)
         for kind in found
       ],
-      record.ACCURACY,
+      report.ACCURACY,
       [accuracy[kind, line] for kind in found],
       [n] * len(found),
     )
   rows += estimate_rows(
     [keys('mean', 'goal', goal, line) for goal, line in levels],
-    record.ACCURACY,
+    report.ACCURACY,
     list(levels.values()),
     n,
   )
   # What is picked is picked on validation pictures.
   tried = {
-    (mask, goal): [
+    (mask_rule, goal): [
       float(np.mean([found[kind][f'{name}/valid'] for kind in groups[goal]]))
-      for name in (named((mask, alpha)) for alpha in alphas)
+      for name in (named((mask_rule, alpha)) for alpha in alphas)
     ]
-    for mask, goal in curves
+    for mask_rule, goal in curves
   }
-  for (mask, goal), shares in tried.items():
+  for (mask_rule, goal), shares in tried.items():
     rows.append(
       Row(
-        {'role': 'best', 'reading': mask, 'goal': goal},
+        {'role': 'best', 'reading': mask_rule, 'goal': goal},
         BEST,
         alphas[int(np.argmax(shares))],
-        n=len(study.clean['valid'].labels),
+        n=len(inputs.clean['valid'].labels),
         paper=optimum.get(goal),
       )
     )
@@ -195,9 +201,9 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     setting: float(np.mean(found['clean'][f'{named(setting)}/kept']))
     for setting in (*columns, UNMASKED)
   }
-  rows += kept_rows(study, kept)
-  weak = detection.too_weak(study, 'ensemble')
-  return conduct.Findings(
+  rows += kept_rows(inputs, kept)
+  weak = detectors.too_weak(inputs, 'ensemble')
+  return ReportParts(
     claims=claims(
       curves,
       tried,
@@ -207,9 +213,9 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
       weak + repair.forgets(min(kept.values())),
       optimum,
     ),
-    rows=rows + record.picture_rows(study),
+    rows=rows + report.picture_rows(inputs),
     answer=answer(curves, tried, unmasked, alphas),
-    tables=tables(study, alphas),
+    tables=tables(inputs, alphas),
     figures=[drawing(groups)],
     arrays=curve_arrays(accuracy, levels, lines, alphas),
     warnings=warnings(found, columns),
@@ -260,16 +266,16 @@ def fraction_rows(found, columns) -> list[Row]:
   return rows
 
 
-def kept_rows(study: Study, kept) -> list[Row]:
+def kept_rows(inputs: RunInputs, kept) -> list[Row]:
   """Gives the clean validation pictures that each f_rec keeps."""
   return [
     Row(
-      {'role': 'kept', 'reading': mask, 'alpha': f'{alpha:g}'},
+      {'role': 'kept', 'reading': mask_rule, 'alpha': f'{alpha:g}'},
       repair.KEPT,
       share,
-      n=len(study.clean['valid'].labels),
+      n=len(inputs.clean['valid'].labels),
     )
-    for (mask, alpha), share in kept.items()
+    for (mask_rule, alpha), share in kept.items()
   ]
 
 
@@ -309,22 +315,22 @@ def claims(curves, tried, unmasked, alphas, n, weak, optimum) -> list[Claim]:
   judged = [
     ask(
       'Masking recovers more than fine-tuning on the same attacked pictures '
-      f'without masks, with {MEANING[mask]}',
+      f'without masks, with {MEANING[mask_rule]}',
       [
         Comparison(
           f'{goal}: mean over alpha minus not masked',
-          mean(curves[mask, goal]) - estimate,
+          mean(curves[mask_rule, goal]) - estimate,
         )
         for goal, estimate in unmasked.items()
       ],
     )
-    for mask in READINGS
+    for mask_rule in READINGS
   ]
-  for (mask, goal), curve in curves.items():
+  for (mask_rule, goal), curve in curves.items():
     claim = ask(
       f'Recovery from {goal} attacks is best inside the range of alpha, with '
-      f'{MEANING[mask]}',
-      inner_peak(curve, tried[mask, goal], alphas),
+      f'{MEANING[mask_rule]}',
+      inner_peak(curve, tried[mask_rule, goal], alphas),
     )
     if goal in optimum:
       inside = alphas[0] < optimum[goal] < alphas[-1]
@@ -337,12 +343,12 @@ def claims(curves, tried, unmasked, alphas, n, weak, optimum) -> list[Claim]:
 def answer(curves, tried, unmasked, alphas) -> str:
   """Answers the question in a sentence."""
   parts = []
-  for (mask, goal), curve in curves.items():
-    best = int(np.argmax(tried[mask, goal]))
+  for (mask_rule, goal), curve in curves.items():
+    best = int(np.argmax(tried[mask_rule, goal]))
     where = 'inside' if 0 < best < len(alphas) - 1 else 'at an end of'
     parts.append(
-      f'{mask}, {goal}: best at {alphas[best]:g} ({curve[best].value:.1f} %), '
-      f'{where} the range'
+      f'{mask_rule}, {goal}: best at {alphas[best]:g} '
+      f'({curve[best].value:.1f} %), {where} the range'
     )
   parts += [
     f'{goal}, fine-tuned but not masked: {estimate.value:.1f} %'
@@ -395,8 +401,10 @@ def curve_arrays(accuracy, levels, lines, alphas):
 
   goals = dict.fromkeys(goal for goal, _ in points)
   arrays = {
-    f'{mask}/{goal}': curve(goal, [named((mask, alpha)) for alpha in alphas])
-    for mask in READINGS
+    f'{mask_rule}/{goal}': curve(
+      goal, [named((mask_rule, alpha)) for alpha in alphas]
+    )
+    for mask_rule in READINGS
     for goal in goals
   }
   for title in REFERENCES.values():
@@ -415,14 +423,14 @@ def drawing(groups) -> Plot:
     'paper), mean over the attacks of a goal. Bands: 95 % intervals.',
     {
       'panels': {
-        MEANING[mask]: {'clean': f'{mask}/clean'}
-        | {goal: f'{mask}/{goal}' for goal in groups}
+        MEANING[mask_rule]: {'clean': f'{mask_rule}/clean'}
+        | {goal: f'{mask_rule}/{goal}' for goal in groups}
         | {
           f'{goal}, {title}': f'{title}/{goal}'
           for title in REFERENCES.values()
           for goal in groups
         }
-        for mask in READINGS
+        for mask_rule in READINGS
       },
       'xlabel': 'alpha',
       'ylabel': 'accuracy (%)',
@@ -430,24 +438,24 @@ def drawing(groups) -> Plot:
   )
 
 
-def tables(study: Study, alphas) -> list[Table]:
+def tables(inputs: RunInputs, alphas) -> list[Table]:
   """Lays out the tables."""
-  names = ('Clean', *record.columns(study, study.config.attacks))
+  names = ('Clean', *report.columns(inputs, inputs.config.attack_names))
   rates = ('–', *(f'{alpha:g}' for alpha in alphas))
   return [
     Table(
       'Accuracy behind the rectifier alone, mean over attacks',
-      record.ACCURACY,
+      report.ACCURACY,
       ('goal', 'reading'),
       'alpha',
       columns=rates,
       filters={'role': 'mean'},
       note='All attacked test pictures, rounded to 8 bit; true labels. Mean '
-      f'over {study.config.num_seeds} trainings of detectors and f_rec.',
+      f'over {inputs.config.num_seeds} trainings of detectors and f_rec.',
     ),
     Table(
       'Accuracy behind the rectifier alone',
-      record.ACCURACY,
+      report.ACCURACY,
       ('reading', 'alpha'),
       'pictures',
       columns=names,
@@ -484,5 +492,5 @@ def tables(study: Study, alphas) -> list[Table]:
       'the victim has all of them right. A fraction of 0: fine-tuned on '
       'pictures that are not masked.'
     ),
-    *record.picture_tables(study),
+    *report.picture_tables(inputs),
   ]

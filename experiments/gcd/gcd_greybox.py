@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from experiments import conduct
-from experiments.gcd.protocol import baselines, detection, record
-from experiments.gcd.protocol import run as protocol
-from experiments.gcd.protocol import study as studies
-from experiments.gcd.protocol.detection import NETWORKS, REGIMES
-from experiments.gcd.protocol.plan import plan
-from experiments.gcd.protocol.setting import (
+from experiments.common import detectors as common
+from experiments.common.detectors import REGIMES
+from experiments.common.runner import CellCode, ReportParts
+from experiments.gcd import baseline_detectors, detectors, report
+from experiments.gcd.config import (
   MINIMAL,
   PAPER_NAME,
   Config,
   get_config,
 )
-from experiments.gcd.protocol.study import Study
+from experiments.gcd.detectors import NETWORKS
+from experiments.gcd.pictures import RunInputs
+from experiments.gcd.plan import plan
+from experiments.gcd.run import run_gcd
 from jaxadv.detectors.entropy_ensemble import RULES, temperature
-from jaxadv.experiment import Cell
 from jaxadv.metrics.estimates import (
   Estimate,
   auc_estimate,
@@ -38,6 +38,7 @@ from jaxadv.reports import (
   share_row,
 )
 from jaxadv.reports.verdicts import Comparison, judge
+from jaxadv.runs import Cell
 
 __all__ = ['cells', 'get_config', 'plan', 'run']
 
@@ -101,26 +102,28 @@ def cells(config: Config) -> list[Cell]:
 
 
 def run(config: Config, workdir: str) -> Record | None:
-  """Runs the experiment and writes its report; see `protocol.run`."""
-  return protocol.run(
+  """Runs the experiment and writes its report; see `run_gcd`."""
+  return run_gcd(
     config,
     workdir,
     name='gcd_greybox',
     question=QUESTION,
     cells=cells(config),
-    work=conduct.CellWork(run_cell),
+    code=CellCode(run_cell),
     describe=describe,
   )
 
 
-def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
+def run_cell(
+  inputs: RunInputs, cell: Cell, report_progress
+) -> dict[str, np.ndarray]:
   """Scores test pictures by one training of a detector in all regimes.
 
   Returns:
     {'REGIME/ATTACK/clean' and '.../attacked': float32[n], and of detectors
     that are parts of the ensemble '.../valid' and '.../valid_attacked'}.
   """
-  name, every = cell.settings['detector'], study.config.attacks
+  name, every = cell.settings['detector'], inputs.config.attack_names
   scores: dict[str, np.ndarray] = {}
 
   def keep(regime, attack, clean, attacked, **more):
@@ -128,38 +131,44 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
     scores.update({f'{regime}/{attack}/{k}': v for k, v in parts.items()})
 
   if name in UNTAUGHT:
-    note(f'detector {SHOWN[name]}', 0.0)
+    report_progress(f'detector {SHOWN[name]}', 0.0)
     found = (
-      baselines.density_scores(study, every)
+      baseline_detectors.density_scores(inputs, every)
       if name == 'pd'
-      else detection.trivial_scores(study, name, ('clean', *every))
+      else detectors.trivial_scores(inputs, name, ('clean', *every))
     )
     for regime in REGIMES:
       for attack in every:
         keep(regime, attack, found['clean'], found[attack])
     return scores
-  mds = baselines.mahalanobis_of(study) if name == 'mds' else None
-  teachable = studies.teachable(study)
+  mds = baseline_detectors.mahalanobis_of(inputs) if name == 'mds' else None
+  trainable = common.trainable_attacks(inputs)
   # The paper itself shows that saliency adds nothing: once is enough.
   regimes = REGIMES[:1] if name == 'sal' else REGIMES
   for number, regime in enumerate(regimes):
-    for attack, taught in detection.lessons(study.config, regime).items():
-      taught = tuple(a for a in taught if a in teachable)
-      if not taught:
+    for attack, trained_on in common.training_attacks(
+      inputs.config.attack_names, regime
+    ).items():
+      trained_on = tuple(a for a in trained_on if a in trainable)
+      if not trained_on:
         continue
-      note(f'{cell.name} {regime} {attack}', number / len(regimes))
+      report_progress(f'{cell.name} {regime} {attack}', number / len(regimes))
       tested = every if regime == 'pooled' else (attack,)
       if mds:
-        found = baselines.mahalanobis_scores(study, mds, taught, tested)
+        found = baseline_detectors.mahalanobis_scores(
+          inputs, mds, trained_on, tested
+        )
         keep(regime, attack, found['clean'], found[attack])
         continue
       if name in CRITERIA:
         parts = CRITERIA[name]
-        found = baselines.tws_scores(study, parts, taught, (attack,))
+        found = baseline_detectors.tws_scores(
+          inputs, parts, trained_on, (attack,)
+        )
         keep(regime, attack, found['clean'], found[attack])
         continue
-      learnt = detection.learn(
-        study, name, taught, tested, cell.settings['seed']
+      learnt = detectors.learn(
+        inputs, name, trained_on, tested, cell.settings['seed']
       )
       keep(
         regime,
@@ -169,11 +178,13 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
         valid=learnt.valid,
         valid_attacked=learnt.valid_attacked,
       )
-  if mds and 'ddn' in teachable:
+  if mds and 'ddn' in trainable:
     for times in TIMES:
-      note(f'{SHOWN[name]} on {times} times the change of DDN', 1.0)
-      larger = baselines.enlarged(study, 'ddn', times)
-      found = baselines.mahalanobis_scores(larger, mds, ('ddn',), ('ddn',))
+      report_progress(f'{SHOWN[name]} on {times} times the change of DDN', 1.0)
+      larger = baseline_detectors.enlarged(inputs, 'ddn', times)
+      found = baseline_detectors.mahalanobis_scores(
+        larger, mds, ('ddn',), ('ddn',)
+      )
       keep('enlarged', times, found['clean'], found['ddn'])
   return scores
 
@@ -224,17 +235,17 @@ def _ensembles(
 
 
 def areas_of(
-  study: Study, trainings: Trainings
+  inputs: RunInputs, trainings: Trainings
 ) -> dict[tuple[str, str, str], Estimate]:
   """Computes {(detector, regime, attack): AUC}, with the printed number."""
-  paper, dataset = record.printed('table2'), record.paper_dataset(study)
+  paper, dataset = report.printed('table2'), report.paper_dataset(inputs)
 
   def area(name: str, regime: str, attack: str) -> Estimate:
     place = (dataset, PAPER_NAME[attack], SHOWN[name])
     printed = paper.get(place) if regime == 'per_attack' else None
     each = [
-      record.attack_auc(
-        study,
+      report.attack_auc(
+        inputs,
         attack,
         scores[f'{regime}/{attack}/clean'],
         scores[f'{regime}/{attack}/attacked'],
@@ -249,32 +260,32 @@ def areas_of(
     (name, regime, attack): area(name, regime, attack)
     for name in SHOWN
     for regime in REGIMES
-    for attack in study.config.attacks
+    for attack in inputs.config.attack_names
     if f'{regime}/{attack}/clean' in trainings[name][0]
-    and record.succeeded(study, attack)[: study.config.tws_pictures].any()
+    and report.succeeded(inputs, attack)[: inputs.config.tws_pictures].any()
   }
 
 
-def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
+def describe(inputs: RunInputs, found: dict[str, Any]) -> ReportParts:
   """Says how the detectors did."""
   trainings = with_ensembles(found)
-  areas = areas_of(study, trainings)
+  areas = areas_of(inputs, trainings)
   silent = [
     PAPER_NAME[a]
-    for a in study.config.attacks
-    if not studies.can_teach(study, [a])
+    for a in inputs.config.attack_names
+    if not common.is_trainable(inputs, [a])
   ]
-  return conduct.Findings(
-    claims=claims(study, trainings, areas),
-    rows=detection_rows(study, trainings, areas)
-    + control_rows(study, trainings)
-    + size_rows(study, trainings['mds'][0])
-    + density_rows(study)
-    + record.picture_rows(study),
+  return ReportParts(
+    claims=claims(inputs, trainings, areas),
+    rows=detection_rows(inputs, trainings, areas)
+    + control_rows(inputs, trainings)
+    + size_rows(inputs, trainings['mds'][0])
+    + density_rows(inputs)
+    + report.picture_rows(inputs),
     answer=answer(areas),
-    tables=tables(study),
+    tables=tables(inputs),
     figures=figures(areas),
-    arrays=arrays(study, trainings, areas),
+    arrays=arrays(inputs, trainings, areas),
     warnings=[
       f'{name} had no success on the pictures that detectors learn from: no '
       'detector of its own'
@@ -283,9 +294,9 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
   )
 
 
-def detection_rows(study, trainings, areas) -> list[Row]:
+def detection_rows(inputs, trainings, areas) -> list[Row]:
   """Gives the AUCs with the printed ones, and how the classifier did."""
-  paper, dataset = record.printed('table2'), record.paper_dataset(study)
+  paper, dataset = report.printed('table2'), report.paper_dataset(inputs)
   rows = []
   # Detectors differ in how much training moves them: each has its own variance.
   for own in dict.fromkeys((regime, name) for name, regime, _ in areas):
@@ -300,31 +311,33 @@ def detection_rows(study, trainings, areas) -> list[Row]:
         }
         for name, regime, attack in places
       ],
-      record.AUC,
+      report.AUC,
       [areas[place] for place in places],
-      [tested(study, trainings, *place) for place in places],
+      [tested(inputs, trainings, *place) for place in places],
     )
-  for attack in study.config.attacks:
+  for attack in inputs.config.attack_names:
     rows.append(
       share_row(
         {'role': 'unprotected', 'attack': PAPER_NAME[attack]},
-        record.ACCURACY,
-        record.unprotected(study, attack),
+        report.ACCURACY,
+        report.unprotected(inputs, attack),
         paper=paper.get((dataset, PAPER_NAME[attack], 'F_accuracy')),
       )
     )
   return rows
 
 
-def tested(study: Study, trainings: Trainings, name, regime, attack) -> int:
+def tested(
+  inputs: RunInputs, trainings: Trainings, name, regime, attack
+) -> int:
   """Counts the attacked pictures that a detector is tested on."""
   count = len(trainings[name][0][f'{regime}/{attack}/clean'])
-  return int(record.succeeded(study, attack)[:count].sum())
+  return int(report.succeeded(inputs, attack)[:count].sum())
 
 
-def control_rows(study: Study, trainings: Trainings) -> list[Row]:
+def control_rows(inputs: RunInputs, trainings: Trainings) -> list[Row]:
   """Compares every other clean picture with the rest: nothing to tell."""
-  sources = study.clean['test'].source
+  sources = inputs.clean['test'].source
   keys, found, numbers = [], [], []
   for name, each in trainings.items():
     place = next((k for k in each[0] if k.endswith('/clean')), None)
@@ -340,38 +353,38 @@ def control_rows(study: Study, trainings: Trainings) -> list[Row]:
     )
     found.append(over_trainings(halves) if name in TRAINED else halves[0])
     numbers.append(len(own) // 2)
-  return estimate_rows(keys, record.AUC, found, numbers)
+  return estimate_rows(keys, report.AUC, found, numbers)
 
 
-def size_rows(study: Study, scores: Mapping[str, np.ndarray]) -> list[Row]:
+def size_rows(inputs: RunInputs, scores: Mapping[str, np.ndarray]) -> list[Row]:
   """Gives the AUC of DET_MDS on DDN's changes made larger, learnt on them."""
   rows = []
-  if 'enlarged/1/clean' in scores and record.succeeded(study, 'ddn').any():
+  if 'enlarged/1/clean' in scores and report.succeeded(inputs, 'ddn').any():
     for times in TIMES:
       clean, attacked = (
         scores[f'enlarged/{times}/{side}'] for side in ('clean', 'attacked')
       )
-      estimate = record.attack_auc(study, 'ddn', clean, attacked)
+      estimate = report.attack_auc(inputs, 'ddn', clean, attacked)
       keys = {'role': 'size', 'detector': SHOWN['mds'], 'change': f'x {times}'}
-      n = int(record.succeeded(study, 'ddn').sum())
-      rows.append(record.estimate_row(keys, record.AUC, estimate, n=n))
+      n = int(report.succeeded(inputs, 'ddn').sum())
+      rows.append(report.estimate_row(keys, report.AUC, estimate, n=n))
   return rows
 
 
-def density_rows(study: Study) -> list[Row]:
+def density_rows(inputs: RunInputs) -> list[Row]:
   """Gives the bits per dimension of PixelCNN++."""
-  _, _, bits = baselines.density(study)
+  _, _, bits = baseline_detectors.density(inputs)
   return [
     Row(
       {'role': 'density', 'pictures': side},
       'bits per dimension',
       value,
       n=min(
-        baselines.NUM_RANKED,
+        baseline_detectors.NUM_RANKED,
         len(
-          baselines.density_pictures(study).labels
+          baseline_detectors.density_pictures(inputs).labels
           if side == 'train'
-          else study.clean['test'].labels
+          else inputs.clean['test'].labels
         ),
       ),
     )
@@ -380,13 +393,13 @@ def density_rows(study: Study) -> list[Row]:
   ]
 
 
-def claims(study: Study, trainings: Trainings, areas) -> list[Claim]:
+def claims(inputs: RunInputs, trainings: Trainings, areas) -> list[Claim]:
   """Judges the paper's claims."""
 
   def ask(text, comparisons, *names, **more) -> Claim:
     """Judges, by as many pictures as these detectors are all tested on."""
     counts = [
-      tested(study, trainings, *place) for place in areas if place[0] in names
+      tested(inputs, trainings, *place) for place in areas if place[0] in names
     ]
     return judge(text, comparisons, n=min(counts, default=None), **more)
 
@@ -400,7 +413,7 @@ def claims(study: Study, trainings: Trainings, areas) -> list[Claim]:
   budget = [a for a in both('org') if a not in MINIMAL]
   minimal = [a for a in both('org') if a in MINIMAL]
   every = both('gcd')
-  rivals = ('org', 'sal', 'pd', 'tws', 'mds')
+  others = ('org', 'sal', 'pd', 'tws', 'mds')
   left_out = [a for a in every if ('gcd', 'leave_one_out', a) in areas]
   return [
     ask(
@@ -448,12 +461,12 @@ def claims(study: Study, trainings: Trainings, areas) -> list[Claim]:
           f'GCD minus {SHOWN[name]}',
           mean([own['gcd', a] - own[name, a] for a in every]),
         )
-        for name in rivals
+        for name in others
         if every and all((name, a) in own for a in every)
       ],
       'gcd',
-      *rivals,
-      generous=baselines.density_doubts(study),
+      *others,
+      generous=baseline_detectors.density_doubts(inputs),
       once=['PixelCNN++'],
     ),
     ask(
@@ -504,13 +517,13 @@ def answer(areas) -> str:
   ).replace('nan', '–')
 
 
-def tables(study: Study) -> list[Table]:
+def tables(inputs: RunInputs) -> list[Table]:
   """Lays out the tables."""
-  names = record.columns(study, study.config.attacks)
+  names = report.columns(inputs, inputs.config.attack_names)
   return [
     Table(
       'Detection (Table 2)',
-      record.AUC,
+      report.AUC,
       ('detector',),
       'attack',
       split='training',
@@ -520,18 +533,18 @@ def tables(study: Study) -> list[Table]:
       'with success before rounding. Per attack: learnt on the attack it is '
       'tested on. DET_PD and the scores without training are the same in all '
       'three. DET_TWS has C1 and C2t; C2u stands alone. Values of networks: '
-      f'mean over {study.config.num_seeds} trainings.',
+      f'mean over {inputs.config.num_seeds} trainings.',
     ),
     Table(
       'Accuracy of the unprotected classifier on the pictures of the attacks',
-      record.ACCURACY,
+      report.ACCURACY,
       ('role',),
       'attack',
       columns=names,
       filters={'role': 'unprotected'},
       note='All pictures were classified correctly when clean; after rounding.',
     ),
-    *record.picture_tables(study),
+    *report.picture_tables(inputs),
     Table(
       'PixelCNN++',
       'bits per dimension',
@@ -542,7 +555,7 @@ def tables(study: Study) -> list[Table]:
     ),
     Table(
       'DET_MDS on changes of DDN made larger',
-      record.AUC,
+      report.AUC,
       ('detector',),
       'change',
       filters={'role': 'size'},
@@ -551,7 +564,7 @@ def tables(study: Study) -> list[Table]:
     ),
     Table(
       'Clean against clean: ought to be 50',
-      record.AUC,
+      report.AUC,
       ('detector',),
       'pictures',
       filters={'role': 'control'},
@@ -588,7 +601,7 @@ def figures(areas) -> list[Plot]:
       'AUC of the ensemble by what it has learnt: the attack it is tested on, '
       'all attacks, or all others.',
       {
-        'metric': record.AUC,
+        'metric': report.AUC,
         'category': 'attack',
         'series': 'training',
         'filters': {'role': 'detection', 'detector': SHOWN['gcd']},
@@ -598,7 +611,9 @@ def figures(areas) -> list[Plot]:
   ]
 
 
-def arrays(study: Study, trainings: Trainings, areas) -> dict[str, np.ndarray]:
+def arrays(
+  inputs: RunInputs, trainings: Trainings, areas
+) -> dict[str, np.ndarray]:
   """Gives the scores behind the figures, of the first training."""
   found = {}
   for name, regime, attack in areas:
@@ -606,7 +621,7 @@ def arrays(study: Study, trainings: Trainings, areas) -> dict[str, np.ndarray]:
       place = f'{regime}/{attack}'
       own = trainings[name][0]
       clean, attacked = own[f'{place}/clean'], own[f'{place}/attacked']
-      rows = record.succeeded(study, attack)[: len(attacked)]
+      rows = report.succeeded(inputs, attack)[: len(attacked)]
       found[f'{name}/{attack}/clean'] = clean
       found[f'{name}/{attack}/attacked'] = attacked[rows]
   return found

@@ -8,25 +8,29 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import conduct
-from experiments.gcd.protocol import detection, record, repair, rivals
-from experiments.gcd.protocol import run as protocol
-from experiments.gcd.protocol import study as studies
-from experiments.gcd.protocol.baselines import density, density_doubts
-from experiments.gcd.protocol.plan import plan
-from experiments.gcd.protocol.repair import UNMASKED, Setting
-from experiments.gcd.protocol.setting import (
+from experiments.common.runner import CellCode, ReportParts
+from experiments.gcd import (
+  baseline_defences,
+  detectors,
+  repair,
+  report,
+)
+from experiments.gcd.baseline_detectors import density, density_doubts
+from experiments.gcd.config import (
   MINIMAL,
   PAPER_NAME,
+  TRAINING_ATTACKS,
   Config,
   get_config,
 )
-from experiments.gcd.protocol.study import Study
+from experiments.gcd.pictures import RunInputs, stream
+from experiments.gcd.plan import plan
+from experiments.gcd.repair import UNMASKED, Masking
+from experiments.gcd.run import run_gcd
 from jaxadv.classifier import predict
 from jaxadv.defences import rectifier
 from jaxadv.defences.pixel_defend import pixel_defend
 from jaxadv.defences.total_variance import total_variance
-from jaxadv.experiment import Cell
 from jaxadv.metrics.estimates import Estimate, mean, share_estimate
 from jaxadv.metrics.intervals import mean_interval
 from jaxadv.reports import (
@@ -40,6 +44,7 @@ from jaxadv.reports import (
   share_rows,
 )
 from jaxadv.reports.verdicts import Comparison, judge
+from jaxadv.runs import Cell
 from jaxadv.types import Purifier, picture_keys
 from jaxadv.units import to_float
 
@@ -62,15 +67,15 @@ DEFENCES = {
   'tvm': 'TVM',
   'tvm_printed': 'TVM as printed',
 }
-RIVALS = ('pd', 'at_ddn', 'at_pgd', 'tvm')
-HARDENED = ('at_ddn', 'at_pgd')
+OTHERS = ('pd', 'at_ddn', 'at_pgd', 'tvm')
+ADVERSARIALLY_TRAINED = ('at_ddn', 'at_pgd')
 # With several trainings.
 TRAINED = ('rectifier', 'unmasked', 'pipeline')
 # Whether attacked pictures are rounded, as everywhere else, or as the attack
 # left them, of which the paper says nothing.
 ROUNDED, EXACT = '8 bit', 'float'
 # PixelDefend rounds by itself; TVM costs as much again.
-EXACT_DEFENCES = ('none', *TRAINED, *HARDENED)
+EXACT_DEFENCES = ('none', *TRAINED, *ADVERSARIALLY_TRAINED)
 # Loss of clean accuracy that still counts as keeping it, in points.
 KEEPS = 2.0
 VALID = 'accuracy on validation pictures (%)'
@@ -83,19 +88,21 @@ def cells(config: Config) -> list[Cell]:
 
 
 def run(config: Config, workdir: str) -> Record | None:
-  """Runs the experiment and writes its report; see `protocol.run`."""
-  return protocol.run(
+  """Runs the experiment and writes its report; see `run_gcd`."""
+  return run_gcd(
     config,
     workdir,
     name='gcd_recovery',
     question=QUESTION,
     cells=cells(config),
-    work=conduct.CellWork(run_cell),
+    code=CellCode(run_cell),
     describe=describe,
   )
 
 
-def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
+def run_cell(
+  inputs: RunInputs, cell: Cell, report_progress
+) -> dict[str, np.ndarray]:
   """Classifies test pictures behind a defence.
 
   Returns:
@@ -107,71 +114,73 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
     makes; of the rectifier and of PixelDefend what they are chosen by.
   """
   if cell.name == 'gcd':
-    return repair_all(study, note)
+    return repair_all(inputs, report_progress)
   if cell.name == 'pd':
-    return pixel_defend_all(study, note)
+    return pixel_defend_all(inputs, report_progress)
   if cell.name.startswith('tvm'):
     released = cell.name == 'tvm'
     purifier = total_variance(objective='released' if released else 'printed')
-    n = study.config.num_test
-    note(f'{DEFENCES[cell.name]} on {n} pictures of each kind', 0.0)
-    labels = purify(study, purifier, (), 'test', n)
+    n = inputs.config.num_test
+    report_progress(f'{DEFENCES[cell.name]} on {n} pictures of each kind', 0.0)
+    labels = purify(inputs, purifier, (), 'test', n)
     return {f'{cell.name}/{ROUNDED}/{k}': v for k, v in labels.items()}
   attack = cell.name.removeprefix('at_')
-  note(f'adversarial training with {PAPER_NAME[attack]}', 0.0)
-  classifier = rivals.hardened(study, attack)
+  report_progress(f'adversarial training with {PAPER_NAME[attack]}', 0.0)
+  classifier = baseline_defences.adversarially_trained(inputs, attack)
   found: dict[str, Any] = {
     f'{cell.name}/{form}/{kind}': predict(
-      classifier, images, study.config.batch_size
+      classifier, images, inputs.config.batch_size
     ).argmax(-1)
-    for kind, form, images in test_pictures(study)
+    for kind, form, images in test_pictures(inputs)
   }
-  for own in rivals.TRAINED_WITH:
-    note(f'{DEFENCES[cell.name]} attacked by {PAPER_NAME[own]}')
-    found[f'{cell.name}/own/{own}'] = rivals.withstands(
-      study, classifier, own, 'test'
+  for own in TRAINING_ATTACKS:
+    report_progress(f'{DEFENCES[cell.name]} attacked by {PAPER_NAME[own]}')
+    found[f'{cell.name}/own/{own}'] = baseline_defences.robust(
+      inputs, classifier, own, 'test'
     )
-  withstood = rivals.withstands(study, classifier, attack, 'valid')
+  robust_share = baseline_defences.robust(inputs, classifier, attack, 'valid')
   return found | {
-    f'{cell.name}/kept': np.array(repair.kept(study, classifier)),
-    f'{cell.name}/withstood': np.array(100 * withstood.mean()),
+    f'{cell.name}/kept': np.array(repair.kept(inputs, classifier)),
+    f'{cell.name}/withstood': np.array(100 * robust_share.mean()),
   }
 
 
 def kinds_of(config: Config) -> tuple[str, ...]:
   """Names clean pictures and the attacks."""
-  return ('clean', *config.attacks)
+  return ('clean', *config.attack_names)
 
 
-def test_pictures(study: Study) -> list[tuple[str, str, np.ndarray]]:
+def test_pictures(inputs: RunInputs) -> list[tuple[str, str, np.ndarray]]:
   """Lists kind, form and test pictures of everything that is recovered."""
   rounded = [
-    (kind, ROUNDED, repair.side_images(study, kind, 'test'))
-    for kind in kinds_of(study.config)
+    (kind, ROUNDED, repair.side_images(inputs, kind, 'test'))
+    for kind in kinds_of(inputs.config)
   ]
   return rounded + [
-    (attack, EXACT, repair.exact_images(study, attack))
-    for attack in study.config.attacks
+    (attack, EXACT, repair.exact_images(inputs, attack))
+    for attack in inputs.config.attack_names
   ]
 
 
 def purify(
-  study: Study, purifier: Purifier, state: Any, side: str, n: int
+  inputs: RunInputs, purifier: Purifier, state: Any, side: str, n: int
 ) -> dict[str, np.ndarray]:
   """Classifies the first n pictures of each kind behind a purifier."""
-  kinds = kinds_of(study.config)
+  kinds = kinds_of(inputs.config)
   # All kinds together: a batch costs little more than a picture.
-  labels = rivals.purified_labels(
-    study,
+  labels = baseline_defences.purified_labels(
+    inputs,
     purifier,
     state,
-    np.concatenate([repair.side_images(study, k, side)[:n] for k in kinds]),
-    np.tile(study.clean[side].source[:n], len(kinds)),
+    np.concatenate([repair.side_images(inputs, k, side)[:n] for k in kinds]),
+    np.tile(inputs.clean[side].source[:n], len(kinds)),
   )
   return dict(zip(kinds, np.split(labels, len(kinds)), strict=True))
 
 
-def pixel_defend_all(study: Study, note) -> dict[str, np.ndarray]:
+def pixel_defend_all(
+  inputs: RunInputs, report_progress
+) -> dict[str, np.ndarray]:
   """Chooses PixelDefend's radius, and purifies the test pictures.
 
   Nobody tells a defender how far attacks go, so the radius is that of the best
@@ -182,16 +191,18 @@ def pixel_defend_all(study: Study, note) -> dict[str, np.ndarray]:
     pictures of each kind are classified correctly at each radius; and
     'pd/chosen', the row of the radius taken.
   """
-  config = study.config
-  note('PixelCNN++', 0.0)
-  module, state, _ = density(study)
-  truth = study.clean['valid'].labels[: config.purified_valid]
-  purifiers = [pixel_defend(module, int(r)) for r in config.purified_radii]
+  config = inputs.config
+  report_progress('PixelCNN++', 0.0)
+  module, state, _ = density(inputs)
+  truth = inputs.clean['valid'].labels[: config.purified_valid]
+  purifiers = [pixel_defend(module, int(r)) for r in config.radii]
   valid = []
-  for radius, purifier in zip(config.purified_radii, purifiers, strict=True):
-    note(f'PixelDefend at radius {radius} on validation pictures', 0.0)
+  for radius, purifier in zip(config.radii, purifiers, strict=True):
+    report_progress(
+      f'PixelDefend at radius {radius} on validation pictures', 0.0
+    )
     labels = purify(
-      study,
+      inputs,
       purifier,
       state,
       'valid',
@@ -199,16 +210,18 @@ def pixel_defend_all(study: Study, note) -> dict[str, np.ndarray]:
     )
     valid.append([given == truth for given in labels.values()])
   chosen = int(np.argmax(np.mean(valid, axis=(1, 2))))
-  n, radius = config.purified_pictures, config.purified_radii[chosen]
-  note(f'PixelDefend at radius {radius} on {n} pictures of each kind', 0.0)
-  labels = purify(study, purifiers[chosen], state, 'test', n)
+  n, radius = config.purified_pictures, config.radii[chosen]
+  report_progress(
+    f'PixelDefend at radius {radius} on {n} pictures of each kind', 0.0
+  )
+  labels = purify(inputs, purifiers[chosen], state, 'test', n)
   return {f'pd/{ROUNDED}/{kind}': own for kind, own in labels.items()} | {
     'pd/valid': np.array(valid),
     'pd/chosen': np.array(chosen),
   }
 
 
-def repair_all(study: Study, note) -> dict[str, np.ndarray]:
+def repair_all(inputs: RunInputs, report_progress) -> dict[str, np.ndarray]:
   """Chooses masking rate and reading, and repairs the test pictures.
 
   One choice for all trainings: the best mean over them, among settings whose
@@ -222,22 +235,27 @@ def repair_all(study: Study, note) -> dict[str, np.ndarray]:
     validation pictures that the f_rec of each setting keeps, the unmasked one
     last; 'chosen', the row of the setting taken.
   """
-  note('detectors', 0.0)
-  seeds = range(study.config.num_seeds)
-  scores = [repair.pooled_score(study, 'ensemble', seed) for seed in seeds]
+  report_progress('detectors', 0.0)
+  seeds = range(inputs.config.num_seeds)
+  scores = [repair.pooled_score(inputs, 'ensemble', seed) for seed in seeds]
   tuned = [
-    repair.all_fine_tuned(study, scores[seed], seed, note) for seed in seeds
+    repair.all_fine_tuned(inputs, scores[seed], seed, report_progress)
+    for seed in seeds
   ]
   kept = np.mean(
-    [[repair.kept(study, c) for c in own.values()] for own in tuned], axis=0
+    [[repair.kept(inputs, c) for c in own.values()] for own in tuned], axis=0
   )
   controls = [own.pop(UNMASKED) for own in tuned]
   choices = list(tuned[0])
   valid = np.mean(
     [
       [
-        list(repair.valid_hits(study, attack, score, own, note).values())
-        for attack in study.config.attacks
+        list(
+          repair.valid_hits(
+            inputs, attack, score, own, report_progress
+          ).values()
+        )
+        for attack in inputs.config.attack_names
       ]
       for score, own in zip(scores, tuned, strict=True)
     ],
@@ -250,22 +268,22 @@ def repair_all(study: Study, note) -> dict[str, np.ndarray]:
     'kept': kept,
     'chosen': np.array(chosen),
   }
-  source = study.clean['test'].source
-  for kind, form, images in test_pictures(study):
-    note(f'rectifier on {kind}, {form}')
+  source = inputs.clean['test'].source
+  for kind, form, images in test_pictures(inputs):
+    report_progress(f'rectifier on {kind}, {form}')
     plain = predict(
-      study.victim.classifier, images, study.config.batch_size
+      inputs.victim.classifier, images, inputs.config.batch_size
     ).argmax(-1)
     each: dict[str, list[np.ndarray]] = {}
     for seed in seeds:
-      seen = repair.look(scores[seed], images)
+      seen = repair.logits_and_gradients(scores[seed], images)
       asked = {
         'rectifier': (setting, tuned[seed][setting]),
         'unmasked': (UNMASKED, controls[seed]),
       }
       labels = {
         name: repair.repaired(
-          study, images, source, seen, own, classifier
+          inputs, images, source, seen, own, classifier
         ).labels
         for name, (own, classifier) in asked.items()
       }
@@ -277,7 +295,7 @@ def repair_all(study: Study, note) -> dict[str, np.ndarray]:
       if form == ROUNDED:
         each.setdefault(f'flagged/{kind}', []).append(seen.logits > 0)
         if not seed:
-          found |= example(study, kind, images, seen, setting)
+          found |= example(inputs, kind, images, seen, setting)
     found[f'none/{form}/{kind}'] = plain
     found |= {name: np.stack(parts) for name, parts in each.items()}
   return found
@@ -296,7 +314,7 @@ def guarded_labels(
   return np.where(logits > 0, repaired, plain)
 
 
-def example(study: Study, kind: str, images, seen, setting: Setting):
+def example(inputs: RunInputs, kind: str, images, seen, setting: Masking):
   """Keeps the first picture that the attack changed with success.
 
   Returns:
@@ -305,43 +323,45 @@ def example(study: Study, kind: str, images, seen, setting: Setting):
   """
   if kind == 'clean':
     return {}
-  rows = np.flatnonzero(study.attacked[kind]['test'].success_uint8)[:1]
+  rows = np.flatnonzero(inputs.attacked[kind]['test'].success)[:1]
   if not len(rows):
     return {}
-  mask, alpha = setting
+  mask_rule, alpha = setting
   image = to_float(images[rows])
-  suspects = rectifier.suspects(
-    repair.standing_in(seen.gradient[rows]), image, alpha, mask=mask
+  salient_pixels = rectifier.salient_pixels(
+    repair.standing_in(seen.gradient[rows]), image, alpha, mask_rule=mask_rule
   )
-  key = studies.stream(study.config, 'rectifier')
-  keys = picture_keys(key, jnp.asarray(study.clean['test'].source[rows]))
-  masked = rectifier.mask_pixels(keys, image, suspects).images
+  key = stream(inputs.config, 'rectifier')
+  keys = picture_keys(key, jnp.asarray(inputs.clean['test'].source[rows]))
+  masked = rectifier.mask_pixels(keys, image, salient_pixels).images
   return {
     f'example/{kind}/row': rows[0],
-    f'example/{kind}/suspects': np.asarray(suspects)[0],
+    f'example/{kind}/suspects': np.asarray(salient_pixels)[0],
     f'example/{kind}/masked': np.uint8(np.round(255 * masked[0])),
   }
 
 
-def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
+def describe(inputs: RunInputs, found: dict[str, Any]) -> ReportParts:
   """Says which defence recovers what."""
   labels = {k: v for cell in found.values() for k, v in cell.items()}
-  kinds = kinds_of(study.config)
-  measured = Measured(study, labels)
-  examples, drawings = example_pictures(study, labels)
-  chosen = repair.settings(study.config.alphas)[int(labels['chosen'])]
+  kinds = kinds_of(inputs.config)
+  measured = Measured(inputs, labels)
+  examples, drawings = example_pictures(inputs, labels)
+  chosen = repair.settings(inputs.config.alphas)[int(labels['chosen'])]
   rows = [
     *recovery_rows(measured, kinds),
     *own_rows(labels),
-    *flag_rows(study, labels, kinds),
-    *valid_rows(study, labels),
-    *radius_rows(study, labels),
+    *flag_rows(inputs, labels, kinds),
+    *valid_rows(inputs, labels),
+    *radius_rows(inputs, labels),
   ]
-  return conduct.Findings(
-    claims=claims(measured.accuracy, study.config, settings_of(study, labels)),
-    rows=rows + record.picture_rows(study),
-    answer=answer(measured.accuracy, study.config, chosen),
-    tables=tables(study, chosen, labels),
+  return ReportParts(
+    claims=claims(
+      measured.accuracy, inputs.config, settings_of(inputs, labels)
+    ),
+    rows=rows + report.picture_rows(inputs),
+    answer=answer(measured.accuracy, inputs.config, chosen),
+    tables=tables(inputs, chosen, labels),
     figures=[
       Plot(
         'recovery',
@@ -350,7 +370,7 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
         'the attacks of a norm; pictures attacked for the undefended network. '
         'F: no defence. GCD: what the ensemble flags is rectified.',
         {
-          'metric': record.ACCURACY,
+          'metric': report.ACCURACY,
           'category': 'pictures',
           'series': 'defence',
           'filters': {'role': 'group'},
@@ -375,8 +395,8 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     arrays=examples,
     warnings=[
       f'Of {PAPER_NAME[kind]} no test picture is adversarial after rounding.'
-      for kind in study.config.attacks
-      if not study.attacked[kind]['test'].success_uint8.any()
+      for kind in inputs.config.attack_names
+      if not inputs.attacked[kind]['test'].success.any()
     ],
   )
 
@@ -384,15 +404,15 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
 class Measured:
   """The labels behind all defences, as figures."""
 
-  def __init__(self, study: Study, labels: dict[str, np.ndarray]):
+  def __init__(self, inputs: RunInputs, labels: dict[str, np.ndarray]):
     """Keeps them.
 
     Args:
-      study: The study.
+      inputs: The inputs of the run.
       labels: What all cells gave.
     """
-    self.study, self.labels = study, labels
-    self.printed = record.printed('table5')
+    self.study, self.labels = inputs, labels
+    self.printed = report.printed('table5')
 
   def right(self, defence: str, kind: str, form: str = ROUNDED) -> np.ndarray:
     """Tells which pictures are classified correctly: bool[n] or bool[S, n]."""
@@ -422,7 +442,7 @@ class Measured:
     if rows is not None:
       return share_estimate(holds[..., rows], source[rows])
     place = (
-      record.paper_dataset(self.study),
+      report.paper_dataset(self.study),
       PAPER_NAME.get(kind, 'Clean'),
       DEFENCES[defence],
     )
@@ -450,7 +470,7 @@ def recovery_rows(measured: Measured, kinds) -> list[Row]:
       add('all', measured.accuracy(defence, kind), n)
       if kind == 'clean':
         continue
-      fooled = attacked[kind]['test'].success_uint8[:n]
+      fooled = attacked[kind]['test'].success[:n]
       if fooled.any():
         estimate = measured.accuracy(defence, kind, rows=fooled)
         add('still adversarial', estimate, int(fooled.sum()))
@@ -459,7 +479,7 @@ def recovery_rows(measured: Measured, kinds) -> list[Row]:
         add('before rounding', estimate._replace(paper=None), n)
     for parts in cells.values():
       each, estimates, numbers = zip(*parts, strict=True)
-      rows += share_rows(each, record.ACCURACY, estimates, numbers)
+      rows += share_rows(each, report.ACCURACY, estimates, numbers)
     if defence == 'tvm_printed':
       continue  # A control, which the figure leaves out.
     groups = groups_of(kinds).items()
@@ -468,7 +488,7 @@ def recovery_rows(measured: Measured, kinds) -> list[Row]:
         {'role': 'group', 'defence': title, 'pictures': group}
         for group, _ in groups
       ],
-      record.ACCURACY,
+      report.ACCURACY,
       [
         mean([measured.accuracy(defence, kind) for kind in own])
         for _, own in groups
@@ -489,7 +509,7 @@ def groups_of(kinds) -> dict[str, list[str]]:
 
 
 def own_rows(labels) -> list[Row]:
-  """Gives the accuracy of hardened networks on attacks made for them."""
+  """Gives the accuracy after adversarial training on attacks made for it."""
   return [
     share_row(
       {
@@ -497,17 +517,17 @@ def own_rows(labels) -> list[Row]:
         'defence': DEFENCES[defence],
         'attack': PAPER_NAME[attack],
       },
-      record.ACCURACY,
+      report.ACCURACY,
       labels[f'{defence}/own/{attack}'],
     )
-    for defence in HARDENED
-    for attack in rivals.TRAINED_WITH
+    for defence in ADVERSARIALLY_TRAINED
+    for attack in TRAINING_ATTACKS
   ]
 
 
-def flag_rows(study: Study, labels, kinds) -> list[Row]:
+def flag_rows(inputs: RunInputs, labels, kinds) -> list[Row]:
   """Gives the share of pictures that the ensemble flags."""
-  source, rows = study.clean['test'].source, []
+  source, rows = inputs.clean['test'].source, []
   clean = [kind for kind in kinds if kind == 'clean']
   # False alarms vary less than what is found.
   for group in (clean, [kind for kind in kinds if kind != 'clean']):
@@ -523,9 +543,9 @@ def flag_rows(study: Study, labels, kinds) -> list[Row]:
   return rows
 
 
-def valid_rows(study: Study, labels) -> list[Row]:
+def valid_rows(inputs: RunInputs, labels) -> list[Row]:
   """Gives what the masking rate was chosen by, and how networks fared there."""
-  n = len(study.clean['valid'].labels)
+  n = len(inputs.clean['valid'].labels)
   rows = [
     Row(
       {'role': 'hardened', 'defence': DEFENCES[defence], 'pictures': pictures},
@@ -533,29 +553,29 @@ def valid_rows(study: Study, labels) -> list[Row]:
       float(labels[f'{defence}/{name}']),
       n=n,
     )
-    for defence in HARDENED
+    for defence in ADVERSARIALLY_TRAINED
     for name, pictures in (('kept', 'clean'), ('withstood', 'own attack'))
   ]
-  choices = repair.settings(study.config.alphas)
-  for (mask, alpha), shares in zip(choices, labels['valid'], strict=True):
+  choices = repair.settings(inputs.config.alphas)
+  for (mask_rule, alpha), shares in zip(choices, labels['valid'], strict=True):
     rows.append(
       Row(
-        {'role': 'choice', 'reading': mask, 'alpha': f'{alpha:g}'},
+        {'role': 'choice', 'reading': mask_rule, 'alpha': f'{alpha:g}'},
         VALID,
         100 * float(shares.mean()),
         *mean_interval(100 * shares),
         n=len(shares),
       )
     )
-  for (mask, alpha), kept in zip(
+  for (mask_rule, alpha), kept in zip(
     (*choices, UNMASKED), labels['kept'], strict=True
   ):
-    masked = (mask, alpha) != UNMASKED
+    masked = (mask_rule, alpha) != UNMASKED
     rows.append(
       Row(
         {
           'role': 'kept',
-          'reading': mask if masked else 'not masked',
+          'reading': mask_rule if masked else 'not masked',
           'alpha': f'{alpha:g}' if masked else '–',
         },
         repair.KEPT,
@@ -566,12 +586,12 @@ def valid_rows(study: Study, labels) -> list[Row]:
   return rows
 
 
-def radius_rows(study: Study, labels) -> list[Row]:
+def radius_rows(inputs: RunInputs, labels) -> list[Row]:
   """Gives what PixelDefend's radius was chosen by."""
   rows = []
-  kinds = kinds_of(study.config)
+  kinds = kinds_of(inputs.config)
   for radius, holds in zip(
-    study.config.purified_radii, labels['pd/valid'], strict=True
+    inputs.config.radii, labels['pd/valid'], strict=True
   ):
     for group, own in groups_of(kinds).items():
       # Over kinds first: versions of one picture are no independent ones.
@@ -602,21 +622,21 @@ class Settings(NamedTuple):
   generous: dict[str, list[str]]
 
 
-def settings_of(study: Study, labels) -> Settings:
+def settings_of(inputs: RunInputs, labels) -> Settings:
   """Looks for what a claim cannot be tested with."""
   used = labels['kept'][[int(labels['chosen']), -1]]
   generous = {
-    rival: rivals.unconverged(
-      study,
+    rival: baseline_defences.unconverged(
+      inputs,
       rival.removeprefix('at_'),
       float(labels[f'{rival}/kept']),
       float(labels[f'{rival}/withstood']),
     )
-    for rival in HARDENED
+    for rival in ADVERSARIALLY_TRAINED
   }
   return Settings(
-    detection.too_weak(study, 'ensemble') + repair.forgets(used.min()),
-    generous | {'pd': density_doubts(study)},
+    detectors.too_weak(inputs, 'ensemble') + repair.forgets(used.min()),
+    generous | {'pd': density_doubts(inputs)},
   )
 
 
@@ -630,7 +650,7 @@ ONCE = {
 
 def claims(accuracy, config: Config, settings: Settings) -> list[Claim]:
   """Judges what the paper says of Table 5."""
-  attacks = config.attacks
+  attacks = config.attack_names
   ask = functools.partial(judge, n=config.num_test, unfit=settings.weak)
 
   def above(defence: str, other: str, n: int | None = None):
@@ -673,7 +693,7 @@ def claims(accuracy, config: Config, settings: Settings) -> list[Claim]:
       'GCD recovers more than the unprotected network has, for every attack',
       above('pipeline', 'none'),
     ),
-    *(surpasses(rival) for rival in RIVALS),
+    *(surpasses(rival) for rival in OTHERS),
     ask(
       f'GCD keeps the accuracy on clean pictures (loss below {KEEPS:g} points)',
       [keeps('pipeline')],
@@ -686,37 +706,37 @@ def claims(accuracy, config: Config, settings: Settings) -> list[Claim]:
   ]
 
 
-def answer(accuracy, config: Config, chosen: Setting) -> str:
+def answer(accuracy, config: Config, chosen: Masking) -> str:
   """Answers the question in a sentence."""
-  mask, alpha = chosen
+  mask_rule, alpha = chosen
   parts = [
     f'{title} '
-    f'{np.mean([accuracy(name, a).value for a in config.attacks]):.1f} %'
+    f'{np.mean([accuracy(name, a).value for a in config.attack_names]):.1f} %'
     for name, title in DEFENCES.items()
   ]
   return (
     f'Mean accuracy over the attacks: {", ".join(parts)}; alpha {alpha:g} as a '
-    f'{mask}, chosen on validation pictures.'
+    f'{mask_rule}, chosen on validation pictures.'
   )
 
 
-def tables(study: Study, chosen: Setting, labels) -> list[Table]:
+def tables(inputs: RunInputs, chosen: Masking, labels) -> list[Table]:
   """Lays out the tables."""
-  names = record.columns(study, study.config.attacks)
-  mask, alpha = chosen
-  config = study.config
-  radius = config.purified_radii[int(labels['pd/chosen'])]
-  length = rivals.max_norm(config) / 2
+  names = report.columns(inputs, inputs.config.attack_names)
+  mask_rule, alpha = chosen
+  config = inputs.config
+  radius = config.radii[int(labels['pd/chosen'])]
+  length = baseline_defences.max_norm(config) / 2
 
-  def recovery(pictures: str, note: str) -> Table:
+  def recovery(pictures: str, report_progress: str) -> Table:
     return Table(
       f'Accuracy behind each defence, {pictures} attacked pictures',
-      record.ACCURACY,
+      report.ACCURACY,
       ('defence',),
       'attack',
       columns=('Clean', *names),
       filters={'role': 'recovery', 'pictures': pictures},
-      note=note,
+      note=report_progress,
     )
 
   return [
@@ -724,10 +744,10 @@ def tables(study: Study, chosen: Setting, labels) -> list[Table]:
       'all',
       'Attacked for the undefended network F, rounded to 8 bit. All of these '
       'pictures are classified correctly by F when clean, so F has 100 there; '
-      f'the paper seems to take all. GCD: alpha {alpha:g} as a {mask}, vote '
-      f'over {config.num_draws} draws, mean over {config.num_seeds} trainings '
-      f'of detectors and f_rec. PixelDefend: radius {radius}. TVM: what its '
-      "authors' code minimises, and what their paper prints.",
+      f'the paper seems to take all. GCD: alpha {alpha:g} as a {mask_rule}, '
+      f'vote over {config.num_draws} draws, mean over {config.num_seeds} '
+      f'trainings of detectors and f_rec. PixelDefend: radius {radius}. TVM: '
+      "what its authors' code minimises, and what their paper prints.",
     ),
     recovery(
       'still adversarial',
@@ -735,7 +755,7 @@ def tables(study: Study, chosen: Setting, labels) -> list[Table]:
     ),
     Table(
       'Accuracy behind each defence, attacked pictures before rounding',
-      record.ACCURACY,
+      report.ACCURACY,
       ('defence',),
       'attack',
       columns=names,
@@ -745,7 +765,7 @@ def tables(study: Study, chosen: Setting, labels) -> list[Table]:
     ),
     Table(
       'Accuracy of adversarially trained networks, attacked themselves',
-      record.ACCURACY,
+      report.ACCURACY,
       ('defence',),
       'attack',
       columns=names,
@@ -786,40 +806,40 @@ def tables(study: Study, chosen: Setting, labels) -> list[Table]:
       VALID,
       ('pictures',),
       'radius',
-      columns=config.purified_radii,
+      columns=config.radii,
       filters={'role': 'radius'},
       note='In levels of 255; taken is that of the best mean over clean '
       'pictures and every attack.',
     ),
-    *record.picture_tables(study),
+    *report.picture_tables(inputs),
   ]
 
 
-def example_pictures(study: Study, labels):
+def example_pictures(inputs: RunInputs, labels):
   """Shows what the rectifier does to the first success of every attack.
 
   Returns:
     The arrays and the figures.
   """
-  names = study.train.class_names
+  names = inputs.train.class_names
   pictures: list[np.ndarray] = []
   titles: list[list[str]] = []
-  for attack in study.config.attacks:
+  for attack in inputs.config.attack_names:
     if f'example/{attack}/row' not in labels:
       continue
     row, title = int(labels[f'example/{attack}/row']), PAPER_NAME[attack]
-    image = study.attacked[attack]['test'].images[row]
-    suspects = labels[f'example/{attack}/suspects']
+    image = inputs.attacked[attack]['test'].images[row]
+    salient_pixels = labels[f'example/{attack}/suspects']
     pictures += [
-      study.clean['test'].images[row],
+      inputs.clean['test'].images[row],
       image,
-      repair.marked(image, suspects),
+      repair.marked(image, salient_pixels),
       labels[f'example/{attack}/masked'],
     ]
     titles += [
-      ['clean', f'class {names[study.clean["test"].labels[row]]}'],
+      ['clean', f'class {names[inputs.clean["test"].labels[row]]}'],
       [title, f'seen as {names[labels[f"none/{ROUNDED}/{attack}"][row]]}'],
-      ['suspects', f'{100 * suspects.mean():.1f} %'],
+      ['suspects', f'{100 * salient_pixels.mean():.1f} %'],
       [
         'masked, one draw',
         f'voted {names[labels[f"rectifier/{ROUNDED}/{attack}"][0, row]]}',

@@ -8,27 +8,27 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import conduct
-from experiments.gcd.protocol import detection, record, repair
-from experiments.gcd.protocol import run as protocol
-from experiments.gcd.protocol import study as studies
-from experiments.gcd.protocol.plan import plan
-from experiments.gcd.protocol.setting import (
+from experiments.common.runner import CellCode, ReportParts
+from experiments.gcd import detectors, repair, report
+from experiments.gcd.config import (
   MINIMAL,
   PAPER_NAME,
   Config,
   get_config,
 )
-from experiments.gcd.protocol.study import Study
+from experiments.gcd.pictures import RunInputs, stream
+from experiments.gcd.plan import plan
+from experiments.gcd.run import run_gcd
 from jaxadv.classifier import predict
+from jaxadv.data.batching import map_batches
 from jaxadv.defences import rectifier
 from jaxadv.errors import UserError
-from jaxadv.experiment import Cell
 from jaxadv.inputs import as_float
 from jaxadv.metrics.estimates import Estimate, share_estimate
 from jaxadv.metrics.intervals import mean_interval
 from jaxadv.reports import Claim, Plot, Record, Row, Table, share_rows
 from jaxadv.reports.verdicts import Comparison, judge
+from jaxadv.runs import Cell
 from jaxadv.types import picture_keys
 from jaxadv.units import to_uint8
 
@@ -39,7 +39,7 @@ QUESTION = (
   'and more so than blackening others?'
 )
 # Of the paper's Table 1, and Linf attacks for contrast.
-UNTARGETED = ('deepfool', 'cw', 'ddn', 'pgd', 'fgsm')
+UNTARGETED = ('deepfool', 'carlini_wagner', 'ddn', 'pgd', 'fgsm')
 DETECTORS = {'is': 'DET_IS', 'org': 'DET_org'}
 PIXELS = DETECTORS | {
   'random': 'random',
@@ -59,33 +59,35 @@ def cells(config: Config) -> list[Cell]:
   return [
     Cell(attack, {'attack': attack})
     for attack in UNTARGETED
-    if attack in config.attacks
+    if attack in config.attack_names
   ]
 
 
 def run(config: Config, workdir: str) -> Record | None:
-  """Runs the experiment and writes its report; see `protocol.run`.
+  """Runs the experiment and writes its report; see `run_gcd`.
 
   Raises:
-    UserError: As `protocol.run`, or if no attack is untargeted.
+    UserError: As `run_gcd`, or if no attack is untargeted.
   """
   if not cells(config):
     raise UserError(
-      f'--attacks is {",".join(config.attacks)!r}; gcd_salient_pixels needs '
-      f'one or more of {", ".join(UNTARGETED)}'
+      f'--attacks is {",".join(config.attack_names)!r}; gcd_salient_pixels '
+      f'needs one or more of {", ".join(UNTARGETED)}'
     )
-  return protocol.run(
+  return run_gcd(
     config,
     workdir,
     name='gcd_salient_pixels',
     question=QUESTION,
     cells=cells(config),
-    work=conduct.CellWork(run_cell),
+    code=CellCode(run_cell),
     describe=describe,
   )
 
 
-def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
+def run_cell(
+  inputs: RunInputs, cell: Cell, report_progress
+) -> dict[str, np.ndarray]:
   """Blackens pixels of the pictures that an attack changed with success.
 
   The clean versions are treated alike.
@@ -99,14 +101,14 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
     W], that were picked. After S trainings of a detector int[S, n] and
     bool[S, n, H, W].
   """
-  attacked = study.attacked[cell.name]['test']
+  attacked = inputs.attacked[cell.name]['test']
   found = {
-    'rows': np.flatnonzero(attacked.success),
-    f'{ROUNDED}/rows': np.flatnonzero(attacked.success_uint8),
+    'rows': np.flatnonzero(attacked.success_float),
+    f'{ROUNDED}/rows': np.flatnonzero(attacked.success),
   }
-  clean = study.clean['test']
+  clean = inputs.clean['test']
   versions = {
-    EXACT: (found['rows'], repair.exact_images(study, cell.name)),
+    EXACT: (found['rows'], repair.exact_images(inputs, cell.name)),
     ROUNDED: (found[f'{ROUNDED}/rows'], attacked.images),
     'clean': (found['rows'], clean.images),
   }
@@ -114,18 +116,18 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
     for version, (rows, pictures) in versions.items():
       if not len(rows):
         continue
-      note(f'{PAPER_NAME[cell.name]}, pixels by {PIXELS[name]}', 0.0)
+      report_progress(f'{PAPER_NAME[cell.name]}, pixels by {PIXELS[name]}', 0.0)
       images, source = as_float(pictures[rows]), clean.source[rows]
       changes = as_float(attacked.images[rows]) - as_float(clean.images[rows])
       for fraction in FRACTIONS:
         each = [
           blacken(images, size, fraction)
-          for size in sizes(study, name, images, changes, source)
+          for size in sizes(inputs, name, images, changes, source)
         ]
         parts = {
           'pixels': [pixels for pixels, _ in each],
           'labels': [
-            predict(study.victim.classifier, blackened, repair.ROWS).argmax(-1)
+            predict(inputs.victim.classifier, blackened, repair.ROWS).argmax(-1)
             for _, blackened in each
           ],
         }
@@ -136,11 +138,11 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
   return found
 
 
-def sizes(study, name, images, changes, source) -> list[np.ndarray]:
+def sizes(inputs, name, images, changes, source) -> list[np.ndarray]:
   """Gives float32[n, H, W, C]; pixels with large values are blackened first.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     name: One of `PIXELS`.
     images: float32[n, H, W, C], the pictures to blacken.
     changes: What the attack did to them.
@@ -151,13 +153,15 @@ def sizes(study, name, images, changes, source) -> list[np.ndarray]:
   """
   if name in DETECTORS:
     return [
-      repair.look(repair.pooled_score(study, name, seed), images).gradient
-      for seed in range(study.config.num_seeds)
+      repair.logits_and_gradients(
+        repair.pooled_score(inputs, name, seed), images
+      ).gradient
+      for seed in range(inputs.config.num_seeds)
     ]
   if name == 'change':
     return [changes]
-  keys = picture_keys(studies.stream(study.config, 'random pixels'), source)
-  drawn = repair.in_batches(_drawn, keys, images)
+  keys = picture_keys(stream(inputs.config, 'random pixels'), source)
+  drawn = map_batches(_drawn, keys, images, batch_size=repair.ROWS)
   # A black pixel comes after all others; of 8 bit, since an attack leaves
   # hardly any that is exactly 0.
   lit = to_uint8(images).any(-1, keepdims=True)
@@ -172,8 +176,8 @@ def _drawn(keys, images):
 
 @jax.jit
 def _blacken(fraction, images, size):
-  pixels = rectifier.suspects(
-    repair.standing_in(size), images, fraction, mask='fraction'
+  pixels = rectifier.salient_pixels(
+    repair.standing_in(size), images, fraction, mask_rule='fraction'
   )
   return pixels, rectifier.zeroed(images, pixels)
 
@@ -192,12 +196,15 @@ def blacken(
     bool[n, H, W], which pixels; and the pictures, float32.
   """
   size = np.broadcast_to(size, images.shape)
-  return repair.in_batches(
-    functools.partial(_blacken, np.float32(fraction)), images, size
+  return map_batches(
+    functools.partial(_blacken, np.float32(fraction)),
+    images,
+    size,
+    batch_size=repair.ROWS,
   )
 
 
-def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
+def describe(inputs: RunInputs, found: dict[str, Any]) -> ReportParts:
   """Says what blackening did."""
   attacks = [a for a in found if len(found[a]['rows'])]
   left: dict[str, dict[Any, Estimate]] = {EXACT: {}, ROUNDED: {}}
@@ -207,8 +214,8 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
     'clean': [],
   }
   blackened = []
-  truth, source = study.clean['test'].labels, study.clean['test'].source
-  printed = record.printed('table1') if record.paper_dataset(study) else {}
+  truth, source = inputs.clean['test'].labels, inputs.clean['test'].source
+  printed = report.printed('table1') if report.paper_dataset(inputs) else {}
 
   def paper(name: str, share: str, attack: str) -> float | None:
     own = name in ('none', 'is')
@@ -244,28 +251,28 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
             blackened.append(
               _blackened_row(
                 where | {'role': 'blackened'},
-                repair.exact_images(study, attack)[rows],
+                repair.exact_images(inputs, attack)[rows],
                 own[f'{name}/{fraction:g}/{version}/pixels'],
               )
             )
   rows = []
   for version, parts in cells.items():
     if parts:
-      metric = record.ACCURACY if version == 'clean' else record.RATE
+      metric = report.ACCURACY if version == 'clean' else report.RATE
       keys, estimates, numbers = zip(*parts, strict=True)
       rows += share_rows(keys, metric, estimates, numbers)
-  examples, drawings = example_pictures(study, found, attacks)
+  examples, drawings = example_pictures(inputs, found, attacks)
   small = [a for a in attacks if a in MINIMAL]
-  return conduct.Findings(
+  return ReportParts(
     claims=claims(
       left[EXACT],
       small,
       min((len(found[a]['rows']) for a in small), default=0),
-      {name: detection.too_weak(study, name) for name in DETECTORS},
+      {name: detectors.too_weak(inputs, name) for name in DETECTORS},
     ),
-    rows=rows + blackened + record.picture_rows(study),
+    rows=rows + blackened + report.picture_rows(inputs),
     answer=answer(left[EXACT], small),
-    tables=tables(study),
+    tables=tables(inputs),
     figures=drawings,
     arrays=examples,
     warnings=broken_clean(found, attacks, truth)
@@ -389,9 +396,9 @@ def answer(left: dict[Any, Estimate], attacks) -> str:
   )
 
 
-def tables(study: Study) -> list[Table]:
+def tables(inputs: RunInputs) -> list[Table]:
   """Lays out the tables."""
-  names = record.columns(study, [c.name for c in cells(study.config)])
+  names = report.columns(inputs, [c.name for c in cells(inputs.config)])
 
   def table(title, metric, role, note='', control=False):
     return Table(
@@ -408,7 +415,7 @@ def tables(study: Study) -> list[Table]:
   return [
     table(
       'Success of attacks after blackening pixels',
-      record.RATE,
+      report.RATE,
       EXACT,
       'Of the test pictures that the attack changed with success, as it left '
       'them: share that still has another label than before the attack. '
@@ -416,18 +423,18 @@ def tables(study: Study) -> list[Table]:
       'random pixels, and random lit ones, which are not black. Largest '
       'change: the pixels that the attack changed most, which a defender does '
       'not know. DET_IS and DET_org have learnt all attacks; mean over '
-      f'{study.config.num_seeds} trainings.',
+      f'{inputs.config.num_seeds} trainings.',
     ),
     table(
       'The same of pictures that are a success after rounding to 8 bit',
-      record.RATE,
+      report.RATE,
       ROUNDED,
       'Rounding brings many pictures of a minimal-norm attack back by itself, '
       'so few are left; claims rest on the table above.',
     ),
     table(
       'Accuracy on the clean versions of these pictures, treated alike',
-      record.ACCURACY,
+      report.ACCURACY,
       'clean',
       'All of them are classified correctly when left alone.',
     ),
@@ -438,18 +445,18 @@ def tables(study: Study) -> list[Table]:
       'A pixel that was black before does not change.',
       control=True,
     ),
-    *record.picture_tables(study),
+    *report.picture_tables(inputs),
   ]
 
 
-def example_pictures(study: Study, found, attacks):
+def example_pictures(inputs: RunInputs, found, attacks):
   """Shows the first success of every attack, and what was blackened.
 
   Returns:
     The arrays and the figures.
   """
   few = FRACTIONS[0]
-  names = study.train.class_names
+  names = inputs.train.class_names
   pictures: list[np.ndarray] = []
   titles: list[list[str]] = []
   for attack in attacks:
@@ -457,10 +464,10 @@ def example_pictures(study: Study, found, attacks):
     if not len(own[f'{ROUNDED}/rows']):
       continue
     row = own[f'{ROUNDED}/rows'][0]
-    image = study.attacked[attack]['test'].images[row]
+    image = inputs.attacked[attack]['test'].images[row]
     title = PAPER_NAME[attack]
-    pictures.append(study.clean['test'].images[row])
-    label = names[study.clean['test'].labels[row]]
+    pictures.append(inputs.clean['test'].images[row])
+    label = names[inputs.clean['test'].labels[row]]
     titles.append([f'clean (for {title})', f'class {label}'])
     for name in (*DETECTORS, 'lit'):
       key = f'{name}/{few:g}/{ROUNDED}'

@@ -11,23 +11,24 @@ import numpy as np
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
-from experiments import conduct
-from experiments.gcd.protocol import detection, record, repair
-from experiments.gcd.protocol import run as protocol
-from experiments.gcd.protocol.plan import plan
-from experiments.gcd.protocol.setting import (
+from experiments.common import detectors as common
+from experiments.common.runner import CellCode, ReportParts
+from experiments.gcd import detectors, repair, report
+from experiments.gcd.config import (
   MINIMAL,
   PAPER_NAME,
   Config,
   get_config,
 )
-from experiments.gcd.protocol.study import Study
+from experiments.gcd.pictures import RunInputs
+from experiments.gcd.plan import plan
+from experiments.gcd.run import run_gcd
 from jaxadv.classifier import from_function
 from jaxadv.detectors.input_sensitivity import input_sensitivity
-from jaxadv.experiment import Cell
 from jaxadv.metrics.estimates import auc_estimate, mean
 from jaxadv.reports import Claim, Plot, Record, Row, Table
 from jaxadv.reports.verdicts import Comparison, judge
+from jaxadv.runs import Cell
 
 __all__ = ['cells', 'get_config', 'plan', 'run']
 
@@ -46,105 +47,107 @@ def cells(config: Config) -> list[Cell]:
 
 
 def run(config: Config, workdir: str) -> Record | None:
-  """Runs the experiment and writes its report; see `protocol.run`."""
-  return protocol.run(
+  """Runs the experiment and writes its report; see `run_gcd`."""
+  return run_gcd(
     config,
     workdir,
     name='gcd_sensitivity',
     question=QUESTION,
     cells=cells(config),
-    work=conduct.CellWork(run_cell),
+    code=CellCode(run_cell),
     describe=describe,
   )
 
 
-def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
+def run_cell(
+  inputs: RunInputs, cell: Cell, report_progress
+) -> dict[str, np.ndarray]:
   """Scores all test pictures.
 
   Returns:
     {'clean' | ATTACK: float32[N]}, and 'exact/ATTACK' of the pictures as the
     attack left them, before rounding.
   """
-  note(f'score {SCORES[cell.name]}', 0.0)
-  found = detection.trivial_scores(
-    study, cell.name, ('clean', *study.config.attacks)
+  report_progress(f'score {SCORES[cell.name]}', 0.0)
+  found = detectors.trivial_scores(
+    inputs, cell.name, ('clean', *inputs.config.attack_names)
   )
   return found | {
-    f'exact/{attack}': detection.score_pictures(
-      detection.TRIVIAL[cell.name],
-      study.victim.classifier,
+    f'exact/{attack}': common.score_pictures(
+      detectors.TRIVIAL[cell.name],
+      inputs.victim.classifier,
       (),
-      repair.exact_images(study, attack),
+      repair.exact_images(inputs, attack),
     )
-    for attack in study.config.attacks
+    for attack in inputs.config.attack_names
   }
 
 
-def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
+def describe(inputs: RunInputs, found: dict[str, Any]) -> ReportParts:
   """Says what the scores show."""
   attacks = [
-    a for a in study.config.attacks if record.succeeded(study, a).any()
+    a for a in inputs.config.attack_names if report.succeeded(inputs, a).any()
   ]
   areas = {
-    (score, attack): record.attack_auc(
-      study, attack, found[score]['clean'], found[score][attack]
+    (score, attack): report.attack_auc(
+      inputs, attack, found[score]['clean'], found[score][attack]
     )
     for score in SCORES
     for attack in attacks
   }
   # Without success a minimal-norm attack leaves the clean picture.
   shown = {'clean': found['log_s']['clean']} | {
-    attack: found['log_s'][attack][record.succeeded(study, attack)]
+    attack: found['log_s'][attack][report.succeeded(inputs, attack)]
     for attack in attacks
   }
   rows = [
-    record.estimate_row(
+    report.estimate_row(
       {
         'role': 'sensitivity',
         'score': SCORES[score],
         'attack': PAPER_NAME[attack],
       },
-      record.AUC,
+      report.AUC,
       estimate,
-      n=int(record.succeeded(study, attack).sum()),
+      n=int(report.succeeded(inputs, attack).sum()),
     )
     for (score, attack), estimate in areas.items()
   ]
   rows += [
-    record.estimate_row(
+    report.estimate_row(
       {
         'role': 'exact',
         'score': SCORES[score],
         'attack': PAPER_NAME[attack],
       },
-      record.AUC,
-      record.attack_auc(
-        study, attack, found[score]['clean'], found[score][f'exact/{attack}']
+      report.AUC,
+      report.attack_auc(
+        inputs, attack, found[score]['clean'], found[score][f'exact/{attack}']
       ),
-      n=int(record.succeeded(study, attack).sum()),
+      n=int(report.succeeded(inputs, attack).sum()),
     )
     for score in SCORES
     for attack in attacks
   ]
   for attack in attacks:
-    outlived = study.attacked[attack]['test'].success_uint8
-    if outlived.any():
+    survives_rounding = inputs.attacked[attack]['test'].success
+    if survives_rounding.any():
       scores = found['log_s']
       rows.append(
-        record.estimate_row(
+        report.estimate_row(
           {
-            'role': 'outlived',
+            'role': 'survives_rounding',
             'score': SCORES['log_s'],
             'attack': PAPER_NAME[attack],
           },
-          record.AUC,
-          record.attack_auc(
-            study, attack, scores['clean'], scores[attack], outlived
+          report.AUC,
+          report.attack_auc(
+            inputs, attack, scores['clean'], scores[attack], survives_rounding
           ),
-          n=int(outlived.sum()),
+          n=int(survives_rounding.sum()),
         )
       )
-  rows += _control(study, found['log_s']['clean'])
+  rows += _control(inputs, found['log_s']['clean'])
   for kind, scores in shown.items():
     sizes = np.exp(scores.astype(np.float64))
     rows.append(
@@ -163,15 +166,15 @@ def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
   arrays = toy_arrays | {
     f'log10_s/{kind}': scores / np.log(10) for kind, scores in shown.items()
   }
-  return conduct.Findings(
+  return ReportParts(
     claims=claims(
       areas,
       by_norm,
-      min((int(record.succeeded(study, a).sum()) for a in attacks), default=0),
+      min((int(report.succeeded(inputs, a).sum()) for a in attacks), default=0),
     ),
-    rows=rows + record.picture_rows(study) + toy_rows,
+    rows=rows + report.picture_rows(inputs) + toy_rows,
     answer=answer(areas, by_norm),
-    tables=tables(study),
+    tables=tables(inputs),
     figures=[
       Plot(
         f'histogram-{norm.lower()}',
@@ -264,13 +267,13 @@ def answer(areas, by_norm) -> str:
   return f'The mean AUC of S is {" and ".join(parts)}; 50 % is chance.'
 
 
-def tables(study: Study) -> list[Table]:
+def tables(inputs: RunInputs) -> list[Table]:
   """Lays out the tables."""
-  names = record.columns(study, study.config.attacks)
+  names = report.columns(inputs, inputs.config.attack_names)
   return [
     Table(
       'AUC of scores without training',
-      record.AUC,
+      report.AUC,
       ('score',),
       'attack',
       columns=names,
@@ -280,7 +283,7 @@ def tables(study: Study) -> list[Table]:
     ),
     Table(
       'AUC of the same on attacked pictures before rounding',
-      record.AUC,
+      report.AUC,
       ('score',),
       'attack',
       columns=names,
@@ -289,11 +292,11 @@ def tables(study: Study) -> list[Table]:
     ),
     Table(
       'AUC of S on pictures that still fool the victim after rounding',
-      record.AUC,
+      report.AUC,
       ('score',),
       'attack',
       columns=names,
-      filters={'role': 'outlived'},
+      filters={'role': 'survives_rounding'},
       note='Rounding moves a picture off the boundary, most often back to its '
       'class.',
     ),
@@ -306,10 +309,10 @@ def tables(study: Study) -> list[Table]:
       filters={'role': 'size'},
       decimals=6,
     ),
-    *record.picture_tables(study),
+    *report.picture_tables(inputs),
     Table(
       'Clean against clean: ought to be 50',
-      record.AUC,
+      report.AUC,
       ('score',),
       'pictures',
       filters={'role': 'control'},
@@ -327,16 +330,16 @@ def tables(study: Study) -> list[Table]:
   ]
 
 
-def _control(study: Study, clean: np.ndarray) -> list[Row]:
+def _control(inputs: RunInputs, clean: np.ndarray) -> list[Row]:
   """Compares every other clean picture with the rest: nothing to tell."""
-  sources = study.clean['test'].source
+  sources = inputs.clean['test'].source
   estimate = auc_estimate(clean[::2], clean[1::2], sources[::2], sources[1::2])
   keys = {
     'role': 'control',
     'score': SCORES['log_s'],
     'pictures': 'halves of the clean ones',
   }
-  return [record.estimate_row(keys, record.AUC, estimate, n=len(clean) // 2)]
+  return [report.estimate_row(keys, report.AUC, estimate, n=len(clean) // 2)]
 
 
 def toy() -> tuple[list[Row], dict[str, np.ndarray]]:

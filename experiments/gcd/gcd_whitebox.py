@@ -8,19 +8,34 @@ from typing import Any
 
 import numpy as np
 
-from experiments import conduct
-from experiments.gcd.protocol import adaptive, record
-from experiments.gcd.protocol import run as protocol
-from experiments.gcd.protocol.adaptive import (
+from experiments.common.runner import CellCode, ReportParts
+from experiments.gcd import report, white_box
+from experiments.gcd.config import (
+  MINIMAL,
+  PAPER_NAME,
+  Config,
+  get_config,
+)
+from experiments.gcd.pictures import RunInputs
+from experiments.gcd.plan import plan
+from experiments.gcd.run import run_gcd
+from experiments.gcd.white_box import (
+  ACTIVE_DETECTORS,
   DIVISORS,
-  FORMS,
   SHARES,
   STEPPED,
-  Turn,
-  White,
-  turns_of,
+  AttackRun,
+  WhiteBox,
+  runs_of,
 )
-from experiments.gcd.protocol.outcomes import (
+from experiments.gcd.white_figures import (
+  SHOWN,
+  curve_drawings,
+  curves_of,
+  example_drawing,
+  example_pictures,
+)
+from experiments.gcd.white_outcomes import (
   COMPARED,
   PROBES,
   Outcomes,
@@ -34,22 +49,6 @@ from experiments.gcd.protocol.outcomes import (
   sizes_of,
   summary,
 )
-from experiments.gcd.protocol.plan import plan
-from experiments.gcd.protocol.setting import (
-  MINIMAL,
-  PAPER_NAME,
-  Config,
-  get_config,
-)
-from experiments.gcd.protocol.study import Study
-from experiments.gcd.protocol.white_figures import (
-  SHOWN,
-  curve_drawings,
-  curves_of,
-  example_drawing,
-  example_pictures,
-)
-from jaxadv.experiment import Cell
 from jaxadv.metrics.estimates import (
   Estimate,
   combine,
@@ -60,6 +59,7 @@ from jaxadv.metrics.intervals import share_interval
 from jaxadv.reports import Claim, Record, Row, Table
 from jaxadv.reports.rows import estimate_rows
 from jaxadv.reports.verdicts import Comparison, judge
+from jaxadv.runs import Cell
 
 __all__ = ['cells', 'get_config', 'plan', 'run']
 
@@ -80,9 +80,13 @@ GAIN = 3.0
 # By how many per cent its median may exceed that of a like attack.
 WASTE = 10.0
 # Attacks that look for a small change, and the one that they ought to equal.
-RIVAL = {'cw': 'ddn', 'cw_t': 'ddn_t', 'deepfool': 'ddn'}
+LIKE_ATTACK = {
+  'carlini_wagner': 'ddn',
+  'carlini_wagner_t': 'ddn_t',
+  'deepfool': 'ddn',
+}
 # The tables' names of the guards; DET_org they leave out.
-PRINTED_RATE = {form: form.replace(' ', '_') for form in SHOWN}
+PRINTED_RATE = {active: active.replace(' ', '_') for active in SHOWN}
 WAYS = {
   'past': 'past the detectors',
   'through': 'through the repair',
@@ -92,54 +96,56 @@ WAYS = {
 
 def cells(config: Config) -> list[Cell]:
   """Lists the cells of a run: every attack, and two with the probes."""
-  names = list(config.attacks)
-  if set(PROBES) & set(config.attacks):
+  names = list(config.attack_names)
+  if set(PROBES) & set(config.attack_names):
     names += ['second_order', 'pipeline']
   return [Cell(name, {'attack': name}) for name in names]
 
 
 def run(config: Config, workdir: str) -> Record | None:
-  """Runs the experiment and writes its report; see `protocol.run`."""
-  return protocol.run(
+  """Runs the experiment and writes its report; see `run_gcd`."""
+  return run_gcd(
     config,
     workdir,
     name='gcd_whitebox',
     question=QUESTION,
     cells=cells(config),
-    work=conduct.CellWork(run_cell),
+    code=CellCode(run_cell),
     describe=describe,
   )
 
 
-def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
+def run_cell(
+  inputs: RunInputs, cell: Cell, report_progress
+) -> dict[str, np.ndarray]:
   """Runs a white-box attack: {'TURN/NAME': array}, NAME as of `measured`.
 
   TURN is the number of the turn, or the attack in a cell of probes.
   """
-  note('detectors', 0.0)
-  white = adaptive.white_box(study)
-  probes = [attack for attack in PROBES if attack in study.config.attacks]
-  note(f'white box: {PAPER_NAME.get(cell.name, cell.name)}', 0.0)
+  report_progress('detectors', 0.0)
+  white = white_box.white_box(inputs)
+  probes = [attack for attack in PROBES if attack in inputs.config.attack_names]
+  report_progress(f'white box: {PAPER_NAME.get(cell.name, cell.name)}', 0.0)
   if cell.name == 'second_order':
     plain = white._replace(
       guards=tuple(dataclasses.replace(g, smooth=False) for g in white.guards)
     )
-    turn = [Turn('DET_IS')]
+    attack_run = [AttackRun('DET_IS')]
     parts = {
-      attack: adaptive.attack_white(study, plain, attack, turn)[0]
+      attack: white_box.attack_white(inputs, plain, attack, attack_run)[0]
       for attack in probes
     }
   elif cell.name == 'pipeline':
     parts = {
-      attack: adaptive.attack_pipeline(study, white, attack)
+      attack: white_box.attack_pipeline(inputs, white, attack)
       for attack in probes
     }
   else:
-    turns = turns_of(cell.name)
-    found = adaptive.attack_white(study, white, cell.name, turns)
+    attack_runs = runs_of(cell.name)
+    found = white_box.attack_white(inputs, white, cell.name, attack_runs)
     parts = {str(number): part for number, part in enumerate(found)}
   return {
-    f'{part}/{name}': array[: record.NUM_EXAMPLES]
+    f'{part}/{name}': array[: report.NUM_EXAMPLES]
     if name == 'images'
     else array
     for part, arrays in parts.items()
@@ -147,116 +153,135 @@ def run_cell(study: Study, cell: Cell, note) -> dict[str, np.ndarray]:
   }
 
 
-def describe(study: Study, found: dict[str, Any]) -> conduct.Findings:
+def describe(inputs: RunInputs, found: dict[str, Any]) -> ReportParts:
   """Says what the attacks came to."""
-  white = adaptive.white_box(study)
-  flags = detector_rows(study, white)
-  if not white.quiet.any():
-    return conduct.Findings(
+  white = white_box.white_box(inputs)
+  flags = detector_rows(inputs, white)
+  if not white.unflagged_when_clean.any():
+    return ReportParts(
       claims=[],
-      rows=flags + record.picture_rows(study),
+      rows=flags + report.picture_rows(inputs),
       answer='It cannot be told: the detectors flag every clean picture.',
-      tables=tables(study),
+      tables=tables(inputs),
       figures=[],
       arrays={},
       warnings=[
-        f'DET_IS or DET_org flags each of the {len(white.quiet)} clean '
-        'pictures; no success of an attack could be counted'
+        'DET_IS or DET_org flags each of the '
+        f'{len(white.unflagged_when_clean)} clean pictures; no success of an '
+        'attack could be counted'
       ],
     )
-  outcomes = outcomes_of(study, white, found)
-  pairs = sizes_of(study, outcomes)
-  curves = curves_of(study, outcomes)
-  return conduct.Findings(
-    claims=claims(study, white, outcomes, pairs),
+  outcomes = outcomes_of(inputs, white, found)
+  pairs = sizes_of(inputs, outcomes)
+  curves = curves_of(inputs, outcomes)
+  return ReportParts(
+    claims=claims(inputs, white, outcomes, pairs),
     rows=[
-      *success_rows(study, outcomes),
+      *success_rows(inputs, outcomes),
       *size_rows(pairs),
       *probe_rows(outcomes),
       *flags,
-      *record.picture_rows(study),
+      *report.picture_rows(inputs),
     ],
-    answer=answer(study, outcomes),
-    tables=tables(study),
+    answer=answer(inputs, outcomes),
+    tables=tables(inputs),
     figures=[
-      *curve_drawings(study, curves),
-      *example_drawing(study, white, found),
+      *curve_drawings(inputs, curves),
+      *example_drawing(inputs, white, found),
     ],
-    arrays=curves | example_pictures(study, white, found),
-    warnings=warnings(study, white, outcomes),
+    arrays=curves | example_pictures(inputs, white, found),
+    warnings=warnings(inputs, white, outcomes),
   )
 
 
-def detector_rows(study: Study, white: White) -> list[Row]:
+def detector_rows(inputs: RunInputs, white: WhiteBox) -> list[Row]:
   """Says how good the detectors are, and how many clean pictures they flag."""
-  n = len(study.clean['test'].labels)
+  n = len(inputs.clean['test'].labels)
   estimates, sampling, keys = [], [], []
-  for form in white.areas:
+  for active in white.areas:
     shares = [
-      share_estimate(flags, study.clean['test'].source)
-      for flags in white.flagged[form]
+      share_estimate(flags, inputs.clean['test'].source)
+      for flags in white.flagged[active]
     ]
     estimates.append(over_trainings(shares))
-    sampling.append(share_interval(round(white.flagged[form].mean() * n), n))
-    keys.append({'role': 'clean', 'guard': form, 'pictures': 'clean'})
+    sampling.append(share_interval(round(white.flagged[active].mean() * n), n))
+    keys.append({'role': 'clean', 'guard': active, 'pictures': 'clean'})
   areas = [
     Row(
-      {'role': 'validation', 'guard': form, 'pictures': 'validation'},
-      record.AUC,
+      {'role': 'validation', 'guard': active, 'pictures': 'validation'},
+      report.AUC,
       float(areas.mean()),
     )
-    for form, areas in white.areas.items()
+    for active, areas in white.areas.items()
   ]
   return [*estimate_rows(keys, FLAGGED, estimates, n, sampling), *areas]
 
 
-def success_rows(study: Study, outcomes: Outcomes) -> list[Row]:
+def success_rows(inputs: RunInputs, outcomes: Outcomes) -> list[Row]:
   """Gives success rates, of informed attacks and of blind ones."""
-  printed = record.printed('table3')
+  printed = report.printed('table3')
   white, rounded, budgets, steps = [], [], [], []
-  for (attack, turn), outcome in outcomes.informed.items():
-    keys = {'attack': PAPER_NAME[attack], 'guard': turn.form}
-    if attack == 'pgd' and turn.divisor == 1 and turn.form != 'DET_org':
-      epsilon = f'{turn.share * study.config.epsilon:.3g}'
-      budget = {'role': 'budget', 'guard': turn.form, 'epsilon': epsilon}
+  for (attack, attack_run), outcome in outcomes.adaptive.items():
+    keys = {'attack': PAPER_NAME[attack], 'guard': attack_run.active}
+    if (
+      attack == 'pgd'
+      and attack_run.divisor == 1
+      and attack_run.active != 'DET_org'
+    ):
+      epsilon = f'{attack_run.share * inputs.config.epsilon:.3g}'
+      budget = {
+        'role': 'budget',
+        'guard': attack_run.active,
+        'epsilon': epsilon,
+      }
       budgets.append((budget, outcome.success))
-    if turn == Turn(turn.form):
+    if attack_run == AttackRun(attack_run.active):
       role = {'role': 'white'} | keys
       white.append((role | {'judged': 'float'}, outcome.success))
       rounded.append((role | {'judged': '8 bit'}, outcome.success_uint8))
-  for (attack, turn), outcome in outcomes.single.items():
-    if attack in STEPPED and turn.form == 'GCD' and turn.share == 1:
+  for (attack, attack_run), outcome in outcomes.single.items():
+    if (
+      attack in STEPPED and attack_run.active == 'GCD' and attack_run.share == 1
+    ):
       keys = {'role': 'steps', 'attack': PAPER_NAME[attack]}
-      share = 'all' if turn.divisor == 1 else f'1/{turn.divisor}'
+      share = 'all' if attack_run.divisor == 1 else f'1/{attack_run.divisor}'
       steps.append((keys | {'steps': share}, outcome.success))
-  dataset = record.paper_dataset(study)
+  dataset = report.paper_dataset(inputs)
   paper = [
     printed.get((dataset, keys['attack'], PRINTED_RATE.get(keys['guard'], '')))
     for keys, _ in white
   ]
-  blind = [
+  oblivious = [
     (
-      {'role': 'blind', 'attack': PAPER_NAME[attack], 'guard': turn.form},
+      {
+        'role': 'blind',
+        'attack': PAPER_NAME[attack],
+        'guard': attack_run.active,
+      },
       outcome.success,
     )
-    for (attack, turn), outcome in outcomes.blind.items()
-    if turn == Turn(turn.form)
+    for (attack, attack_run), outcome in outcomes.oblivious.items()
+    if attack_run == AttackRun(attack_run.active)
   ]
   return [
     *rate_rows(outcomes, white, paper),
     *rate_rows(outcomes, rounded),
     *rate_rows(outcomes, budgets),
     *rate_rows(outcomes, steps),
-    *rate_rows(outcomes, blind),
+    *rate_rows(outcomes, oblivious),
   ]
 
 
 def size_rows(pairs: dict[str, Pair]) -> list[Row]:
   """Gives the sizes of changes with and without detectors."""
   sizes = [
-    ({'role': 'size', 'attack': PAPER_NAME[attack], 'guard': form}, estimate, n)
+    (
+      {'role': 'size', 'attack': PAPER_NAME[attack], 'guard': active},
+      estimate,
+      n,
+    )
     for attack, (medians, n) in pairs.items()
-    for form, estimate in medians.items()
+    for active, estimate in medians.items()
   ]
   guard = 'GCD / no detector'
   ratios = [
@@ -299,7 +324,7 @@ def probe_rows(outcomes: Outcomes) -> list[Row]:
   """Gives success with the plain gradient, and against the whole defence."""
   rates, sizes = [], []
   for attack, outcome in outcomes.plain.items():
-    smooth = outcomes.single[attack, Turn('DET_IS')]
+    smooth = outcomes.single[attack, AttackRun('DET_IS')]
     for gradient, own in {'smooth': smooth, 'plain': outcome}.items():
       keys = {
         'role': 'second_order',
@@ -326,40 +351,44 @@ def probe_rows(outcomes: Outcomes) -> list[Row]:
 
 
 def claims(
-  study: Study, white: White, outcomes: Outcomes, pairs: dict[str, Pair]
+  inputs: RunInputs, white: WhiteBox, outcomes: Outcomes, pairs: dict[str, Pair]
 ) -> list[Claim]:
   """Judges what the paper says of the white box.
 
   An attack that is badly optimised favours what it is tried on: the ensemble,
   or what the ensemble is compared with.
   """
-  printed = record.printed('table3')
+  printed = report.printed('table3')
 
-  def rate(attack: str, form: str) -> Estimate:
-    place = (record.paper_dataset(study), PAPER_NAME[attack])
+  def rate(attack: str, active: str) -> Estimate:
+    place = (report.paper_dataset(inputs), PAPER_NAME[attack])
     return outcomes.rate(
-      outcomes.informed[attack, Turn(form)].success,
-      printed.get((*place, PRINTED_RATE[form])),
+      outcomes.adaptive[attack, AttackRun(active)].success,
+      printed.get((*place, PRINTED_RATE[active])),
     )
 
   def unfit(*forms: str) -> list[str]:
     return [
-      f'{form} has an AUC of {white.areas[form].mean():.1f} on the validation '
-      f'pictures, below {WEAK:.0f}'
-      for form in forms
-      if white.areas[form].mean() < WEAK
+      f'{active} has an AUC of {white.areas[active].mean():.1f} on the '
+      f'validation pictures, below {WEAK:.0f}'
+      for active in forms
+      if white.areas[active].mean() < WEAK
     ]
 
   percent = lambda factor: 100 * np.log(factor)
-  attacks, n = study.config.attacks, len(outcomes.sources)
-  slow = {form: lagging(study, outcomes, form) for form in FORMS}
-  fit = lambda attack, *forms: not any(attack in slow[form] for form in forms)
+  attacks, n = inputs.config.attack_names, len(outcomes.sources)
+  slow = {
+    active: lagging(inputs, outcomes, active) for active in ACTIVE_DETECTORS
+  }
+  fit = lambda attack, *forms: (
+    not any(attack in slow[active] for active in forms)
+  )
   compared = [a for a in attacks if fit(a, 'DET_IS', 'GCD')]
   sized = {
     attack: pair
     for attack, pair in pairs.items()
     if fit(attack, *COMPARED)
-    and not any(wasteful(outcomes, attack, form) for form in COMPARED)
+    and not any(wasteful(outcomes, attack, active) for active in COMPARED)
   }
   return [
     judge(
@@ -419,112 +448,121 @@ def without(claim: Claim, left: Collection[str]) -> Claim:
   return dataclasses.replace(claim, note='; '.join(filter(None, notes)))
 
 
-def answer(study: Study, outcomes: Outcomes) -> str:
+def answer(inputs: RunInputs, outcomes: Outcomes) -> str:
   """Answers the question in a sentence."""
   means = {
-    form: 100
+    active: 100
     * np.mean(
       [
-        outcomes.informed[a, Turn(form)].success.mean()
-        for a in study.config.attacks
+        outcomes.adaptive[a, AttackRun(active)].success.mean()
+        for a in inputs.config.attack_names
       ]
     )
-    for form in FORMS
+    for active in ACTIVE_DETECTORS
   }
-  parts = [f'{mean:.0f} % ({form})' for form, mean in means.items()]
+  parts = [f'{mean:.0f} % ({active})' for active, mean in means.items()]
   return (
-    f'Mean success of {len(study.config.attacks)} white-box attacks on '
+    f'Mean success of {len(inputs.config.attack_names)} white-box attacks on '
     f'{len(outcomes.sources)} pictures: {", ".join(parts)}.'
   )
 
 
-def warnings(study: Study, white: White, outcomes: Outcomes) -> list[str]:
+def warnings(
+  inputs: RunInputs, white: WhiteBox, outcomes: Outcomes
+) -> list[str]:
   """Says where figures may mislead."""
   found = []
-  if not white.quiet.all():
+  counted = white.unflagged_when_clean
+  if not counted.all():
     found.append(
-      f'only {white.quiet.sum()} of the {len(white.quiet)} attacked pictures '
-      'are quiet when clean; the others count nowhere'
+      f'only {counted.sum()} of the {len(counted)} attacked pictures are not '
+      'flagged when clean; the others count nowhere'
     )
   for attack, plain in outcomes.plain.items():
-    smooth = outcomes.single[attack, Turn('DET_IS')]
+    smooth = outcomes.single[attack, AttackRun('DET_IS')]
     if masked(smooth, plain, sized=attack in MINIMAL):
       found.append(
         f'{PAPER_NAME[attack]} on DET_IS: the smooth gradient does not beat '
         f'the plain one ({summary(smooth)} against {summary(plain)}), so the '
         'gradient may be masked and success be understated'
       )
-  for form in white.areas:
-    found += lagging(study, outcomes, form).values()
+  for active in white.areas:
+    found += lagging(inputs, outcomes, active).values()
   for attack in STEPPED:
-    if attack in study.config.attacks and saved(outcomes, attack) > GAIN:
+    if attack in inputs.config.attack_names and saved(outcomes, attack) > GAIN:
       found.append(
         f'{PAPER_NAME[attack]} on GCD needs {saved(outcomes, attack):.0f} % '
-        f'less L2 after {" than after ".join(_doubling(study, attack))} steps: '
-        'more steps would need less'
+        f'less L2 after {" than after ".join(_doubling(inputs, attack))} '
+        'steps: more steps would need less'
       )
   return found
 
 
-def lagging(study: Study, outcomes: Outcomes, form: str) -> dict[str, str]:
+def lagging(
+  inputs: RunInputs, outcomes: Outcomes, active: str
+) -> dict[str, str]:
   """Says which attacks on a guard find too little: {attack: why}.
 
   What such an attack does not find says nothing of the guard.
   """
   found: dict[str, list[str]] = {}
   say = lambda attack, text: found.setdefault(attack, []).append(text)
-  for attack in study.config.attacks:
-    name, turn = f'{PAPER_NAME[attack]} on {form}', Turn(form)
-    informed = outcomes.single[attack, turn].success
-    blind = outcomes.blind[attack, turn].success
-    if blind.sum() > informed.sum():
+  for attack in inputs.config.attack_names:
+    name, attack_run = f'{PAPER_NAME[attack]} on {active}', AttackRun(active)
+    adaptive = outcomes.single[attack, attack_run].success
+    oblivious = outcomes.oblivious[attack, attack_run].success
+    if oblivious.sum() > adaptive.sum():
       say(
         attack,
-        f'{PAPER_NAME[attack]} that does not know {form} beats the one that '
-        f'does ({blind.sum()} against {informed.sum()} of {len(blind)} '
+        f'{PAPER_NAME[attack]} that does not know {active} beats the one that '
+        f'does ({oblivious.sum()} against {adaptive.sum()} of {len(oblivious)} '
         'pictures): the latter is badly optimised',
       )
-    if attack in STEPPED and form == 'GCD':
+    if attack in STEPPED and active == 'GCD':
       half, whole = last_doubling(outcomes, attack)
       gain = 100 * (whole.success.mean() - half.success.mean())
-      steps, more = reversed(_doubling(study, attack))
+      steps, more = reversed(_doubling(inputs, attack))
       if gain > GAIN:
         say(
           attack,
           f'{name} gains {gain:.0f} points of success from {steps} to {more} '
           'steps: more steps would find more',
         )
-    rival = RIVAL.get(attack, attack)
-    if rival != attack and rival in study.config.attacks:
-      other = outcomes.single[rival, turn].success
-      if 100 * (other.mean() - informed.mean()) > GAIN:
+    alike = LIKE_ATTACK.get(attack, attack)
+    if alike != attack and alike in inputs.config.attack_names:
+      other = outcomes.single[alike, attack_run].success
+      if 100 * (other.mean() - adaptive.mean()) > GAIN:
         say(
           attack,
-          f'{name} has success on {informed.sum()} of {len(informed)} '
-          f'pictures, {PAPER_NAME[rival]} on {other.sum()}, and both may '
+          f'{name} has success on {adaptive.sum()} of {len(adaptive)} '
+          f'pictures, {PAPER_NAME[alike]} on {other.sum()}, and both may '
           'change a picture as much as they need: the former has not converged',
         )
   for smaller, larger in budget_steps(outcomes.single):
     few, many = (
-      outcomes.single['pgd', turn].success for turn in (larger, smaller)
+      outcomes.single['pgd', attack_run].success
+      for attack_run in (larger, smaller)
     )
-    if larger.form == form and few.sum() < many.sum():
-      radii = [t.share * study.config.epsilon for t in (larger, smaller)]
+    if larger.active == active and few.sum() < many.sum():
+      radii = [t.share * inputs.config.epsilon for t in (larger, smaller)]
       say(
         'pgd',
-        f'PGD-U on {form} has success on {few.sum()} of {len(few)} pictures at '
-        f'epsilon {radii[0]:.3g} and on {many.sum()} at {radii[1]:.3g}: badly '
-        'optimised; the tables count at an epsilon what any smaller one finds',
+        f'PGD-U on {active} has success on {few.sum()} of {len(few)} pictures '
+        f'at epsilon {radii[0]:.3g} and on {many.sum()} at {radii[1]:.3g}: '
+        'badly optimised; the tables count at an epsilon what any smaller one '
+        'finds',
       )
   return {attack: '; '.join(texts) for attack, texts in found.items()}
 
 
-def wasteful(outcomes: Outcomes, attack: str, form: str) -> bool:
+def wasteful(outcomes: Outcomes, attack: str, active: str) -> bool:
   """Tells whether an attack's changes are larger than those of a like one."""
-  rival = RIVAL.get(attack, attack)
-  if (rival, Turn(form)) not in outcomes.single:
+  alike = LIKE_ATTACK.get(attack, attack)
+  if (alike, AttackRun(active)) not in outcomes.single:
     return False
-  own, other = (outcomes.single[name, Turn(form)] for name in (attack, rival))
+  own, other = (
+    outcomes.single[name, AttackRun(active)] for name in (attack, alike)
+  )
   both = own.success & other.success
   if not both.any():
     return False
@@ -532,10 +570,14 @@ def wasteful(outcomes: Outcomes, attack: str, form: str) -> bool:
   return bool(sizes[0] > (1 + WASTE / 100) * sizes[1])
 
 
-def _doubling(study: Study, attack: str) -> list[str]:
+def _doubling(inputs: RunInputs, attack: str) -> list[str]:
   """Gives the steps on GCD, all and half of them, in words."""
   return [
-    str(adaptive.steps_of(study.config, attack, Turn('GCD', divisor=divisor)))
+    str(
+      white_box.steps_of(
+        inputs.config, attack, AttackRun('GCD', divisor=divisor)
+      )
+    )
     for divisor in (1, 2)
   ]
 
@@ -555,9 +597,12 @@ def saved(outcomes: Outcomes, attack: str) -> float:
   return float(max(100 * less, 0.0))
 
 
-def tables(study: Study) -> list[Table]:
+def tables(inputs: RunInputs) -> list[Table]:
   """Lays out the tables."""
-  reading, alpha = adaptive.repair_setting(study.config)
+  reading, alpha = white_box.repair_setting(inputs.config)
+  settings = {a: inputs.config.white_settings(a) for a in ('pgd', 'ddn')}
+  steps = {a: own['num_steps'] for a, own in settings.items()}
+  step_share = settings['pgd']['step_size'] / settings['pgd']['epsilon']
   counted = (
     'Counted over pictures that neither detector flags when clean; success: '
     'not flagged, and the label changed (targeted: the target reached).'
@@ -565,10 +610,10 @@ def tables(study: Study) -> list[Table]:
   return [
     Table(
       'Success of attacks that know the detectors',
-      record.RATE,
+      report.RATE,
       ('attack',),
       'guard',
-      columns=tuple(FORMS),
+      columns=tuple(ACTIVE_DETECTORS),
       filters={'role': 'white', 'judged': 'float'},
       note=counted
       + ' Of an attack that knows the detectors and one that does not, the '
@@ -596,43 +641,42 @@ def tables(study: Study) -> list[Table]:
     ),
     Table(
       'Success of PGD-U within smaller budgets',
-      record.RATE,
+      report.RATE,
       ('guard',),
       'epsilon',
       columns=tuple(
-        f'{share * study.config.epsilon:.3g}' for share in (*SHARES, 1)
+        f'{share * inputs.config.epsilon:.3g}' for share in (*SHARES, 1)
       ),
       filters={'role': 'budget'},
       note='What is found within a smaller budget counts within a larger one.',
     ),
     Table(
       'Success against the whole defence, detectors and repair',
-      record.RATE,
+      report.RATE,
       ('attack',),
       'way',
       filters={'role': 'pipeline'},
       note='Through the repair: the attack goes on where a picture is flagged '
-      f'(BPDA, mean over {study.config.num_draws} draws of the mask), judged '
+      f'(BPDA, mean over {inputs.config.num_draws} draws of the mask), judged '
       'by a vote of fresh draws; the suspects are the share '
       f'{alpha:g} of the pixels ({reading}), not chosen for its results. The '
       "paper's white box ignores the repair.",
     ),
     Table(
       'Success on GCD with fewer steps',
-      record.RATE,
+      report.RATE,
       ('attack',),
       'steps',
       columns=(*(f'1/{divisor}' for divisor in DIVISORS), 'all'),
       filters={'role': 'steps'},
       control=True,
-      note=f'All are {study.config.white_pgd_steps} steps of PGD, each '
-      f'{adaptive.STEP:g} of the radius, and {study.config.white_ddn_steps} of '
-      'DDN in each search. Where half of them find clearly less, more would '
-      'find more.',
+      note=f'All are {steps["pgd"]} steps of PGD, each {step_share:g} of the '
+      f'radius, and {steps["ddn"]} of DDN in each search. Where half of them '
+      'find clearly less, more would find more.',
     ),
     Table(
       'DET_IS attacked with and without smooth derivatives of ReLU',
-      record.RATE,
+      report.RATE,
       ('attack',),
       'gradient',
       filters={'role': 'second_order'},
@@ -650,20 +694,20 @@ def tables(study: Study) -> list[Table]:
     ),
     Table(
       'Success of attacks that do not know the detectors',
-      record.RATE,
+      report.RATE,
       ('attack',),
       'guard',
-      columns=tuple(FORMS),
+      columns=tuple(ACTIVE_DETECTORS),
       filters={'role': 'blind'},
       control=True,
       note='Ought to be below that of attacks that do.',
     ),
     Table(
       'Success of attacks that know the detectors, after rounding to 8 bit',
-      record.RATE,
+      report.RATE,
       ('attack',),
       'guard',
-      columns=tuple(FORMS),
+      columns=tuple(ACTIVE_DETECTORS),
       filters={'role': 'white', 'judged': '8 bit'},
       control=True,
     ),
@@ -676,11 +720,11 @@ def tables(study: Study) -> list[Table]:
     ),
     Table(
       'AUC of the detectors on the validation pictures of all attacks',
-      record.AUC,
+      report.AUC,
       ('pictures',),
       'guard',
       filters={'role': 'validation'},
       note=f'Below {WEAK:.0f} no claim is tested.',
     ),
-    *record.picture_tables(study)[:1],
+    *report.picture_tables(inputs)[:1],
   ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from jaxadv import experiment, reports
+from experiments.common.options import VARIANTS, Options, option
+from jaxadv import reports
 from jaxadv.detectors import saved
-from jaxadv.errors import UserError
+from jaxadv.errors import UserError, check_choices
 from jaxadv.evaluation import folder
-from jaxadv.experiment import Cell, Options, check_options, option
 from jaxadv.reports import tables
+from jaxadv.runs import Cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +37,13 @@ class Config(Options):
     False, 'List pictures that cannot be read, in place of stopping at one.'
   )
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Checks what can be checked before any work.
 
     Raises:
       UserError: Naming the option, its value and what is allowed.
     """
-    check_options(self)
+    super().__post_init__()
     folder.check_threshold(self.threshold, self.fpr, self.clean)
 
 
@@ -57,7 +58,7 @@ def get_config(variant: str = 'quick', dataset: str = '') -> Config:
     UserError: If there is no such variant.
   """
   del dataset
-  experiment.check_choices('--variant', [variant], experiment.VARIANTS)
+  check_choices('--variant', [variant], VARIANTS)
   return Config(variant=variant)
 
 

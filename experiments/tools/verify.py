@@ -12,29 +12,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxadv import experiment, models, reports, storage
+from experiments.common.data import load_sides, load_split, split_names
+from experiments.common.networks import (
+  find_weights,
+  published_network,
+  trained_network,
+)
+from experiments.common.options import (
+  NETWORK,
+  VARIANTS,
+  Options,
+  cache_dir,
+  option,
+  result_config,
+)
+from jaxadv import models, reports, storage
 from jaxadv.attacks import Composite
 from jaxadv.classifier import Classifier, Normalise
 from jaxadv.data import imagenet, sources
-from jaxadv.data.known import may_mirror
-from jaxadv.errors import UserError
+from jaxadv.errors import UserError, check_choices
 from jaxadv.evaluation import named, robustness
 from jaxadv.evaluation.measuring import Subject, Work
-from jaxadv.experiment import (
-  Cell,
-  Options,
-  check_choices,
-  check_options,
-  freed_if_refused,
-  option,
-)
-from jaxadv.models.names import parse_network
-from jaxadv.models.pretrained import load_classifier
 from jaxadv.models.weights import published
 from jaxadv.reports import tables
-from jaxadv.storage import Cache, fingerprint
-from jaxadv.training.classifiers import cached_classifier
-from jaxadv.training.mesh import all_devices
+from jaxadv.runs import Cell, Progress, freed_if_refused, shard_of, stream
+from jaxadv.storage import Cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,11 @@ class Config(Options):
     'Attacks, name or name:hyperparameter=value:...; --list shows the names; '
     'empty: those usual in the norm. More can be added to a finished workdir.',
   )
-  norm: str = option('linf', f'Of the budget: {", ".join(named.NORMS)}.')
+  norm: str = option(
+    'linf',
+    f'Of the budget: {", ".join(named.NORMS)}.',
+    choices=named.NORMS,
+  )
   epsilons: tuple[str, ...] = option(
     (),
     'Radii in image units, as 8/255 or 0.5; empty: the usual ones of the norm, '
@@ -56,7 +62,7 @@ class Config(Options):
     True, 'Whether to look for signs that attacks fail for the wrong reason.'
   )
 
-  model: str = option('vgg11:0.25', 'Network, name:width:size.')
+  model: str = option('vgg11:0.25', 'Network, name:width:size.', kind=NETWORK)
   weights: str = option(
     '',
     'Its weights: a file (.npz, .h5, .safetensors), a folder, or '
@@ -68,40 +74,32 @@ class Config(Options):
     "preprocessing than the network's published ones.",
   )
   std: tuple[str, ...] = option((), 'As --mean, what to divide by.')
-  epochs: int = option(30, 'Epochs, where the network is trained.')
+  epochs: int = option(
+    30, 'Epochs, where the network is trained.', within='[1, inf)'
+  )
   dataset: str = option(
     'digits', 'TFDS name, folder of class folders, or .npz.'
   )
   split: str = option(
     '', 'Split to measure on, with --weights; empty: the held-out one.'
   )
-  image_size: int = option(32, 'Side of the pictures, in pixels.')
+  image_size: int = option(
+    32, 'Side of the pictures, in pixels.', within='[1, inf)'
+  )
   num_pictures: int = option(
-    100, 'Pictures to measure on, drawn at random; 0 for all.'
+    100,
+    'Pictures to measure on, drawn at random; 0 for all.',
+    within='[0, inf)',
   )
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Checks what can be checked before any work.
 
     Raises:
       UserError: Naming the option, its value and what is allowed.
     """
-    check_options(self)
-    check_choices('norm', [self.norm], named.NORMS)
+    super().__post_init__()
     work_of(self)
-    check_choices('--variant', [self.variant], experiment.VARIANTS)
-    for name, least in (('epochs', 1), ('image_size', 1), ('num_pictures', 0)):
-      if getattr(self, name) < least:
-        raise UserError(
-          f'--{name} is {getattr(self, name)}; it must be {least} or more'
-        )
-    network = parse_network(self.model)
-    models.build(
-      network.name,
-      num_classes=2,
-      width=network.width,
-      image_size=network.size_for(self.image_size),
-    )
     for name in ('split', 'mean', 'std'):
       if getattr(self, name) and not self.weights:
         raise UserError(
@@ -150,7 +148,7 @@ def get_config(variant: str = 'quick', dataset: str = '') -> Config:
   Raises:
     UserError: If there is no such variant.
   """
-  check_choices('--variant', [variant], experiment.VARIANTS)
+  check_choices('--variant', [variant], VARIANTS)
   values: dict[str, Any] = {}
   if variant != 'quick':
     values = {'dataset': 'cifar10', 'model': 'vgg11:0.5', 'epochs': 7}
@@ -169,7 +167,7 @@ def cells(config: Config) -> list[Cell]:
 
 def identity(config: Config) -> dict[str, Any]:
   """Gives what a workdir belongs to, besides pictures and weights."""
-  about = experiment.result_config(config)
+  about = result_config(config)
   del about['attacks'], about['checks']
   return about | robustness.identity(work_of(config))
 
@@ -188,10 +186,10 @@ def plan(config: Config, workdir: str) -> str:
     UserError: If what was asked for cannot be.
     DataError: If data or weights are broken.
   """
-  cache = Cache(experiment.cache_dir(config, workdir))
+  cache = Cache(cache_dir(config, workdir))
   train, heldout = load_pictures(config, cache)
   if config.weights:
-    _, heldout = load_network(config, heldout)
+    _, _, heldout = load_network(config, heldout)
     origin = f'weights {config.weights}'
   else:
     origin = (
@@ -199,9 +197,7 @@ def plan(config: Config, workdir: str) -> str:
       'unless it is in the cache'
     )
   pictures = limited(config, heldout)
-  mine = [
-    cell.name for cell in experiment.shard_of(cells(config), config.shard)
-  ]
+  mine = [cell.name for cell in shard_of(cells(config), config.shard)]
   radii = work_of(config).radii
   lines = [
     f'network:   {config.model}, {origin}',
@@ -249,39 +245,33 @@ def run(config: Config, workdir: str) -> reports.Record | None:
       or disk are full.
   """
   started = time.monotonic()
-  cache = Cache(experiment.cache_dir(config, workdir))
+  cache = Cache(cache_dir(config, workdir))
   train, heldout = load_pictures(config, cache)
   fingerprints = {}
   if config.weights:
-    classifier, heldout = load_network(config, heldout)
-    parts = [classifier.variables, classifier.preprocess]
-    fingerprints['weights'] = fingerprint(parts)
+    classifier, fingerprints['weights'], heldout = load_network(config, heldout)
   pictures = limited(config, heldout)
   fingerprints['pictures'] = pictures.fingerprint
   folder = storage.open_workdir(workdir, identity(config) | fingerprints)
   work = work_of(config)
   with (
     freed_if_refused(folder),
-    experiment.Progress(1 + len(cells(config))) as progress,
+    Progress(1 + len(cells(config))) as progress,
   ):
     if not config.weights:
       progress.note(f'network {config.model}')
-      trained = cached_classifier(
+      trained = trained_network(
         # The key of the connection paper's victim, which is the same network.
-        experiment.stream(config.seed, f'train {config.model}'),
+        stream(config.seed, f'train {config.model}'),
         cache,
-        parse_network(config.model),
+        config.model,
         train,
         heldout,
         config.epochs,
-        image_size=config.image_size,
-        flip=may_mirror(config.dataset),
-        identity={'seed': config.seed},
-        batch_size=config.batch_size,
-        mesh=all_devices(),
+        config=config,
       )
       classifier = trained.classifier
-      fingerprints['weights'] = trained.identity
+      fingerprints['weights'] = trained.fingerprint
     progress.advance()
     subject = Subject(
       classifier,
@@ -303,7 +293,7 @@ def run(config: Config, workdir: str) -> reports.Record | None:
     measured,
     folder,
     started,
-    config=experiment.result_config(config),
+    config=result_config(config),
     variant=config.variant,
     missing=missing,
   )
@@ -324,25 +314,13 @@ def load_pictures(
     UserError: If the data set, the split or so many pictures cannot be had,
       or an attack does not fit them.
   """
-  folders: dict[str, Any] = dict(
-    data_dir=experiment.data_dir(config.data_dir), cache_dir=cache.root
-  )
-  train_split, heldout_split = sources.usual_splits(
-    sources.splits(config.dataset, **folders)
-  )
-  heldout_split = config.split or heldout_split
-  options = folders | {'image_size': config.image_size}
   if config.weights:
-    options |= {'limit': config.num_pictures or None, 'seed': config.seed}
-    heldout = sources.load(config.dataset, heldout_split, **options)
+    split = config.split or split_names(config, cache)[1]
+    drawn = {'limit': config.num_pictures or None, 'seed': config.seed}
+    heldout = load_split(config, cache, config.dataset, split, **drawn)
     train = sources.subset(heldout, slice(0))
   else:
-    heldout = sources.load(config.dataset, heldout_split, **options)
-    heldout = sources.shuffled(heldout, config.seed)
-    if train_split == heldout_split:
-      train, heldout = sources.divide(heldout)
-    else:
-      train = sources.load(config.dataset, train_split, **options)
+    train, heldout = load_sides(config, cache)
   if config.num_pictures > len(heldout.labels):
     raise UserError(
       f'--num_pictures is {config.num_pictures}, but {config.dataset} has '
@@ -361,26 +339,29 @@ def limited(config: Config, pictures: sources.Pictures) -> sources.Pictures:
 
 def load_network(
   config: Config, pictures: sources.Pictures
-) -> tuple[Classifier, sources.Pictures]:
+) -> tuple[Classifier, str, sources.Pictures]:
   """Loads the network from its file of weights.
 
   Returns:
-    The network, and the pictures with labels that fit it.
+    The network, the fingerprint of its weights, and the pictures with labels
+    that fit it.
 
   Raises:
     UserError: If the file is absent, does not fit the network, or has other
       classes than the pictures.
     DataError: If it is broken.
   """
-  network = parse_network(config.model)
-  size = network.size_for(config.image_size)
-  path = published.find(network.name, network.width, size, config.weights)
-  count = published.num_classes(path)
+  path = find_weights(config.model, config.image_size, config.weights)
   ids = imagenet.wnids()
-  if count == len(ids) and set(pictures.class_names) <= set(ids):
-    pictures = imagenet.relabel(pictures)  # They may be of some classes only.
-  published.check_classes(path, count, pictures.class_names, config.dataset)
-  _, classifier = load_classifier(
-    network, config.image_size, path, preprocess_of(config)
+  if published.num_classes(path) == len(ids):
+    if set(pictures.class_names) <= set(ids):
+      pictures = imagenet.relabel(pictures)  # Of some classes only, perhaps.
+  network = published_network(
+    config.model,
+    path,
+    pictures,
+    image_size=config.image_size,
+    dataset=config.dataset,
+    preprocess=preprocess_of(config),
   )
-  return classifier, pictures
+  return network.classifier, network.fingerprint, pictures

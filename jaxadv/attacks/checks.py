@@ -23,6 +23,7 @@ from jaxadv.attacks.pgd import pgd
 from jaxadv.attacks.square import square
 from jaxadv.attacks.wrap import one_shot
 from jaxadv.classifier import as_classifier
+from jaxadv.data.batching import map_batches
 from jaxadv.errors import UserError
 from jaxadv.inputs import as_float, as_key
 from jaxadv.metrics.distortion import distortion, exceeds
@@ -176,23 +177,20 @@ def check(
   doubts = try_classifier(classifier, key, given)
   num = len(truth)
   size = min(batch_size, num)
+  keys = picture_keys(key, jnp.arange(num))
 
   def over_set(function, pictures=clean):
     """Compiles anew, so that draws made while tracing show as differences."""
     compiled = jax.jit(lambda *given: function(*given))
 
     def run(*extra):
-      parts = []
-      for start in range(0, num, size):
-        rows = np.resize(np.arange(start, min(start + size, num)), size)
-        given = (
-          picture_keys(key, jnp.asarray(rows)),
-          pictures[rows],
-          truth[rows],
-        )
-        parts.append(compiled(classifier, *given, *extra))
-      # Only the last batch is padded.
-      return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:num], *parts)
+      return map_batches(
+        lambda *rows: compiled(classifier, *rows, *extra),
+        keys,
+        pictures,
+        truth,
+        batch_size=size,
+      )
 
     return run
 

@@ -82,7 +82,7 @@ def hyperparameters(name: str) -> dict[str, Any]:
       f'attack is {name!r} but must be one of {", ".join(ATTACKS)}'
       f'{_meant(str(name), ATTACKS)}'
     )
-  parameters = inspect.signature(ATTACKS[name]).parameters
+  parameters = _parameters(name)
   found: dict[str, Any] = {'norm': 'linf'} if 'ball' in parameters else {}
   for key, parameter in parameters.items():
     if key in ('ball', 'epsilon'):
@@ -127,8 +127,7 @@ def make(spec: str, **hyper) -> Attack | Composite:
     if isinstance(known[key], bool) and not isinstance(value, bool):
       raise UserError(f'{key} is {value!r} but must be True or False')
   given |= hyper
-  factory = ATTACKS[name]
-  parameters = inspect.signature(factory).parameters
+  factory, parameters = ATTACKS[name], _parameters(name)
   if 'ball' in parameters:
     norm = given.pop('norm', known['norm'])
     given['ball'] = ball(norm, given.pop('epsilon', known['epsilon']))
@@ -154,15 +153,19 @@ def read(spec: str) -> tuple[str, dict[str, Any]]:
       (also as fractions), words, true, false and none.
 
   Returns:
-    The name and the hyperparameters that are given.
+    The name and the hyperparameters that are given. 'pgd_t' is read as
+    'pgd:targeted=true', and so for every attack that can be targeted.
 
   Raises:
     UserError: If the attack or a hyperparameter is unknown, or a value is of
       another kind than the default.
   """
   name, *parts = spec.split(':') if isinstance(spec, str) else [spec]
+  given: dict[str, Any] = {}
+  base = str(name).removesuffix('_t')
+  if name not in ATTACKS and 'targeted' in _parameters(base):
+    name, given = base, {'targeted': True}
   known = hyperparameters(name)
-  given = {}
   for part in parts:
     key, equals, text = part.partition('=')
     if not equals:
@@ -172,6 +175,32 @@ def read(spec: str) -> tuple[str, dict[str, Any]]:
     _check_known(name, key, known)
     given[key] = _value(spec, key, text, known[key])
   return name, given
+
+
+def write(name: str, hyper: Mapping[str, Any]) -> str:
+  """Writes an attack as `read` reads it.
+
+  Args:
+    name: Of the attack.
+    hyper: Its hyperparameters: numbers, words, bools and None.
+  """
+  parts = [f'{key}={write_number(value)}' for key, value in hyper.items()]
+  return ':'.join([name, *parts])
+
+
+def write_number(value: Any) -> str:
+  """Writes a value as `read_number` reads it, whole numbers of 255 as such."""
+  if not isinstance(value, float):
+    return str(value).lower()
+  if float(f'{value:.6g}') == value:
+    return f'{value:.6g}'
+  levels = round(255 * value, 6)
+  return f'{levels:g}/255' if levels / 255 == value else repr(value)
+
+
+def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
+  factory = ATTACKS.get(name)
+  return inspect.signature(factory).parameters if factory else {}
 
 
 def read_number(text: str) -> float:

@@ -1,3 +1,4 @@
+from .batching import map_batches
 from .pipeline import batches, concatenate, select, split_by_source, stored
 from .sources import (
   Pictures,
@@ -22,6 +23,7 @@ __all__ = [
   'disjoint',
   'divide',
   'load',
+  'map_batches',
   'overlap',
   'padded',
   'pictures_from_arrays',

@@ -20,7 +20,8 @@ import numpy as np
 
 from jaxadv.attacks.adaptive import Score, bpda
 from jaxadv.classifier import Classifier, as_pytree, from_function, identity
-from jaxadv.errors import UserError, explain_out_of_memory
+from jaxadv.data.batching import map_batches
+from jaxadv.errors import UserError
 from jaxadv.inputs import (
   as_float,
   as_floating,
@@ -40,7 +41,7 @@ from jaxadv.training import (
 from jaxadv.types import ClassifierLike, PyTree, bound, picture_keys
 from jaxadv.utils import check_range
 
-Reading = Literal['threshold', 'fraction']
+MaskRule = Literal['threshold', 'fraction']
 Combine = Literal['mean', 'vote']
 
 # Of the classifier on masked pictures. The paper gives none: our choice.
@@ -53,12 +54,12 @@ FINE_TUNING = TrainConfig(
 )
 
 
-def suspects(
+def salient_pixels(
   score: Score,
   images: jax.Array,
   alpha: Radius,
   *,
-  mask: Reading = 'threshold',
+  mask_rule: MaskRule = 'threshold',
 ) -> jax.Array:
   """Finds the pixels that the detector's loss depends on most.
 
@@ -88,7 +89,7 @@ def suspects(
     section 3 (rectifier).
   """
   check_range('alpha', alpha, 0, 1)
-  _check_choice('mask', mask, Reading)
+  _check_choice('mask_rule', mask_rule, MaskRule)
   # The gradient of the score itself: that of the cross-entropy is the same
   # times a positive number a row, which changes neither reading but vanishes
   # in float32 where the detector is sure.
@@ -98,7 +99,7 @@ def suspects(
   channels = [gradient[..., i] for i in range(gradient.shape[-1])]
   size = functools.reduce(operator.add, channels)
   alpha = jnp.broadcast_to(jnp.asarray(alpha, jnp.float32), len(images))
-  if mask == 'threshold':
+  if mask_rule == 'threshold':
     low = jnp.min(size, axis=(1, 2))
     high = jnp.max(size, axis=(1, 2))
     return size > per_row(alpha * (high - low) + low, size)
@@ -162,7 +163,7 @@ class Masked(NamedTuple):
 def mask_pixels(
   keys: jax.Array,
   images: jax.Array,
-  suspects: jax.Array,
+  salient_pixels: jax.Array,
   probability: float = 0.5,
 ) -> Masked:
   """Replaces suspects, each with some probability, by noise.
@@ -205,7 +206,7 @@ def mask_pixels(
   spread = jnp.sqrt(total((images - mean) ** 2) / num_values)
   noise = jnp.clip(mean + per_row(spread, images) * noise, 0, 1)
   noise = jnp.round(noise * 255) * np.float32(1 / 255)
-  replaced = suspects & chosen
+  replaced = salient_pixels & chosen
   return Masked(jnp.where(replaced[..., None], noise, images), replaced)
 
 
@@ -213,7 +214,7 @@ def mask_pixels(
 class _Rectified:
   """Static half of `rectified`; equal settings compare equal."""
 
-  mask: Reading
+  mask_rule: MaskRule
   probability: float
   num_draws: int
   combine: Combine
@@ -221,7 +222,7 @@ class _Rectified:
   def __call__(self, parts, images, keys):
     classifier, score, alpha = parts
     fixed = jax.lax.stop_gradient(images)
-    found = suspects(score, fixed, alpha, mask=self.mask)
+    found = salient_pixels(score, fixed, alpha, mask_rule=self.mask_rule)
     through = bpda(self._images)
 
     # The gradient of the detector is taken once for all draws.
@@ -244,7 +245,7 @@ def rectified(
   score: Score,
   alpha: Radius,
   *,
-  mask: Reading = 'threshold',
+  mask_rule: MaskRule = 'threshold',
   probability: float = 0.5,
   num_draws: int = 1,
   combine: Combine = 'mean',
@@ -287,10 +288,10 @@ def rectified(
   check_range('alpha', alpha, 0, 1)
   check_range('probability', probability, 0, 1)
   check_range('num_draws', num_draws, 1, float('inf'))
-  _check_choice('mask', mask, Reading)
+  _check_choice('mask_rule', mask_rule, MaskRule)
   _check_choice('combine', combine, Combine)
   return from_function(
-    _Rectified(mask, probability, num_draws, combine),
+    _Rectified(mask_rule, probability, num_draws, combine),
     (as_pytree(classifier), as_pytree(score), jnp.asarray(alpha)),
     stochastic=True,
   )
@@ -326,10 +327,10 @@ def _guarded_logits(parts, images, keys):
   return jnp.where(jnp.isnan(scores), jnp.nan, logits)
 
 
-@functools.partial(jax.jit, static_argnames=('mask', 'probability'))
-def _copies(keys, score, images, alpha, *, mask, probability):
+@functools.partial(jax.jit, static_argnames=('mask_rule', 'probability'))
+def _copies(keys, score, images, alpha, *, mask_rule, probability):
   images = as_float(images)
-  found = suspects(score, images, alpha, mask=mask)
+  found = salient_pixels(score, images, alpha, mask_rule=mask_rule)
 
   def copy(keys):
     masked = mask_pixels(keys, images, found, probability)
@@ -359,7 +360,7 @@ def masked_copies(
   images: np.ndarray,
   alpha: float,
   *,
-  mask: Reading = 'threshold',
+  mask_rule: MaskRule = 'threshold',
   probability: float = 0.5,
   num_copies: int = 5,
   batch_size: int = 128,
@@ -390,30 +391,26 @@ def masked_copies(
   if not len(images):
     raise UserError('images is empty; at least one picture is needed')
   images = as_uint8(images)
-  batch_size = min(batch_size, len(images))
   score = as_pytree(score)
   copy_keys = jax.random.split(key, num_copies)
-  parts = []
-  with explain_out_of_memory(batch_size):
-    for start in range(0, len(images), batch_size):
-      rows = np.arange(start, start + batch_size)
-      # Rows beyond the last repeat others, so that all calls have one shape.
-      part = images[rows % len(images)]
-      keys = jax.vmap(picture_keys, in_axes=(0, None))(
-        copy_keys, jnp.asarray(rows)
-      )
-      made = _copies(
-        keys, score, part, alpha, mask=mask, probability=probability
-      )
-      parts.append(jax.device_get(made))
-  copies, suspect, replaced, scores = zip(*parts, strict=True)
-  check_numbers(np.concatenate(scores), 'scores of pictures to mask')
-  num = len(images)
-  return MaskedCopies(
-    np.concatenate(copies, axis=1)[:, :num],
-    np.concatenate(suspect)[:num],
-    np.concatenate(replaced, axis=1)[:, :num],
+
+  def make(rows, images):
+    # A key for each copy of each picture.
+    keys = jax.vmap(picture_keys, in_axes=(0, None))(copy_keys, rows)
+    made = _copies(
+      keys, score, images, alpha, mask_rule=mask_rule, probability=probability
+    )
+    copies, suspect, replaced, scores = made
+    return copies.swapaxes(0, 1), suspect, replaced.swapaxes(0, 1), scores
+
+  copies, suspect, replaced, scores = map_batches(
+    make,
+    np.arange(len(images)),
+    images,
+    batch_size=min(batch_size, len(images)),
   )
+  check_numbers(scores, 'scores of pictures to mask')
+  return MaskedCopies(copies.swapaxes(0, 1), suspect, replaced.swapaxes(0, 1))
 
 
 class Held(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from jaxadv.classifier import Classifier, as_pytree
+from jaxadv.data.batching import map_batches
 from jaxadv.data.pipeline import split_by_source
 from jaxadv.detectors.logistic import fit_logistic
 from jaxadv.errors import DataError, DoubtWarning, UserError
@@ -22,7 +23,6 @@ from jaxadv.norms import l2, per_row, unit_l2
 from jaxadv.types import (
   Batch,
   Detector,
-  PyTree,
   checked_batches,
   make_detector,
   picture_keys,
@@ -178,8 +178,10 @@ def mahalanobis_detector(
       known = _collect(checked_batches(reference, 'reference'))
     chooses = _collect(valid)
     known = _others(known, (rows, chooses))
-    found = _over(
-      lambda images: features(classifier, images), known.images, batch_size
+    found = map_batches(
+      lambda images: features(classifier, images),
+      known.images,
+      batch_size=batch_size,
     )
     gaussians = {
       name: fit_gaussians(values, np.asarray(known.labels), ridge)
@@ -189,10 +191,10 @@ def mahalanobis_detector(
     for some in (rows, chooses):
       noised = noised_like(key_noise, some)
       some = jax.tree.map(lambda *c: np.concatenate(c), some, noised)
-      values = _over(
+      values = map_batches(
         lambda images: over_magnitudes(classifier, gaussians, images),
         some.images,
-        batch_size,
+        batch_size=batch_size,
       )
       _check_finite(values, 'confidences of pictures')
       attacked = np.asarray(some.kind) != 0
@@ -440,19 +442,6 @@ def _others(known: Batch, learnt: Sequence[Batch]) -> Batch:
       stacklevel=2,
     )
   return _take(known, apart)
-
-
-def _over(
-  function: Callable[[Any], PyTree], images: Any, batch_size: int
-) -> PyTree:
-  """Applies a compiled function batch by batch; the last one is padded."""
-  found = []
-  for start in range(0, len(images), batch_size):
-    part = images[start : start + batch_size]
-    padding = [(0, batch_size - len(part))] + [(0, 0)] * 3
-    values = function(np.pad(part, padding))
-    found.append(jax.tree.map(lambda x, n=len(part): x[:n], values))
-  return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 
 def _check_finite(values: np.ndarray, what: str) -> None:

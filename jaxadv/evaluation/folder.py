@@ -20,9 +20,9 @@ from jaxadv.data.images import decode
 from jaxadv.data.listing import listing, warn_of_others
 from jaxadv.detectors import saved
 from jaxadv.errors import DataError, UserError, explain_out_of_memory
-from jaxadv.experiment import freed_if_refused
 from jaxadv.metrics.intervals import wilson
 from jaxadv.metrics.roc import threshold_at_fpr
+from jaxadv.runs import freed_if_refused
 from jaxadv.units import to_float
 
 RATE = 'called attacked (%)'

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxadv import experiment
 from jaxadv.attacks.checks import check
 from jaxadv.attacks.evaluate import Evaluation, evaluate, evaluate_over
 from jaxadv.attacks.inputs import attack_inputs, try_classifier
 from jaxadv.errors import DataError
 from jaxadv.evaluation.named import NORMS, NamedAttack
 from jaxadv.inputs import as_float
+from jaxadv.runs import stream
 from jaxadv.storage import (
   fingerprint,
   read_json,
@@ -25,7 +25,7 @@ from jaxadv.storage import (
   write_json,
   write_npz,
 )
-from jaxadv.training.mesh import all_devices
+from jaxadv.training import mesh
 from jaxadv.types import bound, picture_keys
 
 # Pictures of every attack in the report.
@@ -122,7 +122,7 @@ class Work(NamedTuple):
   @property
   def key(self) -> jax.Array:
     """One key for all cells, so that random classifiers are judged alike."""
-    return experiment.stream(self.seed, 'verify')
+    return stream(self.seed, 'verify')
 
 
 def run_attack(
@@ -159,7 +159,7 @@ def run_attack(
   options: dict[str, Any] = dict(
     batch_size=_batch_size(work, subject),
     num_slots=NUM_SLOTS if jax.default_backend() == 'cpu' else None,
-    mesh=all_devices(),
+    mesh=mesh.all_devices(),
     progress=progress,
     resume_dir=unfinished,
   )

@@ -13,8 +13,7 @@ import numpy as np
 
 from jaxadv.attacks import ATTACKS, Attack, Composite, drive, make, registry
 from jaxadv.attacks.inputs import check_attack
-from jaxadv.errors import UserError
-from jaxadv.experiment import check_choices
+from jaxadv.errors import UserError, check_choices
 from jaxadv.storage import fingerprint
 from jaxadv.types import picture_keys
 

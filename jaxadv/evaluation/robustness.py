@@ -12,21 +12,15 @@ from typing import Any
 import jax
 from numpy.typing import ArrayLike
 
-from jaxadv import experiment, reports, storage
+from jaxadv import reports, storage
 from jaxadv.attacks.inputs import attack_inputs, check_outputs
 from jaxadv.classifier import as_classifier
-from jaxadv.errors import UserError
+from jaxadv.errors import UserError, check_at_least, check_choices
 from jaxadv.evaluation import measuring, named, record
 from jaxadv.evaluation.measuring import Subject, Work
 from jaxadv.evaluation.named import NamedAttack, Own
 from jaxadv.evaluation.record import Measured
-from jaxadv.experiment import (
-  Cell,
-  Options,
-  check_choices,
-  check_options,
-  freed_if_refused,
-)
+from jaxadv.runs import Cell, Progress, freed_if_refused, run_cells
 from jaxadv.storage import fingerprint
 
 CHECKS = 'checks'
@@ -133,7 +127,7 @@ def measure_robustness(
       about = identity(work) | {'seed': seed, 'norm': norm}
       storage.open_workdir(folder, about | dict(subject.fingerprints))
       stack.enter_context(freed_if_refused(folder))
-    progress = stack.enter_context(experiment.Progress(len(cells(work))))
+    progress = stack.enter_context(Progress(len(cells(work))))
     measured, _ = measure_cells(work, subject, folder, progress)
   assert measured is not None  # There are no other shards.
   if workdir:
@@ -164,7 +158,8 @@ def work_of(
   Raises:
     UserError: If a number is out of its range, or two attacks have one name.
   """
-  check_options(Options(seed=seed, batch_size=batch_size))
+  check_at_least('seed', seed, 0)
+  check_at_least('batch_size', batch_size, 1)
   usual = [named.read_attack(each, norm) for each in named.USUAL_ATTACKS[norm]]
   work = Work(
     tuple(attacks or usual),
@@ -239,7 +234,7 @@ def measure_cells(
   work: Work,
   subject: Subject,
   folder: Path,
-  progress: experiment.Progress,
+  progress: Progress,
   shard: str = '0/1',
 ) -> tuple[Measured | None, list[str]]:
   """Runs the cells of this shard and gathers those of all shards.
@@ -249,31 +244,33 @@ def measure_cells(
     subject: What to measure.
     folder: Where the finished cells lie.
     progress: Shows which cell is under way.
-    shard: See `experiment.shard_of`.
+    shard: See `runs.shard_of`.
 
   Returns:
     What was measured, None if no attack is finished; and the names of the
     cells that other shards still have to do.
   """
-  every = cells(work)
-  mine = experiment.shard_of(every, shard)
-  outcomes, checked, missing = [], None, []
-  for cell in every:
-    path = cell_file(folder, cell)
+
+  def run(cell: Cell) -> Any:
     progress.note(cell.name)
-    if cell not in mine and not path.exists():
-      missing.append(cell.name)
-    elif cell.name == CHECKS:
-      checked = measuring.run_checks(work, subject, path)
-    else:
-      attack = cell.settings['attack']
+    path = cell_file(folder, cell)
+    if cell.name == CHECKS:
+      return measuring.run_checks(work, subject, path)
+    note = lambda done, total: progress.note(cell.name, done / total)
+    return measuring.run_attack(
+      work, subject, cell.settings['attack'], path, note
+    )
 
-      def note(done: int, total: int, name=cell.name) -> None:
-        progress.note(name, done / total)
+  def read(cell: Cell) -> Any:
+    return run(cell) if cell_file(folder, cell).exists() else None
 
-      outcome = measuring.run_attack(work, subject, attack, path, note)
-      outcomes.append((attack, outcome))
-    progress.advance()
+  results, missing = run_cells(cells(work), shard, run, read, progress)
+  checked = results.pop(CHECKS, None)
+  outcomes = [
+    (attack, results[attack.file_name])
+    for attack in work.attacks
+    if attack.file_name in results
+  ]
   if not outcomes:
     return None, missing
   # The checks look at that themselves.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxadv.errors import UserError
-from jaxadv.experiment import check_choices
+from jaxadv.errors import UserError, check_choices
 from jaxadv.models import BACKBONES
 
 

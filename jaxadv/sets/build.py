@@ -17,7 +17,7 @@ from jaxadv.data.sources import Pictures, subset
 from jaxadv.errors import UserError
 from jaxadv.sets.types import (
   AdversarialSet,
-  kind_index,
+  check_kind,
   versions,
   weights_fingerprint,
 )
@@ -68,6 +68,7 @@ def build(
   *,
   kind: str,
   settings: dict[str, Any],
+  targets: np.ndarray | None = None,
   batch_size: int = 128,
   num_slots: int | None = None,
   mesh: Mesh | None = None,
@@ -77,14 +78,15 @@ def build(
   """Attacks every picture and rounds what comes out to 8 bit.
 
   Args:
-    attack: An untargeted attack.
+    attack: Any attack.
     key: One key; each picture has its own by its source id.
     classifier: The victim.
     pictures: Clean pictures, those of `correct_pictures`: of others the
       attack gives the clean picture back and calls it a success.
-    kind: Name of one of `KINDS`.
+    kind: A word that names it, such as 'pgd'.
     settings: Name and hyperparameters of the attack, for the provenance; see
       `as_plain`.
+    targets: int32[N], the classes to reach, of a targeted attack.
     batch_size: As in `evaluate`.
     num_slots: As in `evaluate`.
     mesh: As in `evaluate`.
@@ -92,15 +94,16 @@ def build(
     resume_dir: As in `evaluate`.
 
   Returns:
-    An `AdversarialSet` with a row for each picture, successful or not.
+    An `AdversarialSet` with a row for each picture, successful or not, with
+    the sizes of changes and the pictures before rounding.
 
   Raises:
-    UserError: If there is no such kind, or the pictures are an array, or as
+    UserError: If the kind is no word, or the pictures are an array, or as
       `evaluate`.
     DataError: As `evaluate`.
   """
   check_fields(pictures, Pictures._fields)
-  kind_index(kind)
+  check_kind(kind)
   found = evaluate(
     attack,
     key,
@@ -108,6 +111,7 @@ def build(
     pictures.images,
     pictures.labels,
     pictures.source,
+    targets=targets,
     batch_size=batch_size,
     num_slots=num_slots,
     mesh=mesh,
@@ -130,4 +134,7 @@ def build(
       'data_name': pictures.name,
       'versions': versions(),
     },
+    l2=found.l2,
+    linf=found.linf,
+    images_float=found.images,
   )

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from jaxadv.data import images as image_tools
 from jaxadv.data.sources import load, quiet_tfds
 from jaxadv.errors import DataError, UserError
-from jaxadv.sets.types import AdversarialSet, kind_index
+from jaxadv.sets.types import OPTIONAL, AdversarialSet, check_kind
 from jaxadv.storage import explain_full_disk
 
 _SPLIT = 'train'  # TFDS keeps the name 'all' for itself.
@@ -27,6 +27,8 @@ class AdversarialPictures(  # type: ignore[call-arg]  # A keyword of TFDS.
 
   def __init__(self, adversarial: AdversarialSet, data_dir: Path):
     self._set = adversarial
+    columns = {name: getattr(adversarial, name) for name in OPTIONAL}
+    self._optional = {k: v for k, v in columns.items() if v is not None}
     super().__init__(data_dir=data_dir, file_format='array_record')
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -47,6 +49,15 @@ class AdversarialPictures(  # type: ignore[call-arg]  # A keyword of TFDS.
           'success': np.bool_,
           'success_float': np.bool_,
         }
+        | {
+          name: tfds.features.Tensor(
+            shape=column.shape[1:],
+            dtype=column.dtype,
+            # TFDS would store float64 as float32.
+            encoding=tfds.features.Encoding.BYTES,
+          )
+          for name, column in self._optional.items()
+        }
       ),
       supervised_keys=('image', 'label'),
       metadata=tfds.core.MetadataDict(
@@ -60,24 +71,17 @@ class AdversarialPictures(  # type: ignore[call-arg]  # A keyword of TFDS.
     return {_SPLIT: self._generate_examples()}
 
   def _generate_examples(self):
-    columns = zip(
-      self._set.images,
-      self._set.labels,
-      self._set.source,
-      self._set.success,
-      self._set.success_float,
-      strict=True,
-    )
-    for index, (pixels, label, source, success, before) in enumerate(columns):
+    for row, pixels in enumerate(self._set.images):
       yield (
-        index,
+        row,
         {
           'image': image_tools.encode(pixels),
-          'label': int(label),
-          'source': int(source),
-          'success': bool(success),
-          'success_float': bool(before),
-        },
+          'label': int(self._set.labels[row]),
+          'source': int(self._set.source[row]),
+          'success': bool(self._set.success[row]),
+          'success_float': bool(self._set.success_float[row]),
+        }
+        | {name: column[row] for name, column in self._optional.items()},
       )
 
 
@@ -95,11 +99,11 @@ def write(
     directory: Where; must be empty or absent.
 
   Raises:
-    UserError: If the set is empty or of an unknown kind, or the directory
+    UserError: If the set is empty or its kind is no word, or the directory
       holds something.
     DataError: If the disk is full.
   """
-  kind_index(adversarial.kind)
+  check_kind(adversarial.kind)
   directory = Path(directory)
   if not len(adversarial.labels):
     raise UserError(f'the {adversarial.kind} set is empty; nothing to write')
@@ -154,4 +158,9 @@ def read(directory: str | os.PathLike[str]) -> AdversarialSet:
     kind=metadata['kind'],
     class_names=pictures.class_names,
     provenance=metadata['provenance'],
+    **{
+      name: column(name, builder.info.features[name].np_dtype)
+      for name in OPTIONAL
+      if name in builder.info.features
+    },
   )

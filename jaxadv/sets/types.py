@@ -1,8 +1,9 @@
-"""What an adversarial set holds, and the kinds there are."""
+"""What an adversarial set holds."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -11,31 +12,8 @@ import numpy as np
 
 from jaxadv.errors import UserError
 
-
-class Kind(NamedTuple):
-  """A kind of adversarial picture.
-
-  Attributes:
-    name: How code, flags and files call it.
-    paper: How Agarwal et al. (2022) call it.
-    category: 'natural', 'artificial' or 'semantic'.
-  """
-
-  name: str
-  paper: str
-  category: str
-
-
-KINDS = (
-  Kind('natural', 'IN-A', 'natural'),
-  Kind('natural_plus', 'IN-A+', 'natural'),
-  Kind('deepfool', 'DF', 'artificial'),
-  Kind('fgsm', 'FGSM', 'artificial'),
-  Kind('pgd', 'PGD', 'artificial'),
-  Kind('ni_plus', 'NI+', 'semantic'),
-  Kind('ni_minus', 'NI-', 'semantic'),
-  Kind('hsv', 'HSV', 'semantic'),
-)
+# Those that a set may lack.
+OPTIONAL = ('l2', 'linf', 'images_float')
 
 
 class AdversarialSet(NamedTuple):
@@ -48,10 +26,15 @@ class AdversarialSet(NamedTuple):
     success_float: bool[N], whether the victim errs on the picture before it
       was rounded to 8 bit.
     success: bool[N], whether the victim errs on `images`.
-    kind: Name of one of `KINDS`.
+    kind: Name of what made it, such as 'pgd', for tables and files.
     class_names: One a class.
     provenance: What it was made of: JSON-able settings of the attack,
       fingerprints of victim and data, versions of packages.
+    l2: float64[N], Euclidean norm of the change before rounding, in image
+      units; None where nothing was changed, as of natural pictures.
+    linf: float64[N], largest change of a channel, likewise.
+    images_float: float32[N, H, W, C], the pictures before rounding; None if
+      nobody asks for them.
   """
 
   images: np.ndarray
@@ -62,24 +45,31 @@ class AdversarialSet(NamedTuple):
   kind: str
   class_names: tuple[str, ...]
   provenance: dict[str, Any]
+  l2: np.ndarray | None = None
+  linf: np.ndarray | None = None
+  images_float: np.ndarray | None = None
 
 
-def kind_index(name: str) -> int:
-  """Gives the number that `Batch.kind` holds for a kind; 0 is clean.
-
-  Args:
-    name: Name of a kind.
-
-  Returns:
-    Its index in `KINDS` plus one.
+def check_kind(kind: str) -> None:
+  """Checks that a kind can name tables and files.
 
   Raises:
-    UserError: If there is no such kind; names those there are.
+    UserError: If it is no word.
   """
-  names = [kind.name for kind in KINDS]
-  if name not in names:
-    raise UserError(f'no kind is called {name}; kinds are {", ".join(names)}')
-  return names.index(name) + 1
+  if not isinstance(kind, str) or not re.fullmatch(r'[\w.:=/-]+', kind):
+    raise UserError(
+      f'kind is {kind!r} but must be one word, such as pgd or carlini_wagner'
+    )
+
+
+def select(adversarial: AdversarialSet, rows: np.ndarray) -> AdversarialSet:
+  """Takes rows of a set, indices or bool[N]."""
+  columns = {
+    name: value[rows]
+    for name, value in adversarial._asdict().items()
+    if isinstance(value, np.ndarray)
+  }
+  return adversarial._replace(**columns)
 
 
 def weights_fingerprint(variables: Any) -> str:

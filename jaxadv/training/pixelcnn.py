@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxadv.data.batching import map_batches
 from jaxadv.errors import UserError
 from jaxadv.inputs import as_uint8
 from jaxadv.models.pixelcnn import PixelCNN, bits_per_dim, init_pixelcnn
@@ -198,10 +199,5 @@ def measure_bits(
   Returns:
     float32[N], of which the mean is what papers report.
   """
-  found = []
-  images = as_uint8(images)
-  for start in range(0, len(images), batch_size):
-    part = images[start : start + batch_size]
-    padding = [(0, batch_size - len(part))] + [(0, 0)] * 3
-    found.append(_bits(module, params, np.pad(part, padding))[: len(part)])
-  return np.concatenate(found)
+  bits = functools.partial(_bits, module, params)
+  return map_batches(bits, as_uint8(images), batch_size=batch_size)

@@ -17,8 +17,8 @@ from jaxadv.defences.rectifier import (
   masked_copies,
   random_pixels,
   rectified,
+  salient_pixels,
   share,
-  suspects,
   zeroed,
 )
 from jaxadv.errors import UserError
@@ -50,7 +50,7 @@ LINEAR = from_function(
   network, jax.random.normal(jax.random.key(3), (SIDE * SIDE * 3, 4))
 )
 find = jax.jit(
-  lambda alpha, mask: suspects(score, IMAGES, alpha, mask=mask),
+  lambda alpha, mask: salient_pixels(score, IMAGES, alpha, mask_rule=mask),
   static_argnames='mask',
 )
 mask = jax.jit(mask_pixels, static_argnames='probability')
@@ -75,9 +75,9 @@ def test_a_fraction_is_that_of_the_largest_gradients(alpha):
 def test_alpha_of_each_row_and_ties():
   flat = lambda images: jnp.sum(images, axis=(1, 2, 3))
   alpha = np.arange(NUM, dtype=np.float32) / 8
-  found = jax.jit(lambda alpha: suspects(flat, IMAGES, alpha, mask='fraction'))(
-    alpha
-  )
+  found = jax.jit(
+    lambda alpha: salient_pixels(flat, IMAGES, alpha, mask_rule='fraction')
+  )(alpha)
   # All gradients are equal: exactly so many all the same, the first.
   first = np.arange(SIDE**2).reshape(SIDE, SIDE) < 8 * np.arange(NUM).reshape(
     -1, 1, 1
@@ -153,7 +153,7 @@ def test_a_row_does_not_depend_on_its_batch():
 def test_the_gradient_passes_replaced_pixels_and_draws_are_averaged():
   first = lambda net, images: net(images, KEYS)[:, 0].sum()
   one, three = (
-    rectified(LINEAR, score, 0.5, mask='fraction', num_draws=draws)
+    rectified(LINEAR, score, 0.5, mask_rule='fraction', num_draws=draws)
     for draws in (1, 3)
   )
   gradient = jax.jit(jax.grad(first, argnums=1))(three, IMAGES)
@@ -179,7 +179,9 @@ def test_the_gradient_passes_replaced_pixels_and_draws_are_averaged():
   )
   assert np.abs(draws[0] - LINEAR(IMAGES)).min() > 1e-3
   votes = call(
-    rectified(LINEAR, score, 0.5, mask='fraction', num_draws=3, combine='vote')
+    rectified(
+      LINEAR, score, 0.5, mask_rule='fraction', num_draws=3, combine='vote'
+    )
   )
   counted = sum(jax.nn.one_hot(d.argmax(-1), 4) for d in draws)
   sure = np.mean([jax.nn.softmax(d) for d in draws], axis=0)
@@ -311,7 +313,7 @@ def test_copies_are_those_of_single_calls_whatever_the_batch():
     score,
     stored,
     0.25,
-    mask='fraction',
+    mask_rule='fraction',
     num_copies=3,
     batch_size=batch_size,
   )
@@ -327,9 +329,9 @@ def test_copies_are_those_of_single_calls_whatever_the_batch():
 
 def test_mistakes_are_explained():
   with pytest.raises(UserError, match='alpha is 1.5'):
-    suspects(score, IMAGES, 1.5)
+    salient_pixels(score, IMAGES, 1.5)
   with pytest.raises(UserError, match='must be one of threshold, fraction'):
-    rectified(LINEAR, score, 0.5, mask='share')
+    rectified(LINEAR, score, 0.5, mask_rule='share')
   with pytest.raises(UserError, match='must be one of mean, vote'):
     rectified(LINEAR, score, 0.5, combine='sum')
   with pytest.raises(UserError, match='num_draws is 0'):

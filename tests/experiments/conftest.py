@@ -10,8 +10,7 @@ import jax
 import pytest
 
 import launch
-from experiments.connection.protocol import networks
-from experiments.gcd.protocol import study as gcd_study
+from jaxadv.training import mesh
 
 ROOT = pathlib.Path(launch.__file__).parent
 
@@ -41,10 +40,7 @@ TINY_GCD = (
   '--heldout_split=train[1200:1400]',
   '--victim=vgg11:0.05',
   '--victim_epochs=12',
-  '--attacks=pgd,deepfool,ddn_t',
-  '--pgd_steps=5',
-  '--pgd_step_size=0.1',
-  '--ddn_steps=15',
+  '--attacks=pgd:num_steps=5:step_size=0.1,deepfool,ddn_t:num_steps=15',
   '--num_train=20',
   '--num_valid=10',
   '--num_test=20',
@@ -63,20 +59,16 @@ TINY_GCD = (
   '--purified_radii=8',
   '--purified_valid=2',
   '--white_pictures=6',
-  '--white_searches=1',
-  '--white_steps=10',
-  '--white_pgd_steps=8',
-  '--white_ddn_steps=16',
+  '--white_attacks=pgd:num_steps=8,ddn:num_steps=16',
   '--betas=1',
   '--num_draws=2',
   '--alphas=0.3,0.7',
   '--repair_copies=1',
   '--repair_epochs=1',
-  '--hardened_growth=0.5',
-  '--hardened_epochs=1',
-  '--hardened_pictures=40',
-  '--hardened_pgd_steps=2',
-  '--hardened_ddn_steps=2',
+  '--adversarial_growth=0.5',
+  '--adversarial_epochs=1',
+  '--adversarial_pictures=40',
+  '--training_attacks=pgd:num_steps=2,ddn:num_steps=2',
 )
 
 
@@ -94,7 +86,7 @@ def run():
 
   def run(*arguments):
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(networks, 'mesh', lambda: None)
+      patch.setattr(mesh, 'all_devices', lambda: None)
       return launch.main(['launch.py', *map(str, arguments)])
 
   return run
@@ -119,7 +111,7 @@ def gcd_run(tmp_path_factory, worker_id):
   def run(name, *flags):
     workdir = runs / '-'.join([name, *flags])
     with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(gcd_study, 'mesh', lambda: None)
+      patch.setattr(mesh, 'all_devices', lambda: None)
       folders = (f'--workdir={workdir}', f'--cache_dir={cache}')
       arguments = (f'--exp={name}', *folders, *TINY_GCD, *flags)
       assert launch.main(['launch.py', *arguments]) == 0

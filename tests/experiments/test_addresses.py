@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.connection.protocol import pictures
-from experiments.connection.protocol.networks import Network
-from experiments.connection.protocol.setting import get_config
-from experiments.gcd.protocol import study as gcd
-from experiments.gcd.protocol.setting import get_config as gcd_config
+from experiments.common import attacked as common
+from experiments.common.networks import Network
+from experiments.connection import pictures
+from experiments.connection.config import get_config
+from experiments.gcd import pictures as gcd
+from experiments.gcd.config import get_config as gcd_config
 from jaxadv.data.sources import pictures_from_arrays
 from jaxadv.storage import Cache, code_version
-from jaxadv.training.classifiers import Trained
 
 CLEAN = pictures_from_arrays(
   np.zeros((6, 8, 8, 3), np.uint8),
@@ -49,8 +49,8 @@ def attacked(clean, config):
 
 
 def attacked_gcd(clean, config):
-  victim = Trained(None, None, 'weights', 1.0)
-  sides = dict.fromkeys(gcd.SIDES, clean)
+  victim = Network('vgg11', None, None, 'weights', 1.0)
+  sides = dict.fromkeys(('train', 'valid', 'test'), clean)
   cache = Addresses('nowhere')
   return address(gcd.attacked_pictures, config, cache, 'fgsm', victim, sides)
 
@@ -66,5 +66,4 @@ def test_sets_of_other_source_ids_or_seeds_are_others(ask, get):
   assert CLEAN.fingerprint == MOVED.fingerprint
   other = dataclasses.replace(config, seed=config.seed + 1)
   assert len({first, ask(MOVED, config)[0], ask(CLEAN, other)[0]}) == 3
-  module = pictures if ask is attacked else gcd
-  assert version == code_version(module.__name__)
+  assert version == code_version(common.__name__)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from experiments.connection.protocol import claims, record
-from experiments.connection.protocol.matrix import CellScores, Matrix
+from experiments.connection import claims, report
+from experiments.connection.kinds import KINDS
+from experiments.connection.matrix import CellScores, Matrix
 from jaxadv.metrics.intervals import percentile_interval
-from jaxadv.sets.types import KINDS
 
 NAMES = [kind.name for kind in KINDS]
 CATEGORY = {kind.name: kind.category for kind in KINDS}
@@ -196,12 +196,12 @@ def test_numbers_are_value_and_interval_of_every_backbone():
 
 
 def test_printed_table_names_what_the_run_names():
-  printed = record.printed('table1')
-  names = {record.PAPER_NAME[kind] for kind in NAMES}
+  printed = report.printed('table1')
+  names = {report.PAPER_NAME[kind] for kind in NAMES}
   assert {trained for _, trained, _ in printed} == names
   assert {tested for *_, tested in printed} == names
   backbones = {backbone for backbone, *_ in printed}
-  assert set(record.BACKBONE_NAME.values()) <= backbones
+  assert set(report.BACKBONE_NAME.values()) <= backbones
   assert all(0 <= value <= 100 for value in printed.values())
 
 
@@ -228,7 +228,7 @@ def test_claims_are_asked_again_without_what_rounding_undoes():
 
 
 def test_the_papers_own_numbers_do_not_all_hold():
-  printed = record.printed_cells(['VGG16 x0.25'], NAMES)
+  printed = report.printed_cells(['VGG16 x0.25'], NAMES)
   made = Matrix(
     {'VGG16 x0.25': 2 * [cell_scores(as_the_paper_says)]}, NAMES, printed
   )

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from experiments.connection.protocol import record
-from experiments.connection.protocol.setting import get_config, weight_file
+from experiments.connection import report
+from experiments.connection.config import get_config, weight_file
 from jaxadv.errors import UserError
 from jaxadv.models.weights import published
 from tests.experiments.conftest import TINY
@@ -221,7 +221,7 @@ def test_plan_tells_what_is_there_and_writes_no_workdir(
   assert all(cell in plan for cell in CELLS)
   assert ' no\n' not in plan
   copy_pictures(finished, tmp_path)
-  shutil.rmtree(tmp_path / 'cache' / 'adversarial_set')
+  shutil.rmtree(tmp_path / 'cache' / 'adversarial_sets')
   assert run(*command, f'--workdir={tmp_path / "new"}') == 0
   plan = capsys.readouterr().out
   assert '0 finished' in plan
@@ -241,7 +241,7 @@ def test_list_names_everything_a_flag_takes(run, capsys):
 
 def test_the_report_says_what_its_networks_cannot_tell():
   def caveats(*arguments):
-    return record.caveats(SimpleNamespace(config=get_config(*arguments)))
+    return report.caveats(SimpleNamespace(config=get_config(*arguments)))
 
   pretrained = caveats('small', 'imagenet_sample')
   assert 'one family, MobileNet' in pretrained

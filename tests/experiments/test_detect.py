@@ -41,9 +41,9 @@ def cell(finished, run, work):
 @pytest.fixture(scope='module')
 def attacked(finished):
   """The pictures of kind FGSM, of which half were tested on."""
-  for entry in (finished.parent / 'cache' / 'adversarial_set').iterdir():
+  for entry in (finished.parent / 'cache' / 'adversarial_sets').iterdir():
     if read_json(entry / 'entry.json')['config']['kind'] == 'fgsm':
-      return io.read(entry / 'set').images
+      return io.read(entry / 'all').images
   raise AssertionError
 
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.gcd import gcd_alpha
-from experiments.gcd.protocol import repair
+from experiments.gcd import gcd_alpha, repair
 from jaxadv.metrics.estimates import Estimate
 from jaxadv.reports.verdicts import judge
 from jaxadv.storage import read_json
@@ -87,20 +86,6 @@ def test_a_detector_is_its_gradient():
   stand_in = repair.standing_in(2 * images * weights)
   for mask in repair.READINGS:
     np.testing.assert_array_equal(
-      repair.rectifier.suspects(stand_in, images, 0.4, mask=mask),
-      repair.rectifier.suspects(score, images, 0.4, mask=mask),
+      repair.rectifier.salient_pixels(stand_in, images, 0.4, mask_rule=mask),
+      repair.rectifier.salient_pixels(score, images, 0.4, mask_rule=mask),
     )
-
-
-def test_batches_are_filled_and_cut():
-  def double(rows, more):
-    assert len(rows) == len(more) == repair.ROWS
-    return {'twice': 2 * rows, 'sum': rows + more}
-
-  rows = np.arange(repair.ROWS + 7)
-  found = repair.in_batches(double, rows, rows + 1)
-  np.testing.assert_array_equal(found['twice'], 2 * rows)
-  np.testing.assert_array_equal(found['sum'], 2 * rows + 1)
-  np.testing.assert_array_equal(
-    repair.in_batches(double, rows[:3], rows[:3])['twice'], [0, 2, 4]
-  )

@@ -6,12 +6,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments.gcd import gcd_greybox
-from experiments.gcd.protocol import baselines, detection, record, setting
-from experiments.gcd.protocol import study as studies
+from experiments.common import detectors
+from experiments.gcd import (
+  baseline_detectors,
+  gcd_greybox,
+  report,
+)
+from experiments.gcd import config as config_module
+from experiments.gcd.pictures import RunInputs, prepare_inputs
 from jaxadv.data import sources
 from jaxadv.errors import UserError
 from jaxadv.metrics import roc
+from jaxadv.sets.types import AdversarialSet
 from jaxadv.storage import read_json
 
 
@@ -72,7 +78,7 @@ def test_every_attack_counts_where_tws_is_tuned(monkeypatch):
   """C1 finds DDN and C2t PGD, each with one setting only."""
   asked = set()
 
-  def criterion(study, part, value, side, kind, n):
+  def criterion(inputs, part, value, side, kind, n):
     asked.add((side, kind))
     place = [len(part), len(side), len(kind)]
     values = np.random.default_rng(place).uniform(size=n)
@@ -80,37 +86,49 @@ def test_every_attack_counts_where_tws_is_tuned(monkeypatch):
     values += best.get((part, kind)) == value
     return values if part == 'noise' else np.round(40 * values)
 
-  monkeypatch.setattr(baselines, 'tws_criterion', criterion)
-  config = setting.Config(attacks=('pgd', 'ddn'))
-  study = SimpleNamespace(config=config)
+  monkeypatch.setattr(baseline_detectors, 'tws_criterion', criterion)
+  config = config_module.Config(attacks=('pgd', 'ddn'))
+  inputs = SimpleNamespace(config=config)
   both = ('noise', 'targeted')
-  together = baselines.tws_settings(study, both, config.attacks)
+  together = baseline_detectors.tws_settings(inputs, both, config.attack_names)
   assert together == {'noise': 0.02, 'targeted': 5e-3}
 
   def areas(parts):
-    found = baselines.tws_scores(study, parts, config.attacks, config.attacks)
+    found = baseline_detectors.tws_scores(
+      inputs, parts, config.attack_names, config.attack_names
+    )
     return [
       roc.auc(
         np.concatenate([found['clean'], found[a]]),
         np.repeat([False, True], config.tws_pictures),
       )
-      for a in config.attacks
+      for a in config.attack_names
     ]
 
   assert min(areas(both)) > 0.95
   # Alone, nothing but its own attack.
   assert areas(('noise',))[0] < 0.7 and areas(('targeted',))[1] < 0.7
   asked.clear()
-  baselines.tws_scores(study, both, ('pgd',), ('ddn',))
+  baseline_detectors.tws_scores(inputs, both, ('pgd',), ('ddn',))
   assert ('valid', 'ddn') not in asked and ('test', 'ddn') in asked
 
 
-def test_lessons():
-  config = setting.Config(attacks=('pgd', 'ddn'))
-  lessons = lambda regime: detection.lessons(config, regime)
-  assert lessons('per_attack') == {'pgd': ('pgd',), 'ddn': ('ddn',)}
-  assert lessons('pooled') == {'pgd': ('pgd', 'ddn'), 'ddn': ('pgd', 'ddn')}
-  assert lessons('leave_one_out') == {'pgd': ('ddn',), 'ddn': ('pgd',)}
+def test_what_detectors_learn_by_regime():
+  training_attacks = lambda regime: detectors.training_attacks(
+    ('pgd', 'ddn'), regime
+  )
+  assert training_attacks('per_attack') == {'pgd': ('pgd',), 'ddn': ('ddn',)}
+  assert training_attacks('pooled') == {
+    'pgd': ('pgd', 'ddn'),
+    'ddn': ('pgd', 'ddn'),
+  }
+  assert training_attacks('leave_one_out') == {'pgd': ('ddn',), 'ddn': ('pgd',)}
+
+
+def attacked_set(images, success_float, success):
+  return AdversarialSet(
+    images, None, None, success_float, success, 'ddn', (), {}
+  )
 
 
 def prepared(num_clean):
@@ -126,10 +144,10 @@ def prepared(num_clean):
   take = lambda *rows: sources.subset(pictures, np.array(rows))
   clean = {'train': take(0, 3), 'valid': take(*range(4, num_clean))}
   attacked = {
-    side: studies.Attacked(np.minimum(own.images, 250) + 5, *[None] * 4)
+    side: attacked_set(np.minimum(own.images, 250) + 5, None, None)
     for side, own in clean.items()
   }
-  return studies.Study(
+  return RunInputs(
     None, None, pictures, None, None, clean, {'ddn': attacked, 'pgd': None}
   )
 
@@ -148,22 +166,24 @@ def test_a_density_ought_to_have_converged(
   monkeypatch, dataset, last, needed, doubts
 ):
   bits = {'train': 3.0, 'test': needed, 'last epoch': last}
-  monkeypatch.setattr(baselines, 'density', lambda study: (None, None, bits))
-  study = SimpleNamespace(config=SimpleNamespace(dataset=dataset))
-  assert len(baselines.density_doubts(study)) == doubts
+  monkeypatch.setattr(
+    baseline_detectors, 'density', lambda inputs: (None, None, bits)
+  )
+  inputs = SimpleNamespace(config=SimpleNamespace(dataset=dataset))
+  assert len(baseline_detectors.density_doubts(inputs)) == doubts
 
 
 def test_covariances_of_mds_come_from_pictures_of_nothing_else(monkeypatch):
-  monkeypatch.setattr(baselines, 'NUM_REFERENCE', 5)
-  found = baselines.reference_pictures(prepared(6))
+  monkeypatch.setattr(baseline_detectors, 'NUM_REFERENCE', 5)
+  found = baseline_detectors.reference_pictures(prepared(6))
   np.testing.assert_array_equal(found.source, np.arange(106, 111))
   with pytest.raises(UserError, match='all 12 training pictures'):
-    baselines.reference_pictures(prepared(12))
+    baseline_detectors.reference_pictures(prepared(12))
 
 
 def test_changes_are_enlarged_up_to_the_levels_there_are():
   before = prepared(6)
-  after = baselines.enlarged(before, 'ddn', 4)
+  after = baseline_detectors.enlarged(before, 'ddn', 4)
   assert after.attacked['pgd'] is None
   for side in ('train', 'valid'):
     clean = before.clean[side].images.astype(int)
@@ -171,7 +191,11 @@ def test_changes_are_enlarged_up_to_the_levels_there_are():
     found = after.attacked['ddn'][side].images
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, np.clip(clean + 4 * change, 0, 255))
-  same = baselines.enlarged(before, 'ddn', 1).attacked['ddn']['train'].images
+  same = (
+    baseline_detectors.enlarged(before, 'ddn', 1)
+    .attacked['ddn']['train']
+    .images
+  )
   np.testing.assert_array_equal(same, before.attacked['ddn']['train'].images)
 
 
@@ -182,11 +206,11 @@ def test_changes_are_enlarged_up_to_the_levels_there_are():
 @pytest.mark.parametrize(
   'config, attack, expected, tolerance',
   [
-    (setting.get_config(), 'deepfool', 99.5, 1),
-    (setting.get_config(), 'ddn', 99.9, 0.5),
+    (config_module.get_config(), 'deepfool', 99.5, 1),
+    (config_module.get_config(), 'ddn', 99.9, 0.5),
     (
       dataclasses.replace(
-        setting.get_config('small', 'imagenette160'),
+        config_module.get_config('small', 'imagenette160'),
         victim='mobilenet:0.25:128',
         weights='imagenet',
         image_size=128,
@@ -195,7 +219,7 @@ def test_changes_are_enlarged_up_to_the_levels_there_are():
       98.5,
       1.5,
     ),
-    (setting.get_config('small', 'cifar10'), 'ddn', 86, 4),
+    (config_module.get_config('small', 'cifar10'), 'ddn', 86, 4),
   ],
   ids=['digits-deepfool', 'digits-ddn', 'imagenette-ddn', 'cifar10-ddn'],
 )
@@ -210,10 +234,10 @@ def test_noise_alone_finds_pictures_near_a_boundary(
     'white_pictures': 100,
   }
   config = dataclasses.replace(config, attacks=(attack,), **fewer)
-  study = studies.prepare(config, str(tmp_path), lambda *_: None)
+  inputs = prepare_inputs(config, str(tmp_path), lambda *_: None)
   clean, attacked = (
-    baselines.tws_criterion(study, 'noise', 0.01, 'test', kind, 100)
+    baseline_detectors.tws_criterion(inputs, 'noise', 0.01, 'test', kind, 100)
     for kind in ('clean', attack)
   )
-  found = record.auc_estimate(study, attack, clean, attacked).value
+  found = report.auc_estimate(inputs, attack, clean, attacked).value
   assert abs(found - expected) < tolerance

@@ -1,14 +1,13 @@
 """Recovery behind all defences, from the command line to the report."""
 
-import dataclasses
 import types
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.gcd import gcd_recovery
-from experiments.gcd.protocol import rivals, setting
+from experiments.gcd import baseline_defences, gcd_recovery
+from experiments.gcd import config as config_module
 from jaxadv.classifier import from_function
 from jaxadv.defences.rectifier import guarded
 from jaxadv.metrics.estimates import Estimate
@@ -70,18 +69,18 @@ def test_labels_are_those_of_the_pipeline():
 
 
 def test_groups_leave_out_what_a_run_has_not():
-  groups = gcd_recovery.groups_of(('clean', 'pgd', 'ddn', 'cw_t'))
+  groups = gcd_recovery.groups_of(('clean', 'pgd', 'ddn', 'carlini_wagner_t'))
   assert groups == {
     'clean': ['clean'],
     'Linf attacks': ['pgd'],
-    'L2 attacks': ['ddn', 'cw_t'],
+    'L2 attacks': ['ddn', 'carlini_wagner_t'],
   }
   assert 'L2 attacks' not in gcd_recovery.groups_of(('clean', 'fgsm'))
 
 
 def test_claims_compare_the_same_pictures():
   config = types.SimpleNamespace(
-    attacks=('ddn',), purified_pictures=120, num_test=150
+    attack_names=('ddn',), purified_pictures=120, num_test=150
   )
   asked = []
   values = {
@@ -130,23 +129,23 @@ def test_the_setting_is_one_that_keeps_clean_pictures():
 
 
 def test_adversarial_training_grows_to_its_radius():
-  config = setting.Config(hardened_pgd_steps=10)
-  recipe = rivals.recipe_of(config, 'pgd', 1000)
+  config = config_module.Config(training_attacks=('pgd:num_steps=10',))
+  recipe = baseline_defences.recipe_of(config, 'pgd', 1000)
   shares = [phase.share for phase in recipe.phases]
   assert shares == sorted(shares) and shares[0] < shares[-1] == 1
   hyper = dict(recipe.hyper)
   # As far as forty steps of 0.01, and to the border at the least.
   assert hyper['num_steps'] * hyper['step_size'] == pytest.approx(0.75)
-  as_long = dataclasses.replace(config, hardened_pgd_steps=40)
-  hyper = dict(rivals.recipe_of(as_long, 'pgd', 1000).hyper)
+  as_long = config_module.get_config('paper', 'mnist')
+  hyper = dict(baseline_defences.recipe_of(as_long, 'pgd', 1000).hyper)
   assert (hyper['num_steps'], hyper['step_size']) == (40, 0.01)
-  ddn = rivals.recipe_of(config, 'ddn', 1000)
+  ddn = baseline_defences.recipe_of(config, 'ddn', 1000)
   assert (ddn.max_norm, len(ddn.phases)) == (2.4, 1)
 
 
 def test_a_network_that_has_not_converged_is_told():
-  said = lambda dataset, *shares: rivals.unconverged(
-    types.SimpleNamespace(config=setting.Config(dataset=dataset)),
+  said = lambda dataset, *shares: baseline_defences.unconverged(
+    types.SimpleNamespace(config=config_module.Config(dataset=dataset)),
     'pgd',
     *shares,
   )

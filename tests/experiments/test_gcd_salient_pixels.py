@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from experiments.gcd import config as config_module
 from experiments.gcd import gcd_salient_pixels as salient
-from experiments.gcd.protocol import setting
 from jaxadv.errors import UserError
 from jaxadv.metrics.estimates import Estimate
 from jaxadv.storage import read_json
@@ -63,6 +63,8 @@ def test_claims_follow_the_numbers():
 
 
 def test_targeted_attacks_alone_are_refused(tmp_path):
-  config = dataclasses.replace(setting.get_config(), attacks=('cw_t',))
+  config = dataclasses.replace(
+    config_module.get_config(), attacks=('carlini_wagner_t',)
+  )
   with pytest.raises(UserError, match='needs one or more of deepfool'):
     salient.run(config, str(tmp_path))

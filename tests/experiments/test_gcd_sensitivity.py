@@ -5,9 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from experiments.gcd import gcd_sensitivity
-from experiments.gcd.protocol import setting, study
+from experiments.common import detectors
+from experiments.gcd import config as config_module
+from experiments.gcd import gcd_sensitivity, pictures
+from jaxadv.data import sources
 from jaxadv.errors import UserError
+from jaxadv.sets.types import AdversarialSet
 from jaxadv.storage import read_json
 
 
@@ -17,11 +20,11 @@ def finished(gcd_run):
 
 
 def test_a_run_leaves_a_report(finished):
-  record = read_json(finished / 'results.json')
+  report = read_json(finished / 'results.json')
   assert (finished / 'report.html').stat().st_size > 10_000
   areas = {
     (row['score'], row['attack']): row
-    for row in record['rows']
+    for row in report['rows']
     if row.get('role') == 'sensitivity'
   }
   assert {attack for _, attack in areas} == {'PGD-U', 'DFool-U', 'DDN-T'}
@@ -29,7 +32,7 @@ def test_a_run_leaves_a_report(finished):
     assert 0 <= row['ci_low'] <= row['value'] <= row['ci_high'] <= 100
   exact = {
     (row['score'], row['attack']): row
-    for row in record['rows']
+    for row in report['rows']
     if row.get('role') == 'exact'
   }
   assert exact.keys() == areas.keys()
@@ -40,7 +43,7 @@ def test_a_run_leaves_a_report(finished):
   )
   # Just past the boundary the loss changes most, whatever the classifier.
   assert areas['log S', 'DFool-U']['value'] > 80
-  (control,) = [r for r in record['rows'] if r.get('role') == 'control']
+  (control,) = [r for r in report['rows'] if r.get('role') == 'control']
   assert control['ci_low'] < 50 < control['ci_high']
 
 
@@ -50,7 +53,7 @@ def test_a_rerun_finds_everything_in_the_cache(finished, gcd_run):
   def made():
     return sorted(
       path
-      for unit in ('classifier', 'gcd_attacked')
+      for unit in ('classifier', 'adversarial_sets')
       for path in (gcd_run.cache / unit).iterdir()
     )
 
@@ -69,13 +72,13 @@ def test_toy_sensitivity_falls_with_the_distance():
 
 
 def test_targets_are_other_classes_and_stay():
-  config = setting.get_config()
+  config = config_module.get_config()
   labels = np.repeat(np.arange(10), 300).astype(np.int32)
 
   def targets(rows):
-    return study.targets_of(
+    return pictures.targets_of(
       config,
-      study.sources.pictures_from_arrays(
+      sources.pictures_from_arrays(
         np.zeros((len(rows), 4, 4, 1), np.uint8),
         labels[rows],
         class_names=tuple('0123456789'),
@@ -92,27 +95,34 @@ def test_targets_are_other_classes_and_stay():
 
 
 def test_a_minimal_norm_attack_teaches_by_its_successes_only():
-  config = setting.get_config()
+  config = config_module.get_config()
   no = np.zeros(6, bool)
   success = np.array([False, True, False, True, False, False])
 
   def made(found):
-    sizes = np.zeros(6)
     return {
-      'train': study.Attacked(np.zeros((6, 1, 1, 1)), found, no, sizes, sizes)
+      'train': AdversarialSet(
+        np.zeros((6, 1, 1, 1)), None, None, found, no, 'ddn', (), {}
+      )
     }
 
   clean = SimpleNamespace(labels=np.zeros(6))
-  prepared = study.Study(
+  prepared = pictures.RunInputs(
     config,
     *[None] * 4,
     clean={'train': clean},
-    attacked={'ddn': made(success), 'pgd': made(success), 'cw': made(no)},
+    attacked={
+      'ddn': made(success),
+      'pgd': made(success),
+      'carlini_wagner': made(no),
+    },
   )
-  rows = lambda attack: study.taught_rows(prepared, attack, 'train').tolist()
+  rows = lambda attack: detectors.training_rows(
+    prepared, attack, 'train'
+  ).tolist()
   assert rows('ddn') == [1, 3, 1, 3, 1, 3]
   assert rows('pgd') == [0, 1, 2, 3, 4, 5]
-  assert rows('cw') == []
+  assert rows('carlini_wagner') == []
   # Of an attack on fewer pictures, they stand in for those that are missing.
   clean.labels = np.zeros(8)
   assert rows('ddn') == [1, 3] * 4
@@ -122,34 +132,36 @@ def test_a_minimal_norm_attack_teaches_by_its_successes_only():
   'flags, said',
   [
     ({'attacks': ('pgd', 'bim')}, "no choice 'bim'"),
-    ({'epsilon': 1.5}, '--epsilon is 1.5'),
+    ({'attacks': ('pgd:epsilon=a',)}, "epsilon is 'a' but must be a number"),
+    ({'attacks': ('pgd:steps=3',)}, 'did you mean num_steps'),
+    ({'attacks': ('pgd:targeted=true',)}, 'pgd_t is the targeted pgd'),
+    ({'training_attacks': ('fgsm',)}, 'choose from pgd, ddn'),
     ({'betas': ('a',)}, "--betas is 'a'"),
     ({'alphas': ('0.5', '1.5')}, '[0, 1]'),
-    ({'num_test': 5}, 'at least 20, 10 and 20'),
-    ({'white_pictures': 900}, '--num_test=150'),
-    ({'white_const': 0.0}, '--white_const is 0.0'),
+    ({'num_test': 5}, '--num_test is 5; it must be 20 or more'),
+    ({'white_pictures': 900}, '--num_test is 150'),
     ({'pixelcnn_dropout': 1.0}, '--pixelcnn_dropout is 1.0'),
     ({'purified_radii': ('8', '256')}, "--purified_radii is '8,256'"),
     ({'purified_radii': ('8.5',)}, 'give whole levels'),
-    ({'purified_valid': 61}, '--num_valid=60 validation pictures'),
+    ({'purified_valid': 61}, '--num_valid is 60'),
     ({'pixelcnn_rate': 0.0}, '--pixelcnn_rate is 0.0'),
     ({'victim': 'vgg9'}, "no choice 'vgg9'"),
     ({'tws_cap': 0}, '--tws_cap is 0; it must be 1 or more'),
     ({'weights': 'cifar100'}, 'give imagenet, cifar10, or a folder or file'),
     ({'weights': 'cifar10', 'dataset': 'mnist'}, 'mnist is read with one'),
-    ({'tws_tuned': 61}, '--num_valid=60'),
+    ({'tws_tuned': 61}, '--num_valid is 60'),
     ({'tws_radius': 1.5}, '--tws_radius is 1.5'),
   ],
 )
 def test_what_cannot_be_is_refused(flags, said):
   with pytest.raises(UserError) as error:
-    setting.Config(**flags)
+    config_module.Config(**flags)
   assert said in str(error.value)
 
 
 def test_variants_know_their_data():
-  grey = setting.get_config('small', 'mnist')
-  colour = setting.get_config('small', 'cifar10')
+  grey = config_module.get_config('small', 'mnist')
+  colour = config_module.get_config('small', 'cifar10')
   assert grey.epsilon == 0.3 and colour.epsilon == pytest.approx(8 / 255)
   assert grey.train_split == colour.heldout_split == ''
-  assert setting.get_config('paper', 'imagenet20').victim == 'resnet152'
+  assert config_module.get_config('paper', 'imagenet20').victim == 'resnet152'

@@ -9,10 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.gcd import gcd_whitebox
-from experiments.gcd.protocol import adaptive
-from experiments.gcd.protocol.adaptive import FORMS, Guard, Judged, Turn, White
-from experiments.gcd.protocol.outcomes import (
+from experiments.gcd import gcd_whitebox, white_box
+from experiments.gcd.config import get_config
+from experiments.gcd.white_box import (
+  ACTIVE_DETECTORS,
+  AttackRun,
+  DetectorScore,
+  Judged,
+  WhiteBox,
+)
+from experiments.gcd.white_outcomes import (
   Outcome,
   Outcomes,
   better,
@@ -21,7 +27,6 @@ from experiments.gcd.protocol.outcomes import (
   nested,
   rate_rows,
 )
-from experiments.gcd.protocol.setting import get_config
 from jaxadv.attacks import ddn, pgd
 from jaxadv.classifier import from_function
 from jaxadv.data.sources import Pictures
@@ -34,7 +39,7 @@ LOGITS = np.array([[-2.0, 1.0, -3.0, -1.0], [-1.0, -2.0, 2.0, 3.0]])
 
 
 @pytest.mark.parametrize(
-  ('form', 'expected'),
+  ('active', 'expected'),
   [
     ('no detector', [False, False, False, False]),
     ('DET_IS', [False, True, False, False]),
@@ -43,22 +48,22 @@ LOGITS = np.array([[-2.0, 1.0, -3.0, -1.0], [-1.0, -2.0, 2.0, 3.0]])
     ('GCD', [False, False, False, True]),
   ],
 )
-def test_a_guard_flags_by_its_own_rule(form, expected):
-  np.testing.assert_array_equal(adaptive.flagged(form, LOGITS), expected)
+def test_a_guard_flags_by_its_own_rule(active, expected):
+  np.testing.assert_array_equal(white_box.flagged(active, LOGITS), expected)
 
 
 def test_success_is_a_changed_label_that_is_not_flagged():
   labels, targets = np.zeros(4, int), np.full(4, 2)
   found = Judged(np.array([1, 2, 0, 2]), LOGITS)
   np.testing.assert_array_equal(
-    adaptive.succeeded(found, 'GCD', labels, None), [True, True, False, False]
+    white_box.succeeded(found, 'GCD', labels, None), [True, True, False, False]
   )
   np.testing.assert_array_equal(
-    adaptive.succeeded(found, 'GCD', labels, targets),
+    white_box.succeeded(found, 'GCD', labels, targets),
     [False, True, False, False],
   )
   np.testing.assert_array_equal(
-    adaptive.succeeded(found, 'no detector', labels, targets),
+    white_box.succeeded(found, 'no detector', labels, targets),
     [False, True, False, True],
   )
 
@@ -66,13 +71,13 @@ def test_success_is_a_changed_label_that_is_not_flagged():
 def test_budget_curve_counts_successes_that_are_small_enough():
   sizes = np.array([0.5, 1.0, 2.0, 0.1])
   success = np.array([True, True, True, False])
-  counts = adaptive.budget_curve(sizes, success, np.array([0, 0.5, 1.5, 9]))
+  counts = white_box.budget_curve(sizes, success, np.array([0, 0.5, 1.5, 9]))
   np.testing.assert_array_equal(counts, [0, 1, 2, 3])
 
 
 def outcomes_by_training(training):
   training = np.array(training)
-  empty = dict(single={}, informed={}, blind={}, plain={}, pipeline={})
+  empty = dict(single={}, adaptive={}, oblivious={}, plain={}, pipeline={})
   sources = np.arange(len(training))
   return Outcomes(**empty, sources=sources, training=training)
 
@@ -148,38 +153,40 @@ def test_the_better_of_two_attacks_is_the_success_or_the_smaller():
 
 def test_attacks_that_find_too_little_are_named():
   config = get_config()
-  all_steps, half = Turn('GCD'), Turn('GCD', divisor=2)
+  all_steps, half = AttackRun('GCD'), AttackRun('GCD', divisor=2)
   hits = lambda count: outcome(np.arange(50) < count, 1.0)
-  single = {(attack, all_steps): hits(48) for attack in config.attacks} | {
-    ('cw', all_steps): hits(46),  # Four points behind DDN.
-    ('cw_t', all_steps): hits(47),
+  single = {(attack, all_steps): hits(48) for attack in config.attack_names} | {
+    ('carlini_wagner', all_steps): hits(46),  # Four points behind DDN.
+    ('carlini_wagner_t', all_steps): hits(47),
     ('pgd_t', half): hits(46),
     ('ddn_t', half): outcome(np.arange(50) < 48, 1.1),
   }
-  blind = {(attack, all_steps): hits(0) for attack in config.attacks}
-  blind['fgsm', all_steps] = hits(49)
+  oblivious = {(attack, all_steps): hits(0) for attack in config.attack_names}
+  oblivious['fgsm', all_steps] = hits(49)
   found = outcomes_by_training(np.arange(50) % 2)
-  found = found._replace(single=single, blind=blind)
-  study = SimpleNamespace(config=config)
-  slow = gcd_whitebox.lagging(study, found, 'GCD')
-  assert set(slow) == {'cw', 'pgd_t', 'fgsm'}
-  assert '46 of 50 pictures, DDN-U on 48' in slow['cw']
+  found = found._replace(single=single, oblivious=oblivious)
+  inputs = SimpleNamespace(config=config)
+  slow = gcd_whitebox.lagging(inputs, found, 'GCD')
+  assert set(slow) == {'carlini_wagner', 'pgd_t', 'fgsm'}
+  assert '46 of 50 pictures, DDN-U on 48' in slow['carlini_wagner']
   assert 'from 100 to 200 steps' in slow['pgd_t']
   assert gcd_whitebox.saved(found, 'ddn_t') == pytest.approx(100 / 11)
   assert gcd_whitebox.saved(found, 'pgd_t') == 0
-  single['cw', all_steps] = outcome([1] * 50, 1.2)
-  single['cw_t', all_steps] = outcome([1] * 50, 1.09)
+  single['carlini_wagner', all_steps] = outcome([1] * 50, 1.2)
+  single['carlini_wagner_t', all_steps] = outcome([1] * 50, 1.09)
   wasteful = lambda attack: gcd_whitebox.wasteful(found, attack, 'GCD')
-  assert [wasteful(a) for a in ('cw', 'cw_t', 'ddn')] == [True, False, False]
+  assert [
+    wasteful(a) for a in ('carlini_wagner', 'carlini_wagner_t', 'ddn')
+  ] == [True, False, False]
 
 
 def test_a_small_ball_counts_in_the_larger_ones_around_it():
-  whole, half, quarter = (Turn('GCD', share) for share in (1.0, 0.5, 0.25))
+  whole, half, quarter = (AttackRun('GCD', share) for share in (1.0, 0.5, 0.25))
   single = {
     ('pgd', whole): outcome([0, 0, 1, 0], 4.0),
     ('pgd', half): outcome([0, 1, 1, 0], 2.0),
     ('pgd', quarter): outcome([1, 0, 0, 0], 1.0),
-    ('pgd', Turn('DET_IS')): outcome([0, 0, 0, 1], 4.0),
+    ('pgd', AttackRun('DET_IS')): outcome([0, 0, 0, 1], 4.0),
     ('ddn', whole): outcome([0, 0, 0, 1], 4.0),
   }
   assert budget_steps(single) == [(quarter, half), (half, whole)]
@@ -188,22 +195,28 @@ def test_a_small_ball_counts_in_the_larger_ones_around_it():
   np.testing.assert_array_equal(found['pgd', half].success, [1, 1, 1, 0])
   np.testing.assert_array_equal(found['pgd', whole].success, [1, 1, 1, 0])
   np.testing.assert_array_equal(found['pgd', whole].l2, [1, 2, 2, 4])
-  for other in [('pgd', Turn('DET_IS')), ('ddn', whole)]:
+  for other in [('pgd', AttackRun('DET_IS')), ('ddn', whole)]:
     np.testing.assert_array_equal(found[other].success, [0, 0, 0, 1])
 
 
 def test_pictures_are_dealt_to_trainings_quiet_ones_first():
-  quiet = np.array([[0, 1, 1, 1, 0, 1, 1, 1], [1, 0, 1, 0, 0, 1, 1, 1]], bool)
+  unflagged_when_clean = np.array(
+    [[0, 1, 1, 1, 0, 1, 1, 1], [1, 0, 1, 0, 0, 1, 1, 1]], bool
+  )
   # Even rows are the first training's, odd ones the second's.
-  np.testing.assert_array_equal(adaptive.dealt(quiet, 5), [2, 5, 6, 7])
   np.testing.assert_array_equal(
-    adaptive.dealt(quiet, 100), [2, 5, 6, 7, 0, 1, 4, 3]
+    white_box.dealt(unflagged_when_clean, 5), [2, 5, 6, 7]
+  )
+  np.testing.assert_array_equal(
+    white_box.dealt(unflagged_when_clean, 100), [2, 5, 6, 7, 0, 1, 4, 3]
   )
 
 
 SHAPE = (2, 2, 1)
 CONFIG = dataclasses.replace(
-  get_config(), white_pgd_steps=40, white_ddn_steps=40, betas=('10',)
+  get_config(),
+  white_attacks=('pgd:num_steps=40', 'ddn:num_steps=40'),
+  betas=('10',),
 )
 
 
@@ -228,7 +241,7 @@ def linear_guard(weight=1.0, summed=False, detectors=LINEAR):
     ),
     jnp.float32(4.0),
   )
-  return Guard(
+  return DetectorScore(
     classifier=classifier,
     states=(jnp.float32(weight), jnp.float32(3.0)),
     temperatures=jnp.array([1.0, 1.0]),
@@ -244,22 +257,22 @@ def white_of(*guards, n):
     images, np.zeros(n, np.int32), np.arange(n), ('a', 'b'), '', ''
   )
   nothing = np.zeros(n, np.int32), np.ones(n, bool), {}, {}
-  return White(guards, pictures, *nothing)
+  return WhiteBox(guards, pictures, *nothing)
 
 
 @pytest.mark.parametrize('summed', [False, True])
-@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('active', ACTIVE_DETECTORS)
 def test_the_score_has_the_sign_of_the_rule_and_an_objectives_slope(
-  form, summed
+  active, summed
 ):
   guard = linear_guard(summed=summed)
   images = jax.random.uniform(jax.random.key(0), (6, *SHAPE))
   images = images.at[0, :, 0, 0].set(jnp.array([0.8, 0.4]))  # They tie.
   logits = np.asarray(guard.logits(images))
-  used = np.array(FORMS[form])
+  used = np.array(ACTIVE_DETECTORS[active])
   guard = guard.replace(used=jnp.array(used))
   np.testing.assert_array_equal(
-    np.asarray(guard(images)) > 0, adaptive.flagged(form, logits)
+    np.asarray(guard(images)) > 0, white_box.flagged(active, logits)
   )
   gradient = jax.grad(lambda x: jnp.sum(guard(x)))(images)[1:, :, 0, 0]
   slopes = np.array([[1.0, 0.0], [0.0, 3.0]])
@@ -277,9 +290,9 @@ IMAGES = (
 )
 
 
-def got_past(white, result, form):
-  found = adaptive.judged(white, np.asarray(result.images))
-  return adaptive.succeeded(found, form, white.pictures.labels, None)
+def got_past(white, result, active):
+  found = white_box.judged(white, np.asarray(result.images))
+  return white_box.succeeded(found, active, white.pictures.labels, None)
 
 
 def run_informed(attack, guards, images, forms):
@@ -288,11 +301,11 @@ def run_informed(attack, guards, images, forms):
 
   @jax.jit
   def run(used):
-    attacked = adaptive.informed_attack(CONFIG, attack, used)
+    attacked = white_box.adaptive_attack(CONFIG, attack, used)
     aims = jnp.full(len(images), int(attacked.targeted))
-    return attacked(keys, adaptive.guarded_victim(guards), images, aims)
+    return attacked(keys, white_box.guarded_victim(guards), images, aims)
 
-  return {form: run(jnp.array(FORMS[form])) for form in forms}
+  return {active: run(jnp.array(ACTIVE_DETECTORS[active])) for active in forms}
 
 
 @pytest.mark.parametrize('attack', ['pgd', 'ddn', 'deepfool'])
@@ -301,9 +314,9 @@ def test_success_is_had_only_where_a_guard_leaves_room(attack):
   possible = {'no detector': True, 'DET_IS': False, 'DET_org': True}
   results = run_informed(attack, [guard], IMAGES, possible)
   white = white_of(guard, n=3)
-  for form, result in results.items():
-    success = got_past(white, result, form)
-    assert success.all() if possible[form] else not success.any(), form
+  for active, result in results.items():
+    success = got_past(white, result, active)
+    assert success.all() if possible[active] else not success.any(), active
 
 
 @pytest.mark.parametrize('attack', ['fgsm', 'ddn'])
@@ -343,7 +356,7 @@ def test_a_shortened_attack_is_one_of_fewer_steps(make):
   run = lambda attack: attack(keys, classifier, IMAGES, labels)
   short, own, whole = (
     run(attack)
-    for attack in (adaptive.shortened(make(16), 2), make(8), make(16))
+    for attack in (white_box.shortened(make(16), 2), make(8), make(16))
   )
   np.testing.assert_array_equal(short.images, own.images)
   assert np.any(np.asarray(short.images != whole.images))
@@ -363,7 +376,7 @@ def test_the_experiment_runs_to_its_report(gcd_run):
   learnt = (f'--attacks={",".join(attacks)}', '--detector_epochs=30')
   folder = gcd_run('gcd_whitebox', *learnt)
   white, results = rows(folder, role='white', judged='float')
-  assert len(white) == len(attacks) * len(FORMS)
+  assert len(white) == len(attacks) * len(ACTIVE_DETECTORS)
   assert all(row['n'] for row in white)
   free = [row['value'] for row in white if row['guard'] == 'no detector']
   assert max(free) > 0
@@ -382,7 +395,7 @@ def test_the_experiment_runs_to_its_report(gcd_run):
 def test_cells_are_the_attacks_and_the_probes():
   config = get_config()
   names = [cell.name for cell in gcd_whitebox.cells(config)]
-  assert names == [*config.attacks, 'second_order', 'pipeline']
+  assert names == [*config.attack_names, 'second_order', 'pipeline']
 
 
 def test_every_training_defends_a_picture():

@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.connection.protocol import study
-from experiments.connection.protocol.setting import get_config
+from experiments.connection import detectors
+from experiments.connection.config import get_config
 from jaxadv.data import sources
 from jaxadv.data.images import encode
 from jaxadv.errors import UserError
+from jaxadv.training import mesh
 
 pytestmark = pytest.mark.slow
 
@@ -60,8 +61,8 @@ def _config(folders, **options):
 def sets(folders):
   workdir = str(folders / 'runs' / 'run')
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(study.networks, 'mesh', lambda: None)
-    return study.prepare(
+    patch.setattr(mesh, 'all_devices', lambda: None)
+    return detectors.prepare_inputs(
       _config(folders), workdir, lambda text: None
     ).collection.sets
 
@@ -93,4 +94,6 @@ def test_other_classes_are_refused(folders, tmp_path):
     natural_plus_dataset='',
   )
   with pytest.raises(UserError, match='two has other classes'):
-    study.prepare(config, str(folders / 'runs' / 'two'), lambda text: None)
+    detectors.prepare_inputs(
+      config, str(folders / 'runs' / 'two'), lambda text: None
+    )

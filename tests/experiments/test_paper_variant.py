@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.connection.protocol import features, plan
-from experiments.connection.protocol.setting import Config
+from experiments.connection import features, plan
+from experiments.connection.config import Config
 from jaxadv import models
 from jaxadv.classifier import from_linen
 from jaxadv.data.fake import generated_pictures

@@ -5,8 +5,8 @@ import types
 import numpy as np
 import pytest
 
-from experiments.connection.protocol import study
-from experiments.connection.protocol.setting import Config
+from experiments.connection import detectors
+from experiments.connection.config import Config
 from jaxadv.metrics.roc import auc
 
 NUM = 200
@@ -26,7 +26,7 @@ def sets():
 
 
 def config(split, seed=0):
-  return Config(num_pictures=NUM, split=split, seed=seed)
+  return Config(num_pictures=NUM, split_by=split, seed=seed)
 
 
 def sources_of(sets, side):
@@ -36,7 +36,7 @@ def sources_of(sets, side):
 
 @pytest.mark.parametrize('split', ['source', 'per_class'])
 def test_every_kind_is_split_in_the_same_proportion(sets, split):
-  sides = study.split(config(split), sets)
+  sides = detectors.split(config(split), sets)
   assert [side.shape for side in sides] == [(4, 90), (4, 10), (4, 100)]
   rows = np.concatenate(sides, axis=1)
   for kind, found in enumerate(rows):
@@ -48,7 +48,7 @@ def test_every_kind_is_split_in_the_same_proportion(sets, split):
 def test_split_by_source_lets_no_picture_cross(sets):
   train, valid, test = (
     set.union(*sources_of(sets, side))
-    for side in study.split(config('source'), sets)
+    for side in detectors.split(config('source'), sets)
   )
   assert not train & test
   assert not train & valid
@@ -56,7 +56,7 @@ def test_split_by_source_lets_no_picture_cross(sets):
 
 
 def test_split_per_class_leaks(sets):
-  train, _, test = study.split(config('per_class'), sets)
+  train, _, test = detectors.split(config('per_class'), sets)
   clean, fgsm, *_ = sources_of(sets, train)
   tested_clean, tested_fgsm, *_ = sources_of(sets, test)
   # By chance 45 of 100, each way.
@@ -66,20 +66,20 @@ def test_split_per_class_leaks(sets):
 
 def test_split_depends_on_the_seed(sets):
   one, again, other = (
-    study.split(config('source', seed), sets)[0] for seed in (0, 0, 1)
+    detectors.split(config('source', seed), sets)[0] for seed in (0, 0, 1)
   )
   np.testing.assert_array_equal(one, again)
   assert (one != other).any()
 
 
 def test_shuffled_labels_are_those_of_sources(sets):
-  labels = study.shuffled_labels(config('source'), sets, 0)
+  labels = detectors.shuffled_labels(config('source'), sets, 0)
   assert labels.shape == (4, NUM)
   np.testing.assert_array_equal(labels[0], labels[1])
   np.testing.assert_array_equal(labels[0], labels[2])
   assert (labels[0] != labels[3]).any()
   assert 2 * labels[[0, 3]].sum() == labels[[0, 3]].size
-  anew = study.shuffled_labels(config('source'), sets, 1)
+  anew = detectors.shuffled_labels(config('source'), sets, 1)
   assert 0.3 < (labels == anew).mean() < 0.7
 
 
@@ -95,9 +95,9 @@ def test_shuffled_control_sees_the_leak(sets, split, low, high):
   looks = rng.normal(size=(5000, 20))
   pool = np.concatenate([looks[s.source] for s in sets.values()])
   pool += 0.1 * rng.normal(size=pool.shape)
-  labels = study.shuffled_labels(config(split), sets, 0).ravel()
+  labels = detectors.shuffled_labels(config(split), sets, 0).ravel()
   train, _, test = (
-    side[:2].ravel() for side in study.split(config(split), sets)
+    side[:2].ravel() for side in detectors.split(config(split), sets)
   )
   distances = np.linalg.norm(pool[test][:, None] - pool[train][None], axis=-1)
   guessed = labels[train][distances.argmin(axis=1)]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.connection import attack_supervision
-from experiments.connection.protocol import supervision
-from experiments.connection.protocol.matrix import CellScores
+from experiments.connection import attack_supervision as supervision
+from experiments.connection.matrix import CellScores
 from jaxadv.errors import UserError
 from jaxadv.metrics.intervals import percentile_interval
 from tests.experiments.conftest import TINY
@@ -258,7 +258,7 @@ def test_a_single_kind_of_each_category_is_refused(run, tmp_path, capsys):
 
 
 def test_printed_numbers_stand_where_they_belong():
-  printed = supervision.record.printed('figure6')
+  printed = supervision.report.printed('figure6')
   place = ('VGG16', 'all natural')
   for kind in ('IN-A', 'IN-A+'):
     assert printed[*place, 'mean'] - printed['VGG16', kind, 'mean'] == (

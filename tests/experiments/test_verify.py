@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import launch
-from experiments.tools import verify
 from jaxadv import reports
 from jaxadv.attacks import check, deepfool, fgsm, pgd
 from jaxadv.data import sources
@@ -21,7 +20,9 @@ from jaxadv.evaluation import (
   robustness,
 )
 from jaxadv.norms import linf_ball
+from jaxadv.runs import Progress
 from jaxadv.storage import read_json, read_npz
+from jaxadv.training import mesh
 from jaxadv.training.classifiers import standardise
 from tests.experiments.conftest import NETWORKS
 
@@ -42,8 +43,7 @@ def command():
 
   def command(*arguments):
     with pytest.MonkeyPatch.context() as patch:
-      for module in (verify, measuring):
-        patch.setattr(module, 'all_devices', lambda: None)
+      patch.setattr(mesh, 'all_devices', lambda: None)
       return launch.main(['launch.py', '--exp=verify', *map(str, arguments)])
 
   return command
@@ -53,7 +53,7 @@ def command():
 def alone():
   """Keeps `measure` to one device."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(measuring, 'all_devices', lambda: None)
+    patch.setattr(mesh, 'all_devices', lambda: None)
     yield
 
 
@@ -137,11 +137,9 @@ def test_shards_and_plan_end_in_the_same_report(
 def files(finished, verified, tmp_path_factory):
   """The same network as a file of weights, and the pictures as an .npz."""
   folder = tmp_path_factory.mktemp('files')
-  for entry in (finished.parent / 'cache' / 'classifier').iterdir():
-    made = read_json(entry / 'entry.json')['config']
-    # The victim's; backbones have fewer pictures a step.
-    if made['module']['depths'][0] == 1 and made['recipe']['batch_size'] == 32:
-      shutil.copy(entry / 'variables.npz', folder / 'net.npz')
+  weights = read_json(verified / 'results.json')['provenance']['fingerprints']
+  made = finished.parent / 'cache' / 'classifier' / weights['weights']
+  shutil.copy(made / 'variables.npz', folder / 'net.npz')
   digits = sources.load('digits', image_size=16)
   rows = read_npz(verified / 'arrays.npz')['source']
   np.savez(
@@ -553,14 +551,14 @@ def test_interrupted_run_goes_on_where_it_was(
 ):
   attacks = ['fgsm', 'deepfool']
   whole = measured(trained, tmp_path / 'whole', attacks=attacks, checks=False)
-  note = robustness.experiment.Progress.note
+  note = Progress.note
 
   def killed(self, text, share=0.0):
     if text == 'deepfool' and share > 0.5:
       raise KeyboardInterrupt
     note(self, text, share)
 
-  monkeypatch.setattr(robustness.experiment.Progress, 'note', killed)
+  monkeypatch.setattr(Progress, 'note', killed)
   cut = tmp_path / 'cut'
   with pytest.raises(KeyboardInterrupt):
     measured(trained, cut, attacks=attacks, checks=False)
@@ -568,7 +566,7 @@ def test_interrupted_run_goes_on_where_it_was(
   first = (cut / 'cells' / 'fgsm.npz').stat().st_mtime_ns
   kept = {path: path.stat().st_mtime_ns for path in cut.glob('**/rows-*.npz')}
   assert kept
-  monkeypatch.setattr(robustness.experiment.Progress, 'note', note)
+  monkeypatch.setattr(Progress, 'note', note)
   removed = []
   monkeypatch.setattr(
     measuring.shutil,

@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from experiments.gcd.protocol import adaptive, record
-from experiments.gcd.protocol.adaptive import (
+from experiments.gcd import report, white_box
+from experiments.gcd.config import MINIMAL, PAPER_NAME
+from experiments.gcd.pictures import RunInputs
+from experiments.gcd.white_box import (
+  ACTIVE_DETECTORS,
   DIVISORS,
-  FORMS,
   STEPPED,
+  AttackRun,
   Judged,
-  Turn,
-  White,
+  WhiteBox,
   steps_of,
 )
-from experiments.gcd.protocol.outcomes import Outcomes
-from experiments.gcd.protocol.setting import MINIMAL, PAPER_NAME
-from experiments.gcd.protocol.study import Study
+from experiments.gcd.white_outcomes import Outcomes
 from jaxadv.metrics.intervals import share_interval
 from jaxadv.reports import Plot
 
@@ -29,46 +29,53 @@ SHOWN = ('no detector', 'DET_IS', 'GCD')
 ANY_SIZE, SMALL = 'success', 'success within the median L2 of the last point'
 
 
-def curves_of(study: Study, outcomes: Outcomes) -> dict[str, np.ndarray]:
+def curves_of(inputs: RunInputs, outcomes: Outcomes) -> dict[str, np.ndarray]:
   """Counts success within budgets: {name: float64[4, P]} for `plots.curves`."""
   curves = {}
-  for attack in study.config.attacks:
+  for attack in inputs.config.attack_names:
     own = {
-      turn: outcome
-      for (name, turn), outcome in outcomes.informed.items()
-      if name == attack and turn.divisor == 1
+      attack_run: outcome
+      for (name, attack_run), outcome in outcomes.adaptive.items()
+      if name == attack and attack_run.divisor == 1
     }
     if attack in MINIMAL:
       needed = [o.l2[o.success] for o in own.values()]
       largest = max((n.max() for n in needed if len(n)), default=1.0)
       budgets = np.linspace(0, largest, NUM_BUDGETS)
-      for turn, outcome in own.items():
-        counts = adaptive.budget_curve(outcome.l2, outcome.success, budgets)
-        curves[f'curve/{attack}/{turn.form}'] = _banded(
+      for attack_run, outcome in own.items():
+        counts = white_box.budget_curve(outcome.l2, outcome.success, budgets)
+        curves[f'curve/{attack}/{attack_run.active}'] = _banded(
           budgets, counts, len(outcomes.sources)
         )
     elif attack == 'pgd':
       # DET_org is not tried on smaller budgets.
-      for form in SHOWN:
+      for active in SHOWN:
         points = sorted(
-          (turn.share * study.config.epsilon, outcome.success.sum())
-          for turn, outcome in own.items()
-          if turn.form == form
+          (attack_run.share * inputs.config.epsilon, outcome.success.sum())
+          for attack_run, outcome in own.items()
+          if attack_run.active == active
         )
         budgets, counts = np.transpose([(0, 0), *points])
-        curves[f'curve/pgd/{form}'] = _banded(
+        curves[f'curve/pgd/{active}'] = _banded(
           budgets, counts.astype(int), len(outcomes.sources)
         )
-  return curves | step_curves(study, outcomes)
+  return curves | step_curves(inputs, outcomes)
 
 
-def step_curves(study: Study, outcomes: Outcomes) -> dict[str, np.ndarray]:
+def step_curves(inputs: RunInputs, outcomes: Outcomes) -> dict[str, np.ndarray]:
   """Counts success on the ensemble by number of steps, as `curves_of`."""
   curves = {}
-  for attack in [a for a in STEPPED if a in study.config.attacks]:
-    turns = [Turn('GCD', divisor=divisor) for divisor in (*DIVISORS, 1)]
-    own = [outcomes.single[attack, turn] for turn in turns]
-    steps = np.array([steps_of(study.config, attack, turn) for turn in turns])
+  for attack in [a for a in STEPPED if a in inputs.config.attack_names]:
+    attack_runs = [
+      AttackRun('GCD', divisor=divisor) for divisor in (*DIVISORS, 1)
+    ]
+    own = [outcomes.single[attack, attack_run] for attack_run in attack_runs]
+    steps = np.array(
+      [
+        steps_of(inputs.config, attack, attack_run)
+        for attack_run in attack_runs
+      ]
+    )
     lines = {ANY_SIZE: np.inf}
     if attack in MINIMAL and own[-1].success.any():
       lines[SMALL] = float(np.median(own[-1].l2[own[-1].success]))
@@ -85,20 +92,20 @@ def _banded(budgets, counts, n: int) -> np.ndarray:
   return np.stack([budgets, 100 * counts / n, *ends])
 
 
-def curve_drawings(study: Study, curves) -> list[Plot]:
+def curve_drawings(inputs: RunInputs, curves) -> list[Plot]:
   """Lays out the curves, with DET_org left out where it has no curve."""
 
   def drawing(name: str, attacks, xlabel: str, caption: str) -> list[Plot]:
     panels = {
       PAPER_NAME[attack]: {
-        form: f'curve/{attack}/{form}'
-        for form in FORMS
-        if f'curve/{attack}/{form}' in curves
+        active: f'curve/{attack}/{active}'
+        for active in ACTIVE_DETECTORS
+        if f'curve/{attack}/{active}' in curves
       }
       for attack in attacks
-      if attack in study.config.attacks
+      if attack in inputs.config.attack_names
     }
-    options = {'panels': panels, 'xlabel': xlabel, 'ylabel': record.RATE}
+    options = {'panels': panels, 'xlabel': xlabel, 'ylabel': report.RATE}
     return [Plot(name, 'curves', caption, options)] if panels else []
 
   steps = {
@@ -108,7 +115,7 @@ def curve_drawings(study: Study, curves) -> list[Plot]:
       if f'steps/{attack}/{line}' in curves
     }
     for attack in STEPPED
-    if attack in study.config.attacks
+    if attack in inputs.config.attack_names
   }
   size = 'L2 budget (image units)'
   text = (
@@ -118,12 +125,15 @@ def curve_drawings(study: Study, curves) -> list[Plot]:
   return [
     *drawing(
       'budget-untargeted',
-      ('deepfool', 'cw', 'ddn'),
+      ('deepfool', 'carlini_wagner', 'ddn'),
       size,
       text.format('untargeted'),
     ),
     *drawing(
-      'budget-targeted', ('cw_t', 'ddn_t'), size, text.format('targeted')
+      'budget-targeted',
+      ('carlini_wagner_t', 'ddn_t'),
+      size,
+      text.format('targeted'),
     ),
     *drawing(
       'budget-linf',
@@ -141,7 +151,7 @@ def curve_drawings(study: Study, curves) -> list[Plot]:
           'point an attack of its own: where a curve still rises at its end, '
           'more steps would find more. Of DDN also success within the median '
           'L2 of what the most steps find.',
-          {'panels': steps, 'xlabel': 'steps', 'ylabel': record.RATE},
+          {'panels': steps, 'xlabel': 'steps', 'ylabel': report.RATE},
         )
       ]
       if steps
@@ -150,42 +160,42 @@ def curve_drawings(study: Study, curves) -> list[Plot]:
   ]
 
 
-def _example_rows(white: White) -> np.ndarray:
-  return np.flatnonzero(white.quiet[: record.NUM_EXAMPLES])[:4]
+def _example_rows(white: WhiteBox) -> np.ndarray:
+  return np.flatnonzero(white.unflagged_when_clean[: report.NUM_EXAMPLES])[:4]
 
 
 def example_pictures(
-  study: Study, white: White, found: dict[str, Any]
+  inputs: RunInputs, white: WhiteBox, found: dict[str, Any]
 ) -> dict[str, np.ndarray]:
   """Collects the pictures of Figure 5, a line a picture: clean, then guards."""
   rows = _example_rows(white)
-  if 'ddn' not in study.config.attacks or not len(rows):
+  if 'ddn' not in inputs.config.attack_names or not len(rows):
     return {}
   shown = [white.pictures.images[rows]] + [
-    found['ddn'][f'{part_of(form)}/images'][rows] for form in SHOWN
+    found['ddn'][f'{part_of(active)}/images'][rows] for active in SHOWN
   ]
   lines = np.stack(shown, axis=1).reshape(-1, *shown[0].shape[1:])
   return {'examples': np.broadcast_to(lines, (*lines.shape[:3], 3))}
 
 
 def example_drawing(
-  study: Study, white: White, found: dict[str, Any]
+  inputs: RunInputs, white: WhiteBox, found: dict[str, Any]
 ) -> list[Plot]:
   """Lays out Figure 5."""
-  if not example_pictures(study, white, found):
+  if not example_pictures(inputs, white, found):
     return []
   names, own = white.pictures.class_names, found['ddn']
   titles = []
   for row in _example_rows(white):
     titles.append([f'clean: {names[white.pictures.labels[row]]}'])
-    for form in SHOWN:
-      part = part_of(form)
+    for active in SHOWN:
+      part = part_of(active)
       judged = Judged(own[f'{part}/predicted'], own[f'{part}/logits'])
-      success = adaptive.succeeded(judged, form, white.pictures.labels, None)
+      success = white_box.succeeded(judged, active, white.pictures.labels, None)
       outcome = (
         f'as {names[judged.predicted[row]]}, L2 {own[f"{part}/l2"][row]:.2f}'
       )
-      titles.append([form, outcome if success[row] else 'no success'])
+      titles.append([active, outcome if success[row] else 'no success'])
   return [
     Plot(
       'examples',
@@ -199,6 +209,6 @@ def example_drawing(
   ]
 
 
-def part_of(form: str) -> int:
+def part_of(active: str) -> int:
   """Gives the number of the turn that attacks a guard at the full budget."""
-  return list(FORMS).index(form)
+  return list(ACTIVE_DETECTORS).index(active)

@@ -1,4 +1,4 @@
-"""One run of the paper: data, networks, pictures, then a cell after the other.
+"""Detectors of a run: its inputs, and a cell after the other.
 
 A cell is one backbone and one seed: all of its detectors, trained in one
 compiled program and scored on every kind.
@@ -16,32 +16,31 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from experiments import conduct
-from experiments.connection.protocol import features, networks, pictures
-from experiments.connection.protocol.matrix import (
-  SHUFFLED_WITH,
-  CellScores,
-)
-from experiments.connection.protocol.setting import Config, weight_file
-from jaxadv import experiment, models, storage
+from experiments.common.networks import Network
+from experiments.common.options import cache_dir
+from experiments.common.runner import CellCode, ReportProgress
+from experiments.connection import features, networks, pictures
+from experiments.connection.config import Config, weight_file
+from experiments.connection.matrix import SHUFFLED_WITH, CellScores
+from jaxadv import models, storage
 from jaxadv.classifier import Classifier
 from jaxadv.data import pipeline
 from jaxadv.data.sources import Pictures
 from jaxadv.detectors import backbone as detectors
 from jaxadv.detectors import saved
-from jaxadv.experiment import Cell
 from jaxadv.metrics.estimates import auc_estimate
 from jaxadv.models.names import parse_network
 from jaxadv.models.pretrained import load_classifier
 from jaxadv.models.weights import native
+from jaxadv.runs import Cell, stream
 from jaxadv.storage import Cache, fingerprint
-from jaxadv.training import FitResult, TrainConfig
+from jaxadv.training import FitResult, TrainConfig, mesh
 
 # Train, validate (a tenth of the training half) and test.
 SHARES = (0.45, 0.05, 0.5)
 
 
-class Study(NamedTuple):
+class RunInputs(NamedTuple):
   """What a run has made before its cells.
 
   Attributes:
@@ -75,44 +74,46 @@ def cells(config: Config) -> list[Cell]:
   ]
 
 
-def prepare(config: Config, workdir: str, note: Callable[[str], None]) -> Study:
+def prepare_inputs(
+  config: Config, workdir: str, report_progress: ReportProgress
+) -> RunInputs:
   """Makes or finds everything that the cells share.
 
   Args:
     config: The config of the run.
     workdir: Its folder; the cache lies beside it unless an option says
       otherwise.
-    note: Called with a few words before each piece of work.
+    report_progress: Called with a few words before each piece of work.
 
   Returns:
-    The study.
+    The inputs.
 
   Raises:
     UserError: If what was asked for cannot be.
     DataError: If data on disk are broken.
   """
-  cache = Cache(experiment.cache_dir(config, workdir))
-  note('data')
+  cache = Cache(cache_dir(config, workdir))
+  report_progress('data')
   # A file that does not fit is to be known before hours of work.
   for network in networks.networks_of(config):
     path = weight_file(config, network)
     if path:
       load_classifier(parse_network(network), config.image_size, path)
   train, heldout = pictures.load_pictures(config, cache)
-  collection = pictures.collect(config, cache, train, heldout, note)
-  return Study(config, cache, train, heldout, collection, Path(workdir), {})
+  collection = pictures.collect(config, cache, train, heldout, report_progress)
+  return RunInputs(config, cache, train, heldout, collection, Path(workdir), {})
 
 
 def backbone_design(
-  study: Study, cell: Cell
-) -> tuple[networks.Network, detectors.Design]:
+  inputs: RunInputs, cell: Cell
+) -> tuple[Network, detectors.Design]:
   """Makes or finds a cell's backbone, and says how detectors stand on it."""
   network = networks.backbone(
-    study.config,
-    study.cache,
+    inputs.config,
+    inputs.cache,
     cell.settings['network'],
-    study.train,
-    study.heldout,
+    inputs.train,
+    inputs.heldout,
     cell.settings['seed'],
   )
   known = models.BACKBONES[network.name]
@@ -125,31 +126,31 @@ def backbone_design(
 
 
 def run_cell(
-  study: Study, cell: Cell, note: Callable[[str, float], None]
+  inputs: RunInputs, cell: Cell, report_progress: ReportProgress
 ) -> CellScores:
   """Trains and scores the detectors of a cell, or finds them in the cache.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     cell: One of `cells(study.config)`.
-    note: Called with a few words and the share done.
+    report_progress: Called with a few words and the share done.
 
   Returns:
     The scores of all test pictures.
   """
-  config, sets = study.config, study.collection.sets
-  note(f'backbone {cell.settings["network"]}', 0.0)
-  network, design = backbone_design(study, cell)
+  config, sets = inputs.config, inputs.collection.sets
+  report_progress(f'backbone {cell.settings["network"]}', 0.0)
+  network, design = backbone_design(inputs, cell)
   recipe = TrainConfig(num_epochs=config.detector_epochs)
   names = tuple(sets)
   trained = (*names[1:], 'shuffled')
   sides = split(config, sets)
   shuffled = shuffled_labels(config, sets, cell.settings['seed'])
-  key = networks.stream(config, f'detectors {cell.name}')
+  key = stream(config.seed, f'detectors {cell.name}')
   made_from = {
     'design': design,
     'recipe': recipe,
-    'backbone': network.identity,
+    'backbone': network.fingerprint,
     # In the order in which detectors and scores are kept.
     'trained': trained,
     'tested': names,
@@ -161,8 +162,8 @@ def run_cell(
   }
 
   def make(folder: Path, work: Path) -> None:
-    note(f'detectors {cell.name}', 0.0)
-    pool = pool_features(study, design, network)
+    report_progress(f'detectors {cell.name}', 0.0)
+    pool = pool_features(inputs, design, network)
     partners = [
       names.index(SHUFFLED_WITH if name == 'shuffled' else name)
       for name in trained
@@ -203,10 +204,10 @@ def run_cell(
         train,
         valid,
         recipe,
-        mesh=networks.mesh(),
+        mesh=mesh.all_devices(),
         checkpoint_dir=work if together else work / trained[number],
         data_identity=made_from,
-        progress=lambda done, total, _: note(
+        progress=lambda done, total, _: report_progress(
           f'detectors {cell.name}', (number + done / total) / len(groups)
         ),
       )
@@ -237,7 +238,7 @@ def run_cell(
     storage.write_npz(folder / 'history.npz', **history)
 
   version = storage.code_version(__name__)
-  folder = study.cache.get_or_make('detectors', version, made_from, make)
+  folder = inputs.cache.get_or_make('detectors', version, made_from, make)
   test_rows = sides[2]
   sources = np.concatenate([s.source for s in sets.values()])
   scores = CellScores(
@@ -249,7 +250,7 @@ def run_cell(
     accuracy=np.nan if network.accuracy is None else network.accuracy,
   )
   if config.save_detectors and cell.settings['seed'] == 0:
-    save_cell(study, cell, design, network.classifier, scores, folder)
+    save_cell(inputs, cell, design, network.classifier, scores, folder)
   return scores
 
 
@@ -279,7 +280,7 @@ def score_rows(
 
 
 def save_cell(
-  study: Study,
+  inputs: RunInputs,
   cell: Cell,
   design: detectors.Design,
   classifier: Classifier,
@@ -289,14 +290,14 @@ def save_cell(
   """Leaves the detectors of a cell in the workdir, for `--exp=detect`.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     cell: The cell.
     design: The design of its detectors.
     classifier: Their backbone.
     scores: Their scores.
     folder: Where the cache keeps their variables.
   """
-  config, name = study.config, parse_network(cell.settings['network'])
+  config, name = inputs.config, parse_network(cell.settings['network'])
   stacked = storage.read_npz(folder / 'detectors.npz')
   for kind in config.attacks:
     member = scores.trained.index(kind)
@@ -306,14 +307,14 @@ def save_cell(
       image_size=config.image_size,
       kind=kind,
       data=Path(config.dataset).name,
-      num_classes=len(study.heldout.class_names),
+      num_classes=len(inputs.heldout.class_names),
       auc=auc_estimate(*scores.positives(kind, kind)).value / 100,
     )
     variables = traverse_util.unflatten_dict(
       {path: leaf[member] for path, leaf in stacked.items()}, sep='/'
     )
     saved.save(
-      study.workdir / 'detectors' / cell.name / kind,
+      inputs.workdir / 'detectors' / cell.name / kind,
       design,
       classifier,
       variables,
@@ -332,7 +333,7 @@ def split(config: Config, sets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     int32[S, n] each, rows of the pool of all sets one after the other.
   """
   n = config.num_pictures
-  if config.split == 'per_class':
+  if config.split_by == 'per_class':
     masks = pipeline.split_per_class(
       config.seed, np.repeat(np.arange(len(sets)), n), SHARES
     )
@@ -365,30 +366,30 @@ def shuffled_labels(config: Config, sets, seed: int) -> np.ndarray:
 
 
 def pool_features(
-  study: Study, design: detectors.Design, network: networks.Network
+  inputs: RunInputs, design: detectors.Design, network: Network
 ) -> features.Features:
   """Gives the features of all pictures; those of the last backbone are kept.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     design: The design of the detectors.
     network: Their backbone.
 
   Returns:
     The features; see `features.pool`.
   """
-  config, place = study.config, (design, network.identity)
-  if place not in study.kept:
-    study.kept.clear()  # First, as there may be no room for both.
-    study.kept[place] = features.pool(
+  config, place = inputs.config, (design, network.fingerprint)
+  if place not in inputs.kept:
+    inputs.kept.clear()  # First, as there may be no room for both.
+    inputs.kept[place] = features.pool(
       design,
       network.classifier,
-      [s.images for s in study.collection.sets.values()],
+      [s.images for s in inputs.collection.sets.values()],
       dtype=config.feature_dtype,
       limit=config.feature_memory * 2**30,
       batch_size=config.batch_size,
     )
-  return study.kept[place]
+  return inputs.kept[place]
 
 
 def pack_scores(scores: CellScores) -> dict[str, np.ndarray]:
@@ -408,4 +409,4 @@ def unpack_scores(arrays: dict[str, np.ndarray]) -> CellScores:
   )
 
 
-DETECTORS = conduct.CellWork(run_cell, pack_scores, unpack_scores)
+DETECTORS = CellCode(run_cell, pack_scores, unpack_scores)

@@ -6,18 +6,18 @@ import dataclasses
 import os
 from typing import Any
 
-from jaxadv.errors import UserError
-from jaxadv.experiment import (
+from experiments.common.networks import find_weights
+from experiments.common.options import (
+  NETWORK,
   VARIANTS,
   Options,
-  check_choices,
-  check_options,
   option,
 )
-from jaxadv.models import BACKBONES, PUBLISHED, build
+from experiments.connection.kinds import KINDS
+from jaxadv.errors import UserError, check_choices
+from jaxadv.models import BACKBONES, PUBLISHED
 from jaxadv.models.names import NetworkName, parse_network
 from jaxadv.perturbations.noise import FILTERS
-from jaxadv.sets.types import KINDS
 
 KIND_NAMES = tuple(kind.name for kind in KINDS)
 FEATURE_DTYPES = ('float32', 'bfloat16')
@@ -42,35 +42,56 @@ class Config(Options):
   heldout_split: str = option(
     '', 'Split for clean and attacked pictures; empty: see BUILD.md.'
   )
-  image_size: int = option(32, 'Side of the pictures, in pixels.')
+  image_size: int = option(
+    32, 'Side of the pictures, in pixels.', within='[1, inf)'
+  )
   num_pictures: int = option(
-    200, 'Pictures of every kind, clean included; half train, half test.'
+    200,
+    'Pictures of every kind, clean included; half train, half test.',
+    within='[20, inf)',  # A twentieth of them validates.
   )
   attacks: tuple[str, ...] = option(
-    KIND_NAMES, f'Kinds of adversarial picture: {", ".join(KIND_NAMES)}.'
+    KIND_NAMES,
+    f'Kinds of adversarial picture: {", ".join(KIND_NAMES)}.',
+    choices=KIND_NAMES,
   )
-  victim: str = option('vgg11:0.25', 'Network under attack, name:width:size.')
-  victim_epochs: int = option(30, "Epochs of the victim's training.")
+  victim: str = option(
+    'vgg11:0.25', 'Network under attack, name:width:size.', kind=NETWORK
+  )
+  victim_epochs: int = option(
+    30, "Epochs of the victim's training.", within='[1, inf)'
+  )
   reference: tuple[str, ...] = option(
     ('vgg13:0.25',),
     'Networks whose errors are the natural kinds: those of the first, then of '
     'the next.',
+    kind=NETWORK,
   )
   reference_pictures: int = option(
-    40, 'Training pictures of the reference; 0 for all there are.'
+    40,
+    'Training pictures of the reference; 0 for all there are.',
+    within='[0, inf)',
   )
-  reference_epochs: int = option(30, "Epochs of the reference's training.")
+  reference_epochs: int = option(
+    30, "Epochs of the reference's training.", within='[1, inf)'
+  )
   backbones: tuple[str, ...] = option(
-    ('vgg16:0.125', 'mobilenet:0.25'), 'Detector backbones, name:width:size.'
+    ('vgg16:0.125', 'mobilenet:0.25'),
+    'Detector backbones, name:width:size.',
+    kind=NETWORK,
   )
   backbone_pictures: int = option(
-    0, 'Training pictures of the backbones; 0 for all there are.'
+    0,
+    'Training pictures of the backbones; 0 for all there are.',
+    within='[0, inf)',
   )
   backbone_epochs: int = option(
-    20, "Epochs of a backbone's training as a classifier."
+    20, "Epochs of a backbone's training as a classifier.", within='[1, inf)'
   )
   backbone_batch: int = option(
-    0, "Pictures a step of a backbone's training; 0 for the network's own."
+    0,
+    "Pictures a step of a backbone's training; 0 for the network's own.",
+    within='[0, inf)',
   )
   weights: tuple[str, ...] = option(
     (),
@@ -79,7 +100,9 @@ class Config(Options):
     'NETWORK=FILE for one network.',
   )
   heldout_pictures: int = option(
-    0, 'Use so many held-out pictures, drawn at random; 0 for all.'
+    0,
+    'Use so many held-out pictures, drawn at random; 0 for all.',
+    within='[0, inf)',
   )
   natural_dataset: str = option(
     '',
@@ -91,25 +114,39 @@ class Config(Options):
     'Folder of their crops, class by class, such as ImageNet-A-Plus; empty: '
     'Grad-CAM crops.',
   )
-  epsilon: float = option(16 / 255, 'Linf radius of FGSM and PGD, in (0, 1].')
-  num_trials: int = option(100, 'Trials of the HSV attack.')
-  ni_filter: str = option('gaussian', f'One of {", ".join(FILTERS)}, mixed.')
-  detector_epochs: int = option(15, "Epochs of a detector's training.")
-  num_seeds: int = option(
-    3, 'Trainings of every backbone with its detectors; 1 gives no verdicts.'
+  epsilon: float = option(
+    16 / 255, 'Linf radius of FGSM and PGD, in image units.', within='(0, 1]'
   )
-  split: str = option(
+  num_trials: int = option(100, 'Trials of the HSV attack.', within='[1, inf)')
+  ni_filter: str = option(
+    'gaussian',
+    f'One of {", ".join(FILTERS)}, mixed.',
+    choices=(*FILTERS, 'mixed'),
+  )
+  detector_epochs: int = option(
+    15, "Epochs of a detector's training.", within='[1, inf)'
+  )
+  num_seeds: int = option(
+    3,
+    'Trainings of every backbone with its detectors; 1 gives no verdicts.',
+    within='[1, inf)',
+  )
+  split_by: str = option(
     'source',
     'source: a picture and all its versions on one side; per_class: every '
     'kind on its own, as in the paper, which leaks.',
+    choices=('source', 'per_class'),
   )
   feature_dtype: str = option(
-    'float32', 'float32 or bfloat16: of the features of the frozen part.'
+    'float32',
+    'float32 or bfloat16: of the features of the frozen part.',
+    choices=FEATURE_DTYPES,
   )
   feature_memory: float = option(
     8.0,
     'GiB that features may take on a device; beyond, detectors train one after '
     'the other.',
+    within='(0, inf)',
     changes_result=False,
   )
   save_detectors: bool = option(
@@ -118,78 +155,17 @@ class Config(Options):
     changes_result=False,
   )
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     """Checks what can be checked before any work.
 
     Raises:
       UserError: Naming the option, its value and what is allowed.
     """
-    check_options(self)
-    check_choices('--variant', [self.variant], VARIANTS)
-    check_choices('--attacks', self.attacks, KIND_NAMES)
-    check_choices('--split', [self.split], ('source', 'per_class'))
-    check_choices('--ni_filter', [self.ni_filter], (*FILTERS, 'mixed'))
-    check_choices('--feature_dtype', [self.feature_dtype], FEATURE_DTYPES)
-    for name in ('attacks', 'backbones', 'reference'):
-      given = getattr(self, name)
-      if not given:
-        raise UserError(f'--{name} is empty; give at least one')
-      same = given
-      if name != 'attacks':
-        same = [self.taken(text) for text in given]
-      if len(set(same)) < len(given):
-        raise UserError(f'--{name} names one twice: {", ".join(given)}')
-    for name in (
-      'image_size',
-      'victim_epochs',
-      'reference_epochs',
-      'backbone_epochs',
-      'num_trials',
-      'detector_epochs',
-      'num_seeds',
-    ):
-      if getattr(self, name) < 1:
-        raise UserError(
-          f'--{name} is {getattr(self, name)}; it must be 1 or more'
-        )
-    for name in (
-      'reference_pictures',
-      'backbone_pictures',
-      'backbone_batch',
-      'heldout_pictures',
-    ):
-      if getattr(self, name) < 0:
-        raise UserError(
-          f'--{name} is {getattr(self, name)}; it must be 0 or more'
-        )
-    if self.feature_memory <= 0:
-      raise UserError(
-        f'--feature_memory is {self.feature_memory}; give GiB above 0'
-      )
+    super().__post_init__()
     if self.natural_plus_dataset and not self.natural_dataset:
       raise UserError(
         '--natural_plus_dataset needs --natural_dataset, the pictures that '
         'were cropped'
-      )
-    if self.num_pictures < 20:
-      # A twentieth of them validates.
-      raise UserError(
-        f'--num_pictures is {self.num_pictures}; it must be 20 or more'
-      )
-    if not 0 < self.epsilon <= 1:
-      raise UserError(
-        f'--epsilon is {self.epsilon}; it must lie in (0, 1], in image units'
-      )
-    networks = [
-      parse_network(text)
-      for text in (self.victim, *self.reference, *self.backbones)
-    ]
-    for network in networks:
-      build(
-        network.name,
-        num_classes=2,
-        width=network.width,
-        image_size=network.size_for(self.image_size),
       )
     others = map(self.taken, (self.victim, *self.backbones))
     if self.taken(self.reference[0]) in others:
@@ -197,12 +173,15 @@ class Config(Options):
         f'--reference begins with {self.reference[0]}, which is also the '
         'victim or a backbone; natural kinds need another network'
       )
+    names = (self.victim, *self.reference, *self.backbones)
     for text in self.weights:
       network_text, equals, path = text.partition('=')
-      if equals and parse_network(network_text) not in networks:
+      if equals and parse_network(network_text) not in map(
+        parse_network, names
+      ):
         raise UserError(
           f'--weights names {network_text!r}, which is not a network of this '
-          f'run ({", ".join([self.victim, *self.reference, *self.backbones])})'
+          f'run ({", ".join(names)})'
         )
       if not equals and text not in PUBLISHED and not os.path.isdir(text):
         raise UserError(
@@ -224,8 +203,6 @@ def weight_file(config: Config, network: str) -> str | None:
   Raises:
     UserError: If they cannot be had.
   """
-  from jaxadv.models.weights import published
-
   wanted = parse_network(network)
   for text in config.weights:
     owner, equals, path = text.partition('=')
@@ -235,8 +212,7 @@ def weight_file(config: Config, network: str) -> str | None:
   others = set(PUBLISHED) - {BACKBONES[wanted.name].published}
   # Names of weights that are of other networks come last.
   for text in sorted(places, key=others.__contains__):
-    size = wanted.size_for(config.image_size)
-    return str(published.find(wanted.name, wanted.width, size, text))
+    return find_weights(network, config.image_size, text)
   return None
 
 

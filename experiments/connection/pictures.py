@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.connection.protocol import networks
-from experiments.connection.protocol.setting import (
-  Config,
-  is_published,
-)
+from experiments.common import data
+from experiments.common.attacked import attacked_sets, clean_set
+from experiments.common.networks import Network, correct
+from experiments.common.runner import ReportProgress
+from experiments.connection import networks
+from experiments.connection.config import Config, is_published
 from jaxadv import models
 from jaxadv.attacks import make
 from jaxadv.data import imagenet, sources
 from jaxadv.errors import UserError
-from jaxadv.experiment import data_dir
-from jaxadv.sets.build import build
+from jaxadv.runs import stream
 from jaxadv.sets.io import read, write
 from jaxadv.sets.natural import natural as natural_set
 from jaxadv.sets.natural import natural_plus
@@ -31,14 +31,11 @@ from jaxadv.storage import (
   write_npz,
 )
 
-Note = Callable[[str], None]
 # Of the held-out pictures, this many times `num_pictures` are the pool of
 # clean pictures (the victim must be right on them), more if the victim errs
 # often, half at most; the rest is the pool of natural ones, on which the
 # reference errs.
 CLEAN_POOL = 1.4
-# Slots that a finished picture makes room in; helps attacks that end early.
-NUM_SLOTS = 32
 NATURAL = ('natural', 'natural_plus')
 # First source id of the kinds that do not come from the held-out pictures.
 SOURCES_OF = {
@@ -62,39 +59,17 @@ def load_pictures(
       of pictures cannot be had.
   """
 
-  def load(split: str, **options) -> sources.Pictures:
-    return _load(config, cache, config.dataset, split, **options)
-
-  train_split, heldout_split = _splits(config, cache)
-  teaches = not all(
-    is_published(config, n) for n in networks.networks_of(config)
-  )
-  folders = dict(data_dir=data_dir(config.data_dir), cache_dir=cache.root)
-  if train_split != heldout_split:
-    shared = sources.overlap(
-      config.dataset, train_split, heldout_split, **folders
-    )
-    if shared:
-      raise UserError(
-        f'--train_split {train_split} and --heldout_split {heldout_split} of '
-        f'{config.dataset} have {shared} pictures in common; give two that '
-        'have none'
-      )
   for name in (config.natural_dataset, config.natural_plus_dataset):
-    if name:
-      sources.splits(name, **folders)  # To be missed before hours of work.
-  heldout = load(
-    heldout_split,
-    seed=config.seed if config.heldout_pictures else None,
-    limit=config.heldout_pictures or None,
+    if name:  # To be missed before hours of work.
+      data.split_names(config, cache, name)
+  train, heldout = data.load_sides(
+    config,
+    cache,
+    learns=not all(
+      is_published(config, n) for n in networks.networks_of(config)
+    ),
+    num_heldout=config.heldout_pictures,
   )
-  heldout = sources.shuffled(heldout, config.seed)
-  if not teaches:
-    train = sources.subset(heldout, slice(0))
-  elif train_split != heldout_split:
-    train = load(train_split)
-  else:
-    train, heldout = sources.divide(heldout)
   most = len(heldout.labels) // 2
   if config.num_pictures > most:
     raise UserError(
@@ -103,28 +78,6 @@ def load_pictures(
       f'for at most {most}, or give a larger set'
     )
   return train, heldout
-
-
-def _load(
-  config: Config, cache: Cache, dataset: str, split: str, **options: Any
-) -> sources.Pictures:
-  return sources.load(
-    dataset,
-    split,
-    data_dir=data_dir(config.data_dir),
-    cache_dir=cache.root,
-    image_size=config.image_size,
-    **options,
-  )
-
-
-def _splits(config: Config, cache: Cache) -> tuple[str, str]:
-  """Names the split to learn from and the one to draw pictures from."""
-  found = sources.splits(
-    config.dataset, data_dir=data_dir(config.data_dir), cache_dir=cache.root
-  )
-  train, heldout = sources.usual_splits(found)
-  return config.train_split or train, config.heldout_split or heldout
 
 
 class Collection(NamedTuple):
@@ -144,8 +97,8 @@ class Collection(NamedTuple):
   """
 
   sets: dict[str, AdversarialSet]
-  victim: networks.Network
-  references: tuple[networks.Network, ...]
+  victim: Network
+  references: tuple[Network, ...]
 
 
 def collect(
@@ -153,7 +106,7 @@ def collect(
   cache: Cache,
   train: sources.Pictures,
   heldout: sources.Pictures,
-  note: Note,
+  report_progress: ReportProgress,
 ) -> Collection:
   """Builds the clean, attacked and control pictures of a run.
 
@@ -162,7 +115,7 @@ def collect(
     cache: Keeps networks and sets.
     train: Pictures that networks learn from.
     heldout: Pictures that the sets are made of, in random order.
-    note: Called with a few words before each piece of work.
+    report_progress: Called with a few words before each piece of work.
 
   Returns:
     The pictures.
@@ -170,7 +123,7 @@ def collect(
   Raises:
     UserError: If there are too few pictures of a kind; says how many.
   """
-  note(f'victim {config.victim}')
+  report_progress(f'victim {config.victim}')
   victim = networks.network_of(
     config, cache, config.victim, train, heldout, config.victim_epochs
   )
@@ -182,19 +135,19 @@ def collect(
     )
   rows = np.arange(len(heldout.labels))
   half = len(rows) // 2
-  right = networks.correct(config, victim.classifier, heldout) & (rows < half)
+  right = correct(victim.classifier, heldout, config.batch_size) & (rows < half)
   clean = _first(config, heldout, right, 'that the victim classifies correctly')
   last = np.flatnonzero(right)[config.num_pictures - 1]
   border = min(max(round(CLEAN_POOL * config.num_pictures), last + 1), half)
 
   attacks = attacks_of(config)
   natural = [kind for kind in config.attacks if kind not in attacks]
-  found = {'clean': _as_set('clean', clean)}
+  found = {'clean': clean_set('clean', clean)}
   references = []
   # Before the attacks, which take longest: there may be too few.
   if natural:
     for name in config.reference:
-      note(f'reference {name}')
+      report_progress(f'reference {name}')
       references.append(
         networks.network_of(
           config,
@@ -205,7 +158,7 @@ def collect(
           config.reference_epochs,
         )
       )
-    note('pictures natural')
+    report_progress('pictures natural')
     pool = sources.subset(heldout, np.flatnonzero(rows >= border))
     make = _given_natural if config.natural_dataset else _errors
     everything = make(config, cache, victim, references, pool)
@@ -216,7 +169,7 @@ def collect(
     }
   for kind in config.attacks:
     if kind in attacks:
-      note(f'pictures {kind}')
+      report_progress(f'pictures {kind}')
       found[kind] = _attacked(config, cache, kind, attacks[kind], victim, clean)
   # No noise at all: what is left is the path that every attack takes.
   found['reencoded'] = _attacked(
@@ -275,65 +228,32 @@ def _first(
   return sources.subset(heldout, rows[:n])
 
 
-def _as_set(kind: str, pictures: sources.Pictures) -> AdversarialSet:
-  """Gives pictures that nobody attacked the form of the others."""
-  no = np.zeros(len(pictures.labels), bool)
-  return AdversarialSet(
-    images=pictures.images,
-    labels=pictures.labels,
-    source=pictures.source,
-    success_float=no,
-    success=no,
-    kind=kind,
-    class_names=pictures.class_names,
-    provenance={'data': pictures.fingerprint},
-  )
-
-
 def _attacked(
   config: Config,
   cache: Cache,
   kind: str,
   settings: dict[str, Any],
-  victim: networks.Network,
+  victim: Network,
   clean: sources.Pictures,
 ) -> AdversarialSet:
-  key = networks.stream(config, f'attack {kind}')
-  made_from = {
-    'kind': kind,
-    'settings': settings,
-    'victim': victim.identity,
-    'pictures': clean.fingerprint,
-    # Draws of a picture go by its id, which the set holds too.
-    'source': clean.source,
-    'key': key,
-  }
-
-  def make_set(folder, work):
-    attacked = build(
-      make(kind, **settings),
-      key,
-      victim.classifier,
-      clean,
-      kind=kind,
-      settings=settings,
-      batch_size=config.batch_size,
-      num_slots=NUM_SLOTS if settings.get('num_trials') else None,
-      mesh=networks.mesh(),
-      resume_dir=work,
-    )
-    write(attacked, folder / 'set')
-
-  version = code_version(__name__)
-  folder = cache.get_or_make('adversarial_set', version, made_from, make_set)
-  return read(folder / 'set')
+  return attacked_sets(
+    cache,
+    make(kind, **settings),
+    stream(config.seed, f'attack {kind}'),
+    victim,
+    {'all': clean},
+    kind=kind,
+    settings=settings,
+    ends_early=bool(settings.get('num_trials')),
+    batch_size=config.batch_size,
+  )['all']
 
 
 def _errors(
   config: Config,
   cache: Cache,
-  victim: networks.Network,
-  references: Sequence[networks.Network],
+  victim: Network,
+  references: Sequence[Network],
   pool: sources.Pictures,
 ) -> dict[str, AdversarialSet]:
   """Takes the natural kinds from the references' errors, controls from others.
@@ -343,16 +263,16 @@ def _errors(
   del victim  # Natural pictures are adversarial to the reference.
   known = np.logical_and.reduce(
     [
-      networks.correct(config, network.classifier, pool)
+      correct(network.classifier, pool, config.batch_size)
       for network in references
     ]
   )
-  others = _as_set(
+  others = clean_set(
     'clean_other',
     _first(config, pool, known, 'that the reference classifies correctly'),
   )
   made_from = {
-    'references': [network.identity for network in references],
+    'references': [network.fingerprint for network in references],
     'pictures': pool.fingerprint,
     'source': pool.source,
     'n': config.num_pictures,
@@ -383,8 +303,8 @@ def _errors(
 def _given_natural(
   config: Config,
   cache: Cache,
-  victim: networks.Network,
-  references: Sequence[networks.Network],
+  victim: Network,
+  references: Sequence[Network],
   pool: sources.Pictures,
 ) -> dict[str, AdversarialSet]:
   """Takes the natural kinds from data sets, and controls of two origins.
@@ -395,7 +315,7 @@ def _given_natural(
   n = config.num_pictures
 
   def load(dataset: str, split: str, **options) -> sources.Pictures:
-    pictures = _load(config, cache, dataset, split, **options)
+    pictures = data.load_split(config, cache, dataset, split, **options)
     if pool.class_names == imagenet.wnids():
       pictures = imagenet.relabel(pictures)
     if pictures.class_names != pool.class_names:
@@ -423,7 +343,7 @@ def _given_natural(
       config, pool, classes, f'of the classes of {config.natural_dataset}'
     ),
   }
-  train_split, heldout_split = _splits(config, cache)
+  train_split, heldout_split = data.split_names(config, cache)
   if train_split != heldout_split:
     other = load(config.dataset, train_split, seed=config.seed, limit=n)
     everyone = np.ones(len(other.labels), bool)
@@ -432,9 +352,9 @@ def _given_natural(
     kinds['natural_plus'] = sources.subset(crops, np.arange(n))
   sets = {}
   for kind, pictures in kinds.items():
-    made = _as_set(kind, pictures)
+    made = clean_set(kind, pictures)
     if kind in NATURAL:
-      wrong = ~networks.correct(config, victim.classifier, pictures)
+      wrong = ~correct(victim.classifier, pictures, config.batch_size)
       made = made._replace(success_float=wrong, success=wrong)
     # Ids of their own: row 5 of a set is not row 5 of another one.
     first = SOURCES_OF.get(kind, 0)
@@ -450,7 +370,7 @@ def _given_natural(
 def _crops(
   config: Config,
   cache: Cache,
-  references: Sequence[networks.Network],
+  references: Sequence[Network],
   found: AdversarialSet,
   kind: str,
 ) -> AdversarialSet:
@@ -460,7 +380,7 @@ def _crops(
   was made from it would be made anew.
   """
   made_from = {
-    'references': [reference.identity for reference in references],
+    'references': [reference.fingerprint for reference in references],
     'pictures': fingerprint([found.images, found.labels]),
   }
 

@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.gcd.protocol import detection
-from experiments.gcd.protocol import study as studies
-from experiments.gcd.protocol.setting import PAPER_NAME, Config
-from experiments.gcd.protocol.study import Attacked, Note, Study
+from experiments.common import detectors as common
+from experiments.common.runner import ReportProgress
+from experiments.gcd import detectors
+from experiments.gcd.config import PAPER_NAME, Config
+from experiments.gcd.pictures import RunInputs, retrained, stream
 from jaxadv import storage
 from jaxadv.attacks.adaptive import Score
 from jaxadv.classifier import Classifier, predict
 from jaxadv.data import sources
+from jaxadv.data.batching import map_batches
 from jaxadv.data.sources import Pictures
 from jaxadv.defences import rectifier
-from jaxadv.defences.rectifier import FINE_TUNING, Reading
+from jaxadv.defences.rectifier import FINE_TUNING, MaskRule
 from jaxadv.detectors.entropy_ensemble import (
   EnsembleState,
   entropy_ensemble,
@@ -34,21 +36,23 @@ from jaxadv.detectors.entropy_ensemble import (
 )
 from jaxadv.inputs import as_float
 from jaxadv.reports import Table
+from jaxadv.sets.types import AdversarialSet
+from jaxadv.training import mesh
 from jaxadv.types import Detector, picture_keys
 
 KEPT = 'clean validation pictures kept (%)'
-READINGS: tuple[Reading, ...] = ('threshold', 'fraction')
+READINGS: tuple[MaskRule, ...] = ('threshold', 'fraction')
 # Pictures at a time; few, so that little is wasted on filling the last batch.
 ROWS = 50
 # What decides which pixels are masked: the reading of alpha, and alpha.
-Setting = tuple[Reading, float]
+Masking = tuple[MaskRule, float]
 # Share of the clean validation pictures (%) that f_rec has to keep.
 KEEPS = 95.0
 # The control: fine-tuned on the same pictures, of which nothing is masked.
-UNMASKED: Setting = ('fraction', 0.0)
+UNMASKED: Masking = ('fraction', 0.0)
 
 
-class Seen(NamedTuple):
+class ScoreGradient(NamedTuple):
   """What a detector makes of pictures.
 
   Attributes:
@@ -78,15 +82,15 @@ class Repaired(NamedTuple):
 def ensemble_of(config: Config) -> Detector:
   """Builds the ensemble; one object a config, so that it compiles once."""
   return entropy_ensemble(
-    detection.detector_of(config, 'is'), detection.detector_of(config, 'org')
+    detectors.detector_of(config, 'is'), detectors.detector_of(config, 'org')
   )
 
 
-def pooled_score(study: Study, name: str, seed: int) -> Score:
+def pooled_score(inputs: RunInputs, name: str, seed: int) -> Score:
   """Gives a detector of all attacks of the run as `images -> logits`.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     name: 'is', 'org', or 'ensemble' of both, calibrated.
     seed: Which of `num_seeds` trainings.
 
@@ -96,9 +100,9 @@ def pooled_score(study: Study, name: str, seed: int) -> Score:
   Raises:
     DataError: If no attack had success, so that there is nothing to learn.
   """
-  config, classifier = study.config, study.victim.classifier
+  config, classifier = inputs.config, inputs.victim.classifier
 
-  learnt = functools.partial(detection.learn_pooled, study, seed=seed)
+  learnt = functools.partial(detectors.learn_pooled, inputs, seed=seed)
   if name != 'ensemble':
     found = learnt(name)
     return jax.tree_util.Partial(
@@ -115,7 +119,7 @@ def pooled_score(study: Study, name: str, seed: int) -> Score:
 
 
 @jax.jit
-def _look(score, images):
+def _logits_and_gradients(score, images):
   def total(images):
     logits = score(images)
     return jnp.sum(logits), logits
@@ -124,29 +128,15 @@ def _look(score, images):
   return logits, gradient
 
 
-def look(score: Score, images: np.ndarray) -> Seen:
+def logits_and_gradients(score: Score, images: np.ndarray) -> ScoreGradient:
   """Takes logits and gradients of a detector, for pictures of either form."""
-  return Seen(*in_batches(functools.partial(_look, score), as_float(images)))
-
-
-def in_batches(function: Callable[..., Any], *columns: Any) -> Any:
-  """Calls a function of rows, `ROWS` at a time, and joins what it gives.
-
-  The last batch is filled with rows from the start, so that a compiled
-  function meets one shape.
-
-  Args:
-    function: Of arrays with the leading axis of rows; gives a pytree of such.
-    *columns: Arrays of N rows.
-
-  Returns:
-    The joined pytree of NumPy arrays of N rows.
-  """
-  n, parts = len(columns[0]), []
-  for start in range(0, n, ROWS):
-    rows = np.arange(start, start + ROWS) % n
-    parts.append(jax.device_get(function(*(part[rows] for part in columns))))
-  return jax.tree.map(lambda *part: np.concatenate(part)[:n], *parts)
+  return ScoreGradient(
+    *map_batches(
+      functools.partial(_logits_and_gradients, score),
+      as_float(images),
+      batch_size=ROWS,
+    )
+  )
 
 
 def _linear(gradient, images):
@@ -162,23 +152,23 @@ def standing_in(gradient: np.ndarray | jax.Array) -> Score:
   return jax.tree_util.Partial(_linear, gradient)
 
 
-def exact_images(study: Study, attack: str) -> np.ndarray:
+def exact_images(inputs: RunInputs, attack: str) -> np.ndarray:
   """Gives attacked test pictures as they are before rounding: float32."""
-  images = study.attacked[attack]['test'].images_float
+  images = inputs.attacked[attack]['test'].images_float
   assert images is not None  # Those of the test pictures are kept.
   return images
 
 
-def side_images(study: Study, kind: str, side: str) -> np.ndarray:
+def side_images(inputs: RunInputs, kind: str, side: str) -> np.ndarray:
   """Gives the pictures of a side, 'clean' or those of an attack: uint8."""
-  found: Pictures | Attacked = (
-    study.clean[side] if kind == 'clean' else study.attacked[kind][side]
+  found: Pictures | AdversarialSet = (
+    inputs.clean[side] if kind == 'clean' else inputs.attacked[kind][side]
   )
   return found.images
 
 
 def fine_tuned(
-  study: Study, alpha: float, mask: Reading, score: Score, seed: int
+  inputs: RunInputs, alpha: float, mask_rule: MaskRule, score: Score, seed: int
 ) -> Classifier:
   """Fine-tunes the victim on masked pictures (f_rec), or finds it.
 
@@ -189,7 +179,7 @@ def fine_tuned(
   forgets the others by. Validation pictures pick the epoch.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     alpha: The masking rate, in [0, 1].
     mask: Its reading.
     score: `pooled_score(study, 'ensemble', seed)`.
@@ -198,42 +188,42 @@ def fine_tuned(
   Returns:
     The classifier, for one rate and reading.
   """
-  config, victim = study.config, study.victim
-  teachable = studies.teachable(study)
-  taught, held = (
-    jax.device_get(studies.detector_batches(study, teachable, side).batch)
+  config, victim = inputs.config, inputs.victim
+  trainable = common.trainable_attacks(inputs)
+  trained_on, held = (
+    jax.device_get(common.detector_batches(inputs, trainable, side).batch)
     for side in ('train', 'valid')
   )
-  sources_of = np.flatnonzero(taught.kind != 0)
+  sources_of = np.flatnonzero(trained_on.kind != 0)
   if 0 < config.repair_pictures < len(sources_of):
     # Spread over the attacks, which follow each other.
     places = np.linspace(0, len(sources_of) - 1, config.repair_pictures)
     sources_of = sources_of[places.round().astype(int)]
-  images, labels = taught.images[sources_of], taught.labels[sources_of]
-  clean = clean_pictures(study, config.repair_copies * len(images))
+  images, labels = trained_on.images[sources_of], trained_on.labels[sources_of]
+  clean = clean_pictures(inputs, config.repair_copies * len(images))
   recipe = dataclasses.replace(
     FINE_TUNING,
     num_epochs=config.repair_epochs,
     learning_rate=config.repair_rate,
   )
-  key_copies = studies.stream(config, 'masked copies')
-  key_tuning = studies.stream(config, f'fine-tuning seed {seed}')
+  key_copies = stream(config, 'masked copies')
+  key_tuning = stream(config, f'fine-tuning seed {seed}')
   made_from = {
     'detector': storage.fingerprint(jax.tree.leaves(score)),
-    'module': detection.module_of(config),
+    'module': detectors.module_of(config),
     'pictures': storage.fingerprint([images, labels]),
     'clean': clean.fingerprint,
     'held': storage.fingerprint(held),
     'keeps': KEEPS,
     'alpha': float(alpha),
-    'mask': mask,
+    'mask': mask_rule,
     'copies': config.repair_copies,
     'recipe': recipe,
     'keys': [key_copies, key_tuning],
   }
 
   def masked(images: np.ndarray, num_copies: int) -> np.ndarray:
-    gradient = _remembered(study, score, images).gradient
+    gradient = _remembered(inputs, score, images).gradient
     parts = []
     for start in range(0, len(images), ROWS):
       rows = slice(start, start + ROWS)
@@ -242,7 +232,7 @@ def fine_tuned(
         standing_in(gradient[rows]),
         images[rows],
         alpha,
-        mask=mask,
+        mask_rule=mask_rule,
         num_copies=num_copies,
       )
       parts.append(copies.images)
@@ -267,26 +257,26 @@ def fine_tuned(
         KEEPS / 100,
       ),
       preprocess=victim.classifier.preprocess,
-      mesh=studies.mesh(),
+      mesh=mesh.all_devices(),
       checkpoint_dir=work,
     )
 
-  return studies.retrained(study, 'gcd_repair', made_from, fit)
+  return retrained(inputs, 'gcd_repair', made_from, fit)
 
 
-def clean_pictures(study: Study, count: int) -> Pictures:
+def clean_pictures(inputs: RunInputs, count: int) -> Pictures:
   """Takes training pictures, but none on which anything is chosen."""
-  free = ~np.isin(study.train.source, study.clean['valid'].source)
-  return sources.subset(study.train, np.flatnonzero(free)[:count])
+  free = ~np.isin(inputs.train.source, inputs.clean['valid'].source)
+  return sources.subset(inputs.train, np.flatnonzero(free)[:count])
 
 
-def kept(study: Study, classifier: Classifier) -> float:
+def kept(inputs: RunInputs, classifier: Classifier) -> float:
   """Measures the clean validation pictures that f_rec gets right, in per cent.
 
   They are not masked; the victim gets all of them right.
   """
-  clean = study.clean['valid']
-  logits = predict(classifier, clean.images, study.config.batch_size)
+  clean = inputs.clean['valid']
+  logits = predict(classifier, clean.images, inputs.config.batch_size)
   return 100 * float(np.mean(logits.argmax(-1) == clean.labels))
 
 
@@ -300,48 +290,57 @@ def forgets(share: float) -> list[str]:
   ]
 
 
-def _remembered(study: Study, score: Score, images: np.ndarray) -> Seen:
-  """`look`, kept: every masking rate needs the same."""
+def _remembered(
+  inputs: RunInputs, score: Score, images: np.ndarray
+) -> ScoreGradient:
+  """`logits_and_gradients`, kept: every masking rate needs the same."""
   made_from = {
-    'victim': study.victim.identity,
+    'victim': inputs.victim.fingerprint,
     'detector': storage.fingerprint(jax.tree.leaves(score)),
-    'module': detection.module_of(study.config),
+    'module': detectors.module_of(inputs.config),
     'pictures': storage.fingerprint(images),
   }
 
   def make(folder, work):
     del work
-    storage.write_npz(folder / 'seen.npz', **look(score, images)._asdict())
+    storage.write_npz(
+      folder / 'seen.npz', **logits_and_gradients(score, images)._asdict()
+    )
 
   version = storage.code_version(__name__)
-  folder = study.cache.get_or_make('gcd_seen', version, made_from, make)
-  return Seen(**storage.read_npz(folder / 'seen.npz'))
+  folder = inputs.cache.get_or_make('gcd_seen', version, made_from, make)
+  return ScoreGradient(**storage.read_npz(folder / 'seen.npz'))
 
 
-@functools.partial(jax.jit, static_argnames=('mask', 'num_draws'))
-def _repair(classifier, alpha, keys, images, gradient, *, mask, num_draws):
+@functools.partial(jax.jit, static_argnames=('mask_rule', 'num_draws'))
+def _repair(classifier, alpha, keys, images, gradient, *, mask_rule, num_draws):
   score = standing_in(gradient)
   judge = rectifier.rectified(
-    classifier, score, alpha, mask=mask, num_draws=num_draws, combine='vote'
+    classifier,
+    score,
+    alpha,
+    mask_rule=mask_rule,
+    num_draws=num_draws,
+    combine='vote',
   )
-  found = rectifier.suspects(score, images, alpha, mask=mask)
+  found = rectifier.salient_pixels(score, images, alpha, mask_rule=mask_rule)
   masked = rectifier.mask_pixels(keys, images, found)
   labels = judge(images, keys).argmax(-1)
   return labels, rectifier.share(found), rectifier.share(masked.replaced)
 
 
 def repaired(
-  study: Study,
+  inputs: RunInputs,
   images: np.ndarray,
   source: np.ndarray,
-  seen: Seen,
-  setting: Setting,
+  seen: ScoreGradient,
+  setting: Masking,
   classifier: Classifier,
 ) -> Repaired:
   """Sends pictures through the rectifier, all of them.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     images: [N, H, W, C], uint8, or float32 in [0, 1].
     source: int[N], their ids: the draws of a picture go by it.
     seen: What the ensemble made of them.
@@ -351,62 +350,64 @@ def repaired(
   Returns:
     The vote of `config.num_draws` draws, and the realised fractions.
   """
-  mask, alpha = setting
+  mask_rule, alpha = setting
   repair = functools.partial(
     _repair,
     classifier,
     alpha,
-    mask=mask,
-    num_draws=study.config.num_draws,
+    mask_rule=mask_rule,
+    num_draws=inputs.config.num_draws,
   )
-  keys = picture_keys(
-    studies.stream(study.config, 'rectifier'), jnp.asarray(source)
-  )
+  keys = picture_keys(stream(inputs.config, 'rectifier'), jnp.asarray(source))
   # Of one type, so that rounded and exact pictures share a program.
-  return Repaired(*in_batches(repair, keys, as_float(images), seen.gradient))
+  return Repaired(
+    *map_batches(repair, keys, as_float(images), seen.gradient, batch_size=ROWS)
+  )
 
 
 def valid_hits(
-  study: Study,
+  inputs: RunInputs,
   attack: str,
   score: Score,
-  classifiers: Mapping[Setting, Classifier],
-  note: Note,
-) -> dict[Setting, np.ndarray]:
+  classifiers: Mapping[Masking, Classifier],
+  report_progress: ReportProgress,
+) -> dict[Masking, np.ndarray]:
   """Tells which attacked validation pictures each setting recovers, bool[V]."""
-  note(f'masking rates on validation {PAPER_NAME[attack]}', 0.0)
-  clean, images = study.clean['valid'], side_images(study, attack, 'valid')
-  seen = look(score, images)
+  report_progress(f'masking rates on validation {PAPER_NAME[attack]}', 0.0)
+  clean, images = inputs.clean['valid'], side_images(inputs, attack, 'valid')
+  seen = logits_and_gradients(score, images)
   return {
     setting: clean.labels
-    == repaired(study, images, clean.source, seen, setting, classifier).labels
+    == repaired(inputs, images, clean.source, seen, setting, classifier).labels
     for setting, classifier in classifiers.items()
   }
 
 
-def settings(alphas: Sequence[str]) -> list[Setting]:
+def settings(alphas: Sequence[str]) -> list[Masking]:
   """Lists both readings of every masking rate."""
-  return [(mask, float(alpha)) for mask in READINGS for alpha in alphas]
+  return [
+    (mask_rule, float(alpha)) for mask_rule in READINGS for alpha in alphas
+  ]
 
 
 def all_fine_tuned(
-  study: Study, score: Score, seed: int, note: Note
-) -> dict[Setting, Classifier]:
+  inputs: RunInputs, score: Score, seed: int, report_progress: ReportProgress
+) -> dict[Masking, Classifier]:
   """Fine-tunes a classifier for every setting of the run, or finds them.
 
   The last one is that of `UNMASKED`.
   """
   found = {}
-  for mask, alpha in (*settings(study.config.alphas), UNMASKED):
-    note(f'fine-tuning for {named((mask, alpha))}', 0.0)
-    found[mask, alpha] = fine_tuned(study, alpha, mask, score, seed)
+  for mask_rule, alpha in (*settings(inputs.config.alphas), UNMASKED):
+    report_progress(f'fine-tuning for {named((mask_rule, alpha))}', 0.0)
+    found[mask_rule, alpha] = fine_tuned(inputs, alpha, mask_rule, score, seed)
   return found
 
 
-def named(setting: Setting) -> str:
+def named(setting: Masking) -> str:
   """Names a setting as arrays of results do."""
-  mask, alpha = setting
-  return f'{mask}/{alpha:g}'
+  mask_rule, alpha = setting
+  return f'{mask_rule}/{alpha:g}'
 
 
 def kept_table(note: str) -> Table:

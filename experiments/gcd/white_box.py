@@ -18,16 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from experiments.gcd.protocol import detection, repair
-from experiments.gcd.protocol import study as studies
-from experiments.gcd.protocol.setting import MINIMAL, Config, numbers
-from experiments.gcd.protocol.study import Study
+from experiments.common import detectors as common
+from experiments.gcd import detectors, repair
+from experiments.gcd.config import MINIMAL, Config, build_attack, numbers
+from experiments.gcd.pictures import RunInputs, stream, targets_of
 from jaxadv import attacks, storage
 from jaxadv.attacks.adaptive import evading, joint_classifier
 from jaxadv.attacks.drive import Composite
 from jaxadv.attacks.rows import keep_done
 from jaxadv.classifier import Classifier, from_function
 from jaxadv.data import sources
+from jaxadv.data.batching import map_batches
 from jaxadv.data.sources import Pictures
 from jaxadv.defences import rectifier
 from jaxadv.detectors.entropy_ensemble import (
@@ -38,11 +39,12 @@ from jaxadv.detectors.entropy_ensemble import (
 from jaxadv.errors import DataError
 from jaxadv.metrics import roc
 from jaxadv.norms import l2, linf_ball
+from jaxadv.training import mesh
 from jaxadv.types import Attack, AttackResult, Detector, PyTree, picture_keys
 from jaxadv.units import to_float
 
 # Which of DET_IS and DET_org stand guard.
-FORMS = {
+ACTIVE_DETECTORS = {
   'no detector': (False, False),
   'DET_IS': (True, False),
   'DET_org': (False, True),
@@ -57,11 +59,11 @@ SHARES = (0.25, 0.5)
 STEPPED = ('pgd_t', 'ddn_t')
 DIVISORS = (8, 4, 2)
 # What nobody guards is this far from being flagged.
-_FAR = 1e4
+_NEVER_FLAGGED = 1e4
 
 
 @struct.dataclass
-class Guard:
+class DetectorScore:
   """DET_IS, DET_org or both as one score, positive where a picture is flagged.
 
   With both, the defence takes the logit of the more certain one, which jumps
@@ -113,15 +115,17 @@ class Guard:
   def __call__(self, images: jax.Array) -> jax.Array:
     """Scores pictures, float32[B]; of one sign whatever the objective."""
     logits = self.logits(images)
-    largest = jnp.max(jnp.where(self.used[:, None], logits, -_FAR), axis=0)
+    largest = jnp.max(
+      jnp.where(self.used[:, None], logits, -_NEVER_FLAGGED), axis=0
+    )
     total = certain_sum(*logits)
     value = jnp.where(self.summed, total, more_certain(*logits))
-    value = jnp.where(jnp.any(self.used), value, -_FAR)
+    value = jnp.where(jnp.any(self.used), value, -_NEVER_FLAGGED)
     slope = jnp.where(self.summed, total, largest)
     return jax.lax.stop_gradient(value - slope) + slope
 
 
-class White(NamedTuple):
+class WhiteBox(NamedTuple):
   """What the white box attacks: picture i meets training i modulo their number.
 
   Attributes:
@@ -131,23 +135,23 @@ class White(NamedTuple):
     targets: int32[n], classes to reach.
     quiet: bool[n], whether neither detector that the picture meets flags it
       when clean; the others count nowhere.
-    flagged: {form: bool[trainings, N]}, which of all clean test pictures are
+    flagged: {active: bool[trainings, N]}, which of all clean test pictures are
       flagged.
-    areas: {form: float64[trainings]}, AUC in per cent on the validation
+    areas: {active: float64[trainings]}, AUC in per cent on the validation
       pictures, of all attacks of the run.
   """
 
-  guards: tuple[Guard, ...]
+  guards: tuple[DetectorScore, ...]
   pictures: Pictures
   targets: np.ndarray
-  quiet: np.ndarray
+  unflagged_when_clean: np.ndarray
   flagged: dict[str, np.ndarray]
   areas: dict[str, np.ndarray]
 
   @property
   def training(self) -> np.ndarray:
     """Which training each picture meets, int[n]."""
-    return np.arange(len(self.quiet)) % len(self.guards)
+    return np.arange(len(self.unflagged_when_clean)) % len(self.guards)
 
 
 class _Fitted(NamedTuple):
@@ -160,51 +164,55 @@ class _Fitted(NamedTuple):
     attacked: bool[V], which of those are attacked.
   """
 
-  guard: Guard
+  guard: DetectorScore
   clean: np.ndarray
   valid: np.ndarray
   attacked: np.ndarray
 
 
-def white_box(study: Study) -> White:
+def white_box(inputs: RunInputs) -> WhiteBox:
   """Fits the detectors on all attacks, or finds them; picks the pictures."""
-  config = study.config
-  fitted = [_fitted(study, seed) for seed in range(config.num_seeds)]
-  quiet = np.stack([(pair.clean <= 0).all(axis=0) for pair in fitted])
-  rows = dealt(quiet, config.white_pictures)
-  pictures = sources.subset(study.clean['test'], rows)
+  config = inputs.config
+  fitted = [_fitted(inputs, seed) for seed in range(config.num_seeds)]
+  unflagged_when_clean = np.stack(
+    [(pair.clean <= 0).all(axis=0) for pair in fitted]
+  )
+  rows = dealt(unflagged_when_clean, config.white_pictures)
+  pictures = sources.subset(inputs.clean['test'], rows)
   training = np.arange(len(rows)) % len(fitted)
-  return White(
+  return WhiteBox(
     tuple(pair.guard for pair in fitted),
     pictures,
-    studies.targets_of(config, pictures),
-    quiet[training, rows],
+    targets_of(config, pictures),
+    unflagged_when_clean[training, rows],
     {
-      form: np.stack([flagged(form, pair.clean) for pair in fitted])
-      for form in FORMS
+      active: np.stack([flagged(active, pair.clean) for pair in fitted])
+      for active in ACTIVE_DETECTORS
     },
     {
-      form: np.array(
+      active: np.array(
         [
-          100 * float(roc.auc(decisive(form, pair.valid), pair.attacked))
+          100 * float(roc.auc(decisive(active, pair.valid), pair.attacked))
           for pair in fitted
         ]
       )
-      for form, used in FORMS.items()
+      for active, used in ACTIVE_DETECTORS.items()
       if any(used)
     },
   )
 
 
-def _fitted(study: Study, seed: int) -> _Fitted:
+def _fitted(inputs: RunInputs, seed: int) -> _Fitted:
   """Fits both detectors in one training, or finds them."""
-  learnt = [detection.learn_pooled(study, name, seed) for name in ('is', 'org')]
+  learnt = [
+    detectors.learn_pooled(inputs, name, seed) for name in ('is', 'org')
+  ]
   temperatures = np.asarray(
     [temperature(found.valid, found.valid_attacked) for found in learnt],
     np.float32,
   )
-  guard = Guard(
-    classifier=study.victim.classifier,
+  guard = DetectorScore(
+    classifier=inputs.victim.classifier,
     states=(learnt[0].state, learnt[1].state),
     temperatures=jnp.asarray(temperatures),
     used=jnp.ones(2, bool),
@@ -220,7 +228,7 @@ def _fitted(study: Study, seed: int) -> _Fitted:
   )
 
 
-def dealt(quiet: np.ndarray, wanted: int) -> np.ndarray:
+def dealt(unflagged_when_clean: np.ndarray, wanted: int) -> np.ndarray:
   """Deals pictures to trainings, to each first those that are quiet for it.
 
   Args:
@@ -230,83 +238,77 @@ def dealt(quiet: np.ndarray, wanted: int) -> np.ndarray:
   Returns:
     int[n], rows, in turn one for each training.
   """
-  number, n = quiet.shape
+  number, n = unflagged_when_clean.shape
   each = min(wanted, n) // number
   rows = []
   for seed in range(number):
     own = np.arange(seed, n, number)
-    rows.append(own[np.argsort(~quiet[seed, own], kind='stable')][:each])
+    rows.append(
+      own[np.argsort(~unflagged_when_clean[seed, own], kind='stable')][:each]
+    )
   return np.stack(rows, axis=1).ravel()
 
 
-def flagged(form: str, logits: np.ndarray) -> np.ndarray:
+def flagged(active: str, logits: np.ndarray) -> np.ndarray:
   """Tells what a guard flags.
 
   Args:
-    form: One of `FORMS`.
+    form: One of `ACTIVE_DETECTORS`.
     logits: float32[2, n], of DET_IS and DET_org.
 
   Returns:
     bool[n].
   """
-  if not any(FORMS[form]):
+  if not any(ACTIVE_DETECTORS[active]):
     return np.zeros(logits.shape[1], bool)
-  return decisive(form, logits) > 0
+  return decisive(active, logits) > 0
 
 
-def decisive(form: str, logits: np.ndarray) -> np.ndarray:
+def decisive(active: str, logits: np.ndarray) -> np.ndarray:
   """Gives the logit that decides of those in use: float32[2, n] to [n]."""
-  used = [row for row, use in zip(logits, FORMS[form], strict=True) if use]
+  used = [
+    row
+    for row, use in zip(logits, ACTIVE_DETECTORS[active], strict=True)
+    if use
+  ]
   return np.asarray(more_certain(used[0], used[-1]))
 
 
-def white_config(config: Config) -> Config:
-  """Gives the config with the settings of attacks in the white box."""
-  return dataclasses.replace(
-    config,
-    pgd_steps=config.white_pgd_steps,
-    pgd_step_size=STEP * config.epsilon,
-    cw_searches=config.white_searches,
-    cw_steps=config.white_steps,
-    # Few searches: from a constant that is far too small they end too soon.
-    cw_const=config.white_const,
-    ddn_steps=config.white_ddn_steps,
-  )
-
-
-class Turn(NamedTuple):
+class AttackRun(NamedTuple):
   """One run of an attack.
 
   Attributes:
-    form: Who stands guard, one of `FORMS`.
+    active: Which detectors are, one of `ACTIVE_DETECTORS`.
     share: Of the run's epsilon.
     divisor: By which the number of steps is divided.
   """
 
-  form: str
+  active: str
   share: float = 1.0
   divisor: int = 1
 
 
-def turns_of(attack: str) -> list[Turn]:
+def runs_of(attack: str) -> list[AttackRun]:
   """Lists the runs of an attack: all guards, smaller budgets, fewer steps."""
-  full = [Turn(form) for form in FORMS]
+  full = [AttackRun(active) for active in ACTIVE_DETECTORS]
   smaller = [
-    Turn(form, share)
+    AttackRun(active, share)
     for share in SHARES
-    for form in FORMS
-    if attack == 'pgd' and form != 'DET_org'
+    for active in ACTIVE_DETECTORS
+    if attack == 'pgd' and active != 'DET_org'
   ]
   fewer = [
-    Turn('GCD', divisor=divisor) for divisor in DIVISORS if attack in STEPPED
+    AttackRun('GCD', divisor=divisor)
+    for divisor in DIVISORS
+    if attack in STEPPED
   ]
   return full + smaller + fewer
 
 
-def steps_of(config: Config, attack: str, turn: Turn) -> int:
+def steps_of(config: Config, attack: str, attack_run: AttackRun) -> int:
   """Counts the steps of a run of one of `STEPPED`."""
-  settings = studies.attack_settings(white_config(config), attack)
-  return -(-settings['num_steps'] // turn.divisor)
+  settings = config.white_settings(attack)
+  return -(-settings['num_steps'] // attack_run.divisor)
 
 
 def plain_attack(
@@ -323,12 +325,12 @@ def plain_attack(
     share: Of the run's epsilon, for those that have one.
     divisor: By which the number of steps of PGD and DDN is divided.
   """
-  settings = studies.attack_settings(white_config(config), attack)
+  settings = config.white_settings(attack)
   if attack == 'fgsm':
-    return attacks.fgsm(share * config.epsilon)
+    return attacks.fgsm(share * settings['epsilon'])
   name = attack.removesuffix('_t')
   if name != 'pgd':
-    made = studies.attack_of(white_config(config), attack)
+    made = build_attack(attack, config.white_settings(attack))
     return shortened(made, divisor) if name == 'ddn' else made
   # A row rests at its first success: where two losses pull, steps that follow
   # would often lose it again.
@@ -418,7 +420,7 @@ def by_training(run: Callable[..., AttackResult], targeted: bool) -> Composite:
   return Composite(dealt_run, targeted)
 
 
-def informed_attack(
+def adaptive_attack(
   config: Config,
   attack: str,
   used: jax.Array,
@@ -445,7 +447,7 @@ def informed_attack(
   """
   plain = plain_attack(config, attack, share, divisor)
   walk = plain_attack(config, 'deepfool_t') if attack == 'deepfool' else plain
-  betas = numbers('--betas', config.betas, 0, float('inf'))
+  betas = numbers('--betas', config.betas, '[0, inf]')
   if walk.targeted:
     betas = (0.0,)
   pulls = jnp.asarray([(s, beta) for s in (False, True) for beta in betas])
@@ -466,7 +468,9 @@ def informed_attack(
           return drive(evasive, keys, classifier, images, labels, done=done)
         # Its only step starts where nothing is flagged and the hinge is flat:
         # raised, it has the slope that the attacker will meet.
-        evasive = evading(plain, lambda images: own(images) + _FAR, pull[1])
+        evasive = evading(
+          plain, lambda images: own(images) + _NEVER_FLAGGED, pull[1]
+        )
         found = drive(evasive, keys, classifier, images, labels, done=done)
         fooled = jnp.argmax(classifier(found.images), axis=-1) != labels
         return found._replace(success=fooled & (own(found.images) <= 0))
@@ -487,8 +491,8 @@ def informed_attack(
     nearest = drive(plain, keys, classifier, images, labels, done=done)
     logits = classifier(nearest.images)
     own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
-    rivals = jnp.argmax(jnp.where(own, -jnp.inf, logits), axis=-1)
-    reached = search.run(drive, keys, classifier, images, rivals, done)
+    runner_up = jnp.argmax(jnp.where(own, -jnp.inf, logits), axis=-1)
+    reached = search.run(drive, keys, classifier, images, runner_up, done)
     watched = jnp.any(used)
     return jax.tree.map(
       lambda own, other: jnp.where(watched, own, other), reached, nearest
@@ -497,7 +501,7 @@ def informed_attack(
   return by_training(run, plain.targeted)
 
 
-def guarded_victim(guards: Sequence[Guard]) -> Classifier:
+def guarded_victim(guards: Sequence[DetectorScore]) -> Classifier:
   """Gives the victim in the form that `informed_attack` takes apart."""
   classifier = guards[0].classifier
   assert classifier is not None  # Only here it travels apart from them.
@@ -540,7 +544,7 @@ def _judge(guard, images):
   return jnp.argmax(guard.classifier(images), axis=-1), guard.logits(images).T
 
 
-def judged(white: White, images: np.ndarray) -> Judged:
+def judged(white: WhiteBox, images: np.ndarray) -> Judged:
   """Classifies and scores pictures by the detectors that they meet.
 
   Args:
@@ -557,8 +561,10 @@ def judged(white: White, images: np.ndarray) -> Judged:
   for number, guard in enumerate(white.guards):
     guard = dataclasses.replace(guard, smooth=False)
     rows = white.training == number
-    found = repair.in_batches(
-      lambda images, guard=guard: _judge(guard, images), images[rows]
+    found = map_batches(
+      lambda images, guard=guard: _judge(guard, images),
+      images[rows],
+      batch_size=repair.ROWS,
     )
     predicted[rows], logits[:, rows] = found[0], found[1].T
   if not np.isfinite(logits).all():
@@ -570,7 +576,7 @@ def judged(white: White, images: np.ndarray) -> Judged:
 
 
 def succeeded(
-  found: Judged, form: str, labels: np.ndarray, targets: np.ndarray | None
+  found: Judged, active: str, labels: np.ndarray, targets: np.ndarray | None
 ) -> np.ndarray:
   """Tells where an attack has success: not flagged, and the label changed.
 
@@ -586,7 +592,7 @@ def succeeded(
   fooled = (
     found.predicted != labels if targets is None else found.predicted == targets
   )
-  return fooled & ~flagged(form, found.logits)
+  return fooled & ~flagged(active, found.logits)
 
 
 def budget_curve(
@@ -607,12 +613,15 @@ def budget_curve(
 
 
 def attack_white(
-  study: Study, white: White, attack: str, turns: Sequence[Turn]
+  inputs: RunInputs,
+  white: WhiteBox,
+  attack: str,
+  attack_runs: Sequence[AttackRun],
 ) -> list[dict[str, np.ndarray]]:
   """Runs an attack against guards, or finds what it left in the cache.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     white: What is attacked.
     attack: One of the run's attacks.
     turns: The runs; all are compiled together.
@@ -620,22 +629,24 @@ def attack_white(
   Returns:
     For each run what `measured` gives.
   """
-  config, victim = study.config, guarded_victim(white.guards)
-  key = studies.stream(config, f'white {attack}')
+  config, victim = inputs.config, guarded_victim(white.guards)
+  key = stream(config, f'white {attack}')
   targeted = attack.endswith('_t')
 
   def make(value):
-    turn = jnp.asarray(value, jnp.int32)
-    used = jnp.asarray([FORMS[t.form] for t in turns])[turn]
-    share = jnp.asarray([t.share for t in turns])[turn]
-    divisor = jnp.asarray([t.divisor for t in turns])[turn]
-    return informed_attack(config, attack, used, share, divisor)
+    attack_run = jnp.asarray(value, jnp.int32)
+    used = jnp.asarray([ACTIVE_DETECTORS[t.active] for t in attack_runs])[
+      attack_run
+    ]
+    share = jnp.asarray([t.share for t in attack_runs])[attack_run]
+    divisor = jnp.asarray([t.divisor for t in attack_runs])[attack_run]
+    return adaptive_attack(config, attack, used, share, divisor)
 
   def compute(folder, work):
     del work
     evaluations = attacks.evaluate_over(
       make,
-      range(len(turns)),
+      range(len(attack_runs)),
       key,
       victim,
       white.pictures.images,
@@ -649,34 +660,35 @@ def attack_white(
 
   made_from = {
     'attack': attack,
-    'settings': studies.attack_settings(white_config(config), attack),
+    'settings': config.white_settings(attack),
     'betas': config.betas,
-    'turns': turns,
+    'turns': attack_runs,
     'key': key,
-  } | identity(study, white)
+  } | identity(inputs, white)
   version = storage.code_version(__name__)
-  folder = study.cache.get_or_make('gcd_white', version, made_from, compute)
+  folder = inputs.cache.get_or_make('gcd_white', version, made_from, compute)
   return [
-    storage.read_npz(folder / f'{number}.npz') for number in range(len(turns))
+    storage.read_npz(folder / f'{number}.npz')
+    for number in range(len(attack_runs))
   ]
 
 
-def batches_of(white: White) -> dict[str, Any]:
+def batches_of(white: WhiteBox) -> dict[str, Any]:
   """Gives the batch size and the mesh of an evaluation."""
-  devices = studies.mesh()
+  devices = mesh.all_devices()
   # Every device has as many rows of each training.
   unit = len(white.guards) * (devices.size if devices is not None else 1)
-  rows = min(len(white.quiet), studies.BATCH)
+  rows = min(len(white.unflagged_when_clean), common.BATCH)
   return {'batch_size': unit * -(-rows // unit), 'mesh': devices}
 
 
-def identity(study: Study, white: White) -> dict[str, Any]:
+def identity(inputs: RunInputs, white: WhiteBox) -> dict[str, Any]:
   """Names all that a white-box attack depends on besides its settings."""
   return {
-    'victim': study.victim.identity,
+    'victim': inputs.victim.fingerprint,
     'smooth': white.guards[0].smooth,
     'detectors': storage.fingerprint(jax.tree.leaves(white.guards)),
-    'module': detection.module_of(study.config),
+    'module': detectors.module_of(inputs.config),
     'pictures': white.pictures.fingerprint,
     # Draws of a picture go by its id.
     'source': white.pictures.source,
@@ -684,7 +696,9 @@ def identity(study: Study, white: White) -> dict[str, Any]:
   }
 
 
-def measured(white: White, found: attacks.Evaluation) -> dict[str, np.ndarray]:
+def measured(
+  white: WhiteBox, found: attacks.Evaluation
+) -> dict[str, np.ndarray]:
   """Judges attacked pictures, before and after rounding.
 
   Returns:
@@ -707,7 +721,7 @@ def measured(white: White, found: attacks.Evaluation) -> dict[str, np.ndarray]:
   }
 
 
-def repair_setting(config: Config) -> tuple[rectifier.Reading, float]:
+def repair_setting(config: Config) -> tuple[rectifier.MaskRule, float]:
   """Gives the reading and the masking rate of the repair under attack.
 
   The middle one of the rates of the run, as a fraction of the pixels; it is
@@ -718,7 +732,7 @@ def repair_setting(config: Config) -> tuple[rectifier.Reading, float]:
 
 
 def attack_pipeline(
-  study: Study, white: White, attack: str
+  inputs: RunInputs, white: WhiteBox, attack: str
 ) -> dict[str, np.ndarray]:
   """Attacks detectors, random mask and repaired classifier together.
 
@@ -726,7 +740,7 @@ def attack_pipeline(
   gradient on (BPDA), and logits are the mean over draws of the mask (EOT).
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     white: What is attacked.
     attack: 'pgd' or 'ddn'.
 
@@ -735,16 +749,16 @@ def attack_pipeline(
     gives in the end: of what it flags, those that most of fresh draws of the
     mask vote for.
   """
-  config = study.config
+  config = inputs.config
   reading, alpha = repair_setting(config)
-  classifier = study.victim.classifier
-  key = studies.stream(config, f'white pipeline {attack}')
+  classifier = inputs.victim.classifier
+  key = stream(config, f'white pipeline {attack}')
   scores = [
-    repair.pooled_score(study, 'ensemble', seed)
+    repair.pooled_score(inputs, 'ensemble', seed)
     for seed in range(config.num_seeds)
   ]
   tuned = [
-    repair.fine_tuned(study, alpha, reading, score, seed)
+    repair.fine_tuned(inputs, alpha, reading, score, seed)
     for seed, score in enumerate(scores)
   ]
 
@@ -756,7 +770,7 @@ def attack_pipeline(
           own,
           score,
           alpha,
-          mask=reading,
+          mask_rule=reading,
           num_draws=config.num_draws,
           combine=combine,
         ),
@@ -787,11 +801,14 @@ def attack_pipeline(
     )
     # The pipeline is an argument, so that its weights are none of the program.
     vote = jax.jit(lambda judge, keys, images: judge(images, keys).argmax(-1))
-    voted = np.zeros(len(white.quiet), np.int32)
+    voted = np.zeros(len(white.unflagged_when_clean), np.int32)
     for number, judge in enumerate(pipelines('vote')):
       rows = white.training == number
-      voted[rows] = repair.in_batches(
-        functools.partial(vote, judge), keys[rows], found.images[rows]
+      voted[rows] = map_batches(
+        functools.partial(vote, judge),
+        keys[rows],
+        found.images[rows],
+        batch_size=repair.ROWS,
       )
     storage.write_npz(
       folder / 'found.npz', voted=voted, **measured(white, found)
@@ -799,14 +816,14 @@ def attack_pipeline(
 
   made_from = {
     'attack': attack,
-    'settings': studies.attack_settings(white_config(config), attack),
+    'settings': config.white_settings(attack),
     'repair': storage.fingerprint(jax.tree.leaves(pipelines('mean'))),
     'reading': reading,
     'num_draws': config.num_draws,
     'key': key,
-  } | identity(study, white)
+  } | identity(inputs, white)
   version = storage.code_version(__name__)
-  folder = study.cache.get_or_make(
+  folder = inputs.cache.get_or_make(
     'gcd_white_pipeline', version, made_from, compute
   )
   return storage.read_npz(folder / 'found.npz')

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.gcd.protocol import adaptive, record
-from experiments.gcd.protocol.adaptive import (
-  FORMS,
+from experiments.gcd import report, white_box
+from experiments.gcd.config import PAPER_NAME
+from experiments.gcd.pictures import RunInputs
+from experiments.gcd.white_box import (
+  ACTIVE_DETECTORS,
+  AttackRun,
   Judged,
-  Turn,
-  White,
-  turns_of,
+  WhiteBox,
+  runs_of,
 )
-from experiments.gcd.protocol.setting import PAPER_NAME
-from experiments.gcd.protocol.study import Study
 from jaxadv.metrics.estimates import (
   Estimate,
   combine,
@@ -31,7 +31,7 @@ from jaxadv.reports.rows import estimate_rows
 # With a budget and of minimal norm: those tried on what is costly.
 PROBES = ('pgd', 'ddn')
 # Attacks whose sizes Table 4 compares, and the guards it compares them under.
-SIZED = ('ddn', 'ddn_t', 'cw', 'cw_t')
+SIZED = ('ddn', 'ddn_t', 'carlini_wagner', 'carlini_wagner_t')
 COMPARED = ('no detector', 'GCD')
 PRINTED_SIZE = dict(
   zip(COMPARED, ('without detector', 'with GCD'), strict=True)
@@ -53,26 +53,30 @@ class Outcome(NamedTuple):
 
 
 def outcome_of(
-  white: White, attack: str, form: str, arrays: dict[str, np.ndarray], part: str
+  white: WhiteBox,
+  attack: str,
+  active: str,
+  arrays: dict[str, np.ndarray],
+  part: str,
 ) -> Outcome:
-  """Judges one part of a cell's result as if `form` stood guard."""
+  """Judges one part of a cell's result as if `active` stood guard."""
   targets = white.targets if attack.endswith('_t') else None
 
   def success(suffix):
     found = Judged(
       arrays[f'{part}/predicted{suffix}'], arrays[f'{part}/logits{suffix}']
     )
-    return adaptive.succeeded(found, form, white.pictures.labels, targets)
+    return white_box.succeeded(found, active, white.pictures.labels, targets)
 
   return Outcome(
-    success('')[white.quiet],
-    success('_uint8')[white.quiet],
-    arrays[f'{part}/l2'][white.quiet],
+    success('')[white.unflagged_when_clean],
+    success('_uint8')[white.unflagged_when_clean],
+    arrays[f'{part}/l2'][white.unflagged_when_clean],
   )
 
 
 # By attack and turn.
-Turns = dict[tuple[str, Turn], Outcome]
+AttackRuns = dict[tuple[str, AttackRun], Outcome]
 
 
 class Outcomes(NamedTuple):
@@ -90,9 +94,9 @@ class Outcomes(NamedTuple):
     training: int[n], which training each picture met.
   """
 
-  single: Turns
-  informed: Turns
-  blind: Turns
+  single: AttackRuns
+  adaptive: AttackRuns
+  oblivious: AttackRuns
   plain: dict[str, Outcome]
   pipeline: dict[str, dict[str, np.ndarray]]
   sources: np.ndarray
@@ -130,41 +134,43 @@ class Outcomes(NamedTuple):
     return [self.training == number for number in np.unique(self.training)]
 
 
-def outcomes_of(study: Study, white: White, found: dict[str, Any]) -> Outcomes:
+def outcomes_of(
+  inputs: RunInputs, white: WhiteBox, found: dict[str, Any]
+) -> Outcomes:
   """Judges the results of all cells."""
-  single, blind = {}, {}
-  for attack in study.config.attacks:
-    turns = turns_of(attack)
-    for number, turn in enumerate(turns):
-      judge = lambda number, form, attack=attack: outcome_of(
-        white, attack, form, found[attack], str(number)
+  single, oblivious = {}, {}
+  for attack in inputs.config.attack_names:
+    attack_runs = runs_of(attack)
+    for number, attack_run in enumerate(attack_runs):
+      judge = lambda number, active, attack=attack: outcome_of(
+        white, attack, active, found[attack], str(number)
       )
-      single[attack, turn] = judge(number, turn.form)
-      if turn.divisor == 1:
-        unaware = turns.index(turn._replace(form='no detector'))
-        blind[attack, turn] = judge(unaware, turn.form)
-  informed = {
-    key: better(outcome, blind.get(key, outcome))
+      single[attack, attack_run] = judge(number, attack_run.active)
+      if attack_run.divisor == 1:
+        unaware = attack_runs.index(attack_run._replace(active='no detector'))
+        oblivious[attack, attack_run] = judge(unaware, attack_run.active)
+  adaptive = {
+    key: better(outcome, oblivious.get(key, outcome))
     for key, outcome in single.items()
   }
-  informed = nested(informed)
+  adaptive = nested(adaptive)
   plain, pipeline = {}, {}
-  for attack in [a for a in PROBES if a in study.config.attacks]:
+  for attack in [a for a in PROBES if a in inputs.config.attack_names]:
     plain[attack] = outcome_of(
       white, attack, 'DET_IS', found['second_order'], attack
     )
     voted = found['pipeline'][f'{attack}/voted'] != white.pictures.labels
-    past = informed[attack, Turn('GCD')].success
-    through = voted[white.quiet]
+    past = adaptive[attack, AttackRun('GCD')].success
+    through = voted[white.unflagged_when_clean]
     pipeline[attack] = dict(past=past, through=through, either=past | through)
   return Outcomes(
     single,
-    informed,
-    blind,
+    adaptive,
+    oblivious,
     plain,
     pipeline,
-    white.pictures.source[white.quiet],
-    white.training[white.quiet],
+    white.pictures.source[white.unflagged_when_clean],
+    white.training[white.unflagged_when_clean],
   )
 
 
@@ -178,32 +184,40 @@ def better(first: Outcome, second: Outcome) -> Outcome:
   )
 
 
-def budget_steps(turns: Turns) -> list[tuple[Turn, Turn]]:
+def budget_steps(attack_runs: AttackRuns) -> list[tuple[AttackRun, AttackRun]]:
   """Pairs each budget of PGD-U with the next larger one, smallest first."""
   own = sorted(
-    (turn for attack, turn in turns if attack == 'pgd' and turn.divisor == 1),
-    key=lambda turn: turn.share,
+    (
+      attack_run
+      for attack, attack_run in attack_runs
+      if attack == 'pgd' and attack_run.divisor == 1
+    ),
+    key=lambda attack_run: attack_run.share,
   )
   return [
     step
-    for form in FORMS
-    for step in itertools.pairwise(turn for turn in own if turn.form == form)
+    for active in ACTIVE_DETECTORS
+    for step in itertools.pairwise(
+      attack_run for attack_run in own if attack_run.active == active
+    )
   ]
 
 
-def nested(turns: Turns) -> Turns:
+def nested(attack_runs: AttackRuns) -> AttackRuns:
   """Counts what PGD-U finds in a small ball in the larger ones around it."""
-  turns = dict(turns)
-  for smaller, larger in budget_steps(turns):
-    turns['pgd', larger] = better(turns['pgd', smaller], turns['pgd', larger])
-  return turns
+  attack_runs = dict(attack_runs)
+  for smaller, larger in budget_steps(attack_runs):
+    attack_runs['pgd', larger] = better(
+      attack_runs['pgd', smaller], attack_runs['pgd', larger]
+    )
+  return attack_runs
 
 
 class Pair(NamedTuple):
   """Medians over the pictures on which an attack always had success.
 
   Attributes:
-    medians: {form: median L2}, without detector and with the ensemble.
+    medians: {active: median L2}, without detector and with the ensemble.
     n: Number of these pictures.
   """
 
@@ -213,24 +227,27 @@ class Pair(NamedTuple):
   @property
   def ratio(self) -> Estimate:
     """With the ensemble over without, draw by draw."""
-    free, guarded = (self.medians[form] for form in COMPARED)
+    free, guarded = (self.medians[active] for active in COMPARED)
     return combine(np.divide, guarded, free)
 
 
-def sizes_of(study: Study, outcomes: Outcomes) -> dict[str, Pair]:
+def sizes_of(inputs: RunInputs, outcomes: Outcomes) -> dict[str, Pair]:
   """Compares sizes of changes; leaves attacks out that never succeed twice."""
-  printed = record.printed('table4')
+  printed = report.printed('table4')
   pairs = {}
-  for attack in [a for a in SIZED if a in study.config.attacks]:
-    own = {form: outcomes.informed[attack, Turn(form)] for form in COMPARED}
+  for attack in [a for a in SIZED if a in inputs.config.attack_names]:
+    own = {
+      active: outcomes.adaptive[attack, AttackRun(active)]
+      for active in COMPARED
+    }
     both = np.all([outcome.success for outcome in own.values()], axis=0)
     if both.any():
-      place = (record.paper_dataset(study), PAPER_NAME[attack])
+      place = (report.paper_dataset(inputs), PAPER_NAME[attack])
       medians = {
-        form: outcomes.median(
-          outcome.l2, both, printed.get((*place, PRINTED_SIZE[form]))
+        active: outcomes.median(
+          outcome.l2, both, printed.get((*place, PRINTED_SIZE[active]))
         )
-        for form, outcome in own.items()
+        for active, outcome in own.items()
       }
       pairs[attack] = Pair(medians, int(both.sum()))
   return pairs
@@ -261,7 +278,7 @@ def rate_rows(
   sampling = [share_interval(int(success.sum()), n) for _, success in measured]
   return guard_rows(
     [keys for keys, _ in measured],
-    record.RATE,
+    report.RATE,
     estimates,
     [n] * len(measured),
     sampling,
@@ -298,7 +315,8 @@ def guard_rows(
 def last_doubling(outcomes: Outcomes, attack: str) -> tuple[Outcome, Outcome]:
   """Gives an attack on the ensemble with half of the steps, and with all."""
   half, whole = (
-    outcomes.single[attack, Turn('GCD', divisor=divisor)] for divisor in (2, 1)
+    outcomes.single[attack, AttackRun('GCD', divisor=divisor)]
+    for divisor in (2, 1)
   )
   return half, whole
 

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.connection.protocol import networks
-from experiments.connection.protocol.matrix import (
+from experiments.connection import networks
+from experiments.connection.config import Config, is_published
+from experiments.connection.detectors import SHARES, RunInputs
+from experiments.connection.kinds import KINDS
+from experiments.connection.matrix import (
   SHUFFLED_WITH,
   CellScores,
   Matrix,
 )
-from experiments.connection.protocol.setting import Config, is_published
-from experiments.connection.protocol.study import SHARES, Study
 from jaxadv.classifier import predict
 from jaxadv.models.names import parse_network
 from jaxadv.reports import (
@@ -26,7 +27,6 @@ from jaxadv.reports import (
   estimate_rows,
   share_row,
 )
-from jaxadv.sets.types import KINDS
 
 AUC = 'AUC (%)'
 SPREAD = 'standard deviation over seeds (points)'
@@ -37,7 +37,7 @@ NUM_EXAMPLES = 6
 LEARNT = 0.75
 # Pictures of a kind from which detectors may learn less than there is to see;
 # the paper's have 1,350.
-FEW_TAUGHT = 400
+FEW_TRAINED_ON = 400
 # Share of its successes that a kind has to keep when pictures are rounded.
 FADED = 0.5
 
@@ -94,7 +94,7 @@ def groups(kinds: Sequence[str]) -> dict[str, list[str]]:
 
 def printed(table: str) -> dict[tuple[str, str, str], float]:
   """Reads the paper's Table 1: {(backbone, trained on, tested on): AUC}."""
-  path = Path(__file__).parents[1] / 'printed' / f'{table}.json'
+  path = Path(__file__).parent / 'printed' / f'{table}.json'
   return {
     (row['backbone'], row['train'], column): value
     for row in json.loads(path.read_text())['rows']
@@ -154,19 +154,19 @@ def auc_rows(matrix: Matrix, *, unseen: bool) -> list[Row]:
   return rows
 
 
-def faded_kinds(study: Study) -> list[str]:
+def faded_kinds(inputs: RunInputs) -> list[str]:
   """Lists the kinds of which rounding leaves less than half adversarial."""
   return [
     kind
-    for kind in study.config.attacks
-    if (found := study.collection.sets[kind]).success.mean()
+    for kind in inputs.config.attacks
+    if (found := inputs.collection.sets[kind]).success.mean()
     < FADED * found.success_float.mean()
   ]
 
 
-def control_rows(study: Study, matrix: Matrix) -> list[Row]:
+def control_rows(inputs: RunInputs, matrix: Matrix) -> list[Row]:
   """Gives the AUCs that ought to hold 50, and those on clean look-alikes."""
-  sets = study.collection.sets
+  sets = inputs.collection.sets
   controls = [
     ('shuffled', SHUFFLED_WITH),
     ('reencoded', 'reencoded'),
@@ -199,9 +199,9 @@ def control_rows(study: Study, matrix: Matrix) -> list[Row]:
   ]
 
 
-def untrained(study: Study, matrix: Matrix) -> list[str]:
+def untrained(inputs: RunInputs, matrix: Matrix) -> list[str]:
   """Says which backbones have not learnt the classes of the data set."""
-  victim = study.collection.victim.accuracy
+  victim = inputs.collection.victim.accuracy
   shares = {name: matrix.accuracy(name) for name in matrix.backbones}
   return [
     f'{name} is right on {found.value:.0f} % of the held-out pictures, the '
@@ -211,28 +211,29 @@ def untrained(study: Study, matrix: Matrix) -> list[str]:
   ]
 
 
-def few_taught(config: Config) -> list[str]:
+def trained_on_few(config: Config) -> list[str]:
   """Says whether detectors learn from too few pictures to be judged by."""
-  taught = round(SHARES[0] * config.num_pictures)
-  if taught >= FEW_TAUGHT:
+  trained_on = round(SHARES[0] * config.num_pictures)
+  if trained_on >= FEW_TRAINED_ON:
     return []
   return [
-    f'detectors learn from {taught} pictures of a kind, fewer than {FEW_TAUGHT}'
+    f'detectors learn from {trained_on} pictures of a kind, fewer than '
+    f'{FEW_TRAINED_ON}'
   ]
 
 
-def picture_rows(study: Study, matrix: Matrix) -> list[Row]:
+def picture_rows(inputs: RunInputs, matrix: Matrix) -> list[Row]:
   """Gives accuracies of the networks and success rates of the kinds."""
   rows = []
   backbones = {name: matrix.accuracy(name) for name in matrix.backbones}
   trained = {name: found for name, found in backbones.items() if found}
-  collection = study.collection
-  networks = {f'victim ({study.config.victim})': collection.victim}
+  collection = inputs.collection
+  networks = {f'victim ({inputs.config.victim})': collection.victim}
   for name, reference in zip(
-    study.config.reference, collection.references, strict=False
+    inputs.config.reference, collection.references, strict=False
   ):
     networks[f'reference ({name})'] = reference
-  n = len(study.heldout.labels)
+  n = len(inputs.heldout.labels)
   for role, network in networks.items():
     if network.accuracy is None:  # Its classes are others.
       continue
@@ -253,8 +254,8 @@ def picture_rows(study: Study, matrix: Matrix) -> list[Row]:
     list(trained.values()),
     n,
   )
-  for kind in study.config.attacks:
-    found = study.collection.sets[kind]
+  for kind in inputs.config.attacks:
+    found = inputs.collection.sets[kind]
     for column, success in (
       ('before rounding', found.success_float),
       ('as 8-bit pictures', found.success),
@@ -265,7 +266,9 @@ def picture_rows(study: Study, matrix: Matrix) -> list[Row]:
   return rows
 
 
-def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
+def tables(
+  inputs: RunInputs, kinds: Sequence[str], *, unseen: bool
+) -> list[Table]:
   """Lays the rows out, the paper's table first."""
   columns = tuple(name for names in groups(kinds).values() for name in names)
   if unseen:
@@ -279,11 +282,11 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
       filters={'role': 'kind'},
       note='Cells trained and tested on one kind are the seen adversaries of '
       'Figure 4, for which the paper prints no numbers. Values: mean over '
-      f'{study.config.num_seeds} trainings of backbone and detectors. '
+      f'{inputs.config.num_seeds} trainings of backbone and detectors. '
       'Intervals: resampled source pictures, and the variance of training '
       'pooled over the table; not that of victim and reference, which define '
       'the task. n: test pictures of the kind, and as many clean ones.'
-      + caveats(study),
+      + caveats(inputs),
     )
   else:
     main = Table(
@@ -294,7 +297,7 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
       columns=columns,
       filters={'role': 'kind'},
       note='Trained and tested on one kind; the paper prints no numbers in '
-      'its Figure 4.' + caveats(study),
+      'its Figure 4.' + caveats(inputs),
     )
   return [
     main,
@@ -305,7 +308,7 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
       column='column',
       note=(
         'Natural kinds: errors of the victim, which did not choose them. '
-        if study.config.natural_dataset
+        if inputs.config.natural_dataset
         else 'Natural kinds are errors of a reference by construction. '
       )
       + 'NI does not look at any network. HSV keeps its last trial when none '
@@ -317,7 +320,7 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
       row_labels=('network',),
       column='column',
       note='On the held-out pictures; backbones: mean over their trainings.'
-      + caveats(study),
+      + caveats(inputs),
     ),
     Table(
       title='Negative controls',
@@ -332,7 +335,7 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
       'one. Other clean: '
       + (
         "pictures of the data set's training split"
-        if study.config.natural_dataset
+        if inputs.config.natural_dataset
         else 'held-out pictures the reference gets right'
       )
       + '; cropped clean: their foreground crops, which are as cropped as '
@@ -342,9 +345,9 @@ def tables(study: Study, kinds: Sequence[str], *, unseen: bool) -> list[Table]:
   ]
 
 
-def caveats(study: Study) -> str:
+def caveats(inputs: RunInputs) -> str:
   """Says what the choice of networks keeps the run from telling."""
-  names = networks.networks_of(study.config)
+  names = networks.networks_of(inputs.config)
   found = []
   families = {parse_network(name).name for name in names}
   if len(families) == 1:
@@ -353,7 +356,7 @@ def caveats(study: Study) -> str:
       f'Victim, reference and backbones are all of one family, {family}: what '
       'they have in common, other networks may lack.'
     )
-  config = study.config
+  config = inputs.config
   if config.dataset in SEEN and any(is_published(config, n) for n in names):
     found.append(
       'Networks with published weights have probably seen these pictures in '
@@ -372,7 +375,7 @@ def caveats(study: Study) -> str:
   return ' '.join(['', *found])
 
 
-def figures(study: Study, matrix: Matrix, *, unseen: bool) -> list[Plot]:
+def figures(inputs: RunInputs, matrix: Matrix, *, unseen: bool) -> list[Plot]:
   """Says which figures to draw."""
   drawn = []
   if unseen:
@@ -435,7 +438,7 @@ def figures(study: Study, matrix: Matrix, *, unseen: bool) -> list[Plot]:
       'true class, then what the victim (natural kinds: a reference) says.',
       options={
         'kinds': [PAPER_NAME[kind] for kind in matrix.kinds],
-        'labels': example_labels(study, matrix.kinds),
+        'labels': example_labels(inputs, matrix.kinds),
         'without_clean': [
           PAPER_NAME[k] for k in matrix.kinds if k in OWN_SOURCES
         ],
@@ -446,7 +449,7 @@ def figures(study: Study, matrix: Matrix, *, unseen: bool) -> list[Plot]:
 
 
 def arrays(
-  study: Study,
+  inputs: RunInputs,
   matrix: Matrix,
   cells: dict[str, list[CellScores]],
 ) -> dict[str, np.ndarray]:
@@ -461,7 +464,7 @@ def arrays(
       clean, attacked, *_ = cells[network][0].positives(kind, kind)
       found[f'roc/{network}/{kind}/clean'] = clean
       found[f'roc/{network}/{kind}/attacked'] = attacked
-  sets = study.collection.sets
+  sets = inputs.collection.sets
   chosen = [sets[kind].images[:NUM_EXAMPLES] for kind in matrix.kinds]
   found['examples/attacked'] = np.stack(chosen)
   found['examples/clean'] = np.stack(
@@ -470,14 +473,14 @@ def arrays(
   return found
 
 
-def example_labels(study: Study, kinds: Sequence[str]) -> list:
+def example_labels(inputs: RunInputs, kinds: Sequence[str]) -> list:
   """Gives (true class, predicted class) of the example pictures."""
   labels = []
   for kind in kinds:
-    found = study.collection.sets[kind]
-    network = study.collection.victim
-    chosen = not study.config.natural_dataset and kind in OWN_SOURCES
-    asked = study.collection.references if chosen else (network,)
+    found = inputs.collection.sets[kind]
+    network = inputs.collection.victim
+    chosen = not inputs.config.natural_dataset and kind in OWN_SOURCES
+    asked = inputs.collection.references if chosen else (network,)
     guesses = np.stack(
       [
         predict(n.classifier, found.images[:NUM_EXAMPLES]).argmax(-1)
@@ -487,7 +490,7 @@ def example_labels(study: Study, kinds: Sequence[str]) -> list:
     # The answer of the first network that errs.
     wrong = guesses != found.labels[:NUM_EXAMPLES]
     guessed = guesses[wrong.argmax(0), np.arange(guesses.shape[1])]
-    names = study.heldout.class_names
+    names = inputs.heldout.class_names
     labels.append(
       [
         (names[a], names[b])

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments import planning
-from experiments.gcd.protocol import study as studies
-from experiments.gcd.protocol.setting import PAPER_NAME, Config
-from jaxadv import experiment
+from experiments.common import plan as planning
+from experiments.common.options import cache_dir
+from experiments.gcd.config import PAPER_NAME, Config
+from experiments.gcd.pictures import (
+  attacked_pictures,
+  clean_pictures,
+  load_pictures,
+  victim_of,
+)
 
 # To compile the training of a network or an attack.
 COMPILING_SECONDS = 10
@@ -31,8 +36,8 @@ def plan(config: Config, workdir: str) -> str:
   Raises:
     UserError: If the data set or one of its splits cannot be had.
   """
-  cache = planning.Lookup(experiment.cache_dir(config, workdir))
-  train, heldout = studies.load_pictures(config, cache)
+  cache = planning.Lookup(cache_dir(config, workdir))
+  train, heldout = load_pictures(config, cache)
   finished = len(list((Path(workdir) / 'cells').glob('*.npz')))
   attacked = config.num_train + config.num_valid + config.num_test
   lines = [
@@ -41,7 +46,7 @@ def plan(config: Config, workdir: str) -> str:
     f'pixels, {train.images.shape[-1]} channels',
     f'pictures:  {config.num_train} to train, {config.num_valid} to validate '
     f'and {config.num_test} to test detectors on, each attacked in '
-    f'{len(config.attacks)} ways',
+    f'{len(config.attack_names)} ways',
     f'cells:     {finished} finished',
     'cached:',
   ]
@@ -59,24 +64,22 @@ def plan(config: Config, workdir: str) -> str:
       seconds += cost(config.victim, passes)
 
   def find(attack: str) -> None:
-    victim = studies.trained_victim(config, cache, train, heldout)
-    clean = studies.clean_pictures(config, victim, train, heldout)
-    studies.attacked_pictures(config, cache, attack, victim, clean)
+    victim = victim_of(config, cache, train, heldout)
+    clean = clean_pictures(config, victim, train, heldout)
+    attacked_pictures(config, cache, attack, victim, clean)
 
-  present = planning.present(
-    lambda: studies.trained_victim(config, cache, train, heldout)
-  )
+  present = planning.present(lambda: victim_of(config, cache, train, heldout))
   epochs = len(train.labels) * config.victim_epochs
   show(f'victim {config.victim}', present, epochs * planning.PASSES)
-  for attack in config.attacks:
+  for attack in config.attack_names:
     present = planning.present(lambda attack=attack: find(attack))
     steps = _gradients(config, attack)
     count = attacked
-    if attack.startswith('cw') and config.cw_train:
+    if attack.startswith('carlini_wagner') and config.cw_train:
       count -= max(config.num_train - config.cw_train, 0)
     show(PAPER_NAME[attack], present, count * steps * planning.PASSES)
   rows = 2 * config.num_train * config.detector_epochs * planning.PASSES
-  seconds += cost(config.detector, rows * DETECTORS * len(config.attacks))
+  seconds += cost(config.detector, rows * DETECTORS * len(config.attack_names))
   lines.append(
     f'time left: about {planning.duration(seconds)} on a 2-core CPU for '
     'pictures and detectors (rough; repairs, PixelCNN++ and the white box '
@@ -87,10 +90,8 @@ def plan(config: Config, workdir: str) -> str:
 
 def _gradients(config: Config, attack: str) -> int:
   """Counts the gradients of a picture, at most."""
-  return {
-    'fgsm': 1,
-    'pgd': config.pgd_steps,
-    'deepfool': DEEPFOOL_GRADIENTS,
-    'cw': config.cw_searches * config.cw_steps,
-    'ddn': config.ddn_steps,
-  }[attack.removesuffix('_t')]
+  settings = config.attack_settings(attack)
+  name = attack.removesuffix('_t')
+  searches = settings.get('binary_search_steps', 1)
+  known = {'fgsm': 1, 'deepfool': DEEPFOOL_GRADIENTS}
+  return known.get(name) or searches * settings['num_steps']

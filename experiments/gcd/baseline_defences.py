@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.gcd.protocol import record, repair
-from experiments.gcd.protocol import study as studies
-from experiments.gcd.protocol.setting import GREY, Config
-from experiments.gcd.protocol.study import Study
+from experiments.gcd import repair, report
+from experiments.gcd.config import GREY, Config, build_attack
+from experiments.gcd.pictures import RunInputs, retrained, stream
 from jaxadv import attacks
 from jaxadv.classifier import Classifier
+from jaxadv.data.batching import map_batches
 from jaxadv.data.known import may_mirror
 from jaxadv.defences.adversarial_training import (
   Phase,
@@ -24,12 +24,12 @@ from jaxadv.defences.adversarial_training import (
 )
 from jaxadv.defences.purified import purified
 from jaxadv.inputs import as_float
+from jaxadv.training import mesh
 from jaxadv.training.classifiers import usual_recipe
 from jaxadv.types import Purifier, picture_keys
 
-# Attacks that networks are trained with.
-TRAINED_WITH = ('pgd', 'ddn')
-# Clean pictures (%) that a hardened network keeps, where none is printed.
+# Clean pictures (%) that an adversarially trained network keeps, where none
+# is printed.
 USUAL_SHARE = 90.0
 
 
@@ -46,53 +46,45 @@ def recipe_of(config: Config, attack: str, num_pictures: int) -> Recipe:
 
   Args:
     config: The config of the run.
-    attack: One of `TRAINED_WITH`.
+    attack: One of `TRAINING_ATTACKS`.
     num_pictures: That it learns from.
   """
-  whole = usual_recipe(config.hardened_epochs, num_pictures)
+  whole = usual_recipe(config.adversarial_epochs, num_pictures)
   part = dataclasses.replace(
     whole,
-    num_epochs=max(1, config.hardened_epochs // 4),
+    num_epochs=max(1, config.adversarial_epochs // 4),
     schedule='constant',
   )
+  hyper = config.training_settings(attack)
   if attack == 'ddn':
     return Recipe(
       (Phase(whole),),
       'ddn',
-      (('num_steps', config.hardened_ddn_steps),),
+      tuple(hyper.items()),
       max_norm=max_norm(config),
     )
-  growing = [Phase(part, share=float(s)) for s in config.hardened_growth]
+  growing = [Phase(part, share=float(s)) for s in config.adversarial_growth]
   phases = (*growing, Phase(whole))
-  steps, size = config.hardened_pgd_steps, config.pgd_step_size
-  if steps < config.pgd_steps:
-    # Few steps have to be longer to reach the border of the ball.
-    size = max(size, 2.5 * config.epsilon / steps)
-  hyper = (
-    ('epsilon', config.epsilon),
-    ('step_size', size),
-    ('num_steps', steps),
-  )
-  return Recipe(phases, 'pgd', hyper, move_all=True)
+  return Recipe(phases, 'pgd', tuple(hyper.items()), move_all=True)
 
 
-def hardened(study: Study, attack: str) -> Classifier:
+def adversarially_trained(inputs: RunInputs, attack: str) -> Classifier:
   """Trains the victim further on attacked pictures, or finds it.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     attack: 'pgd' or 'ddn'.
 
   Returns:
     The classifier.
   """
-  config, victim = study.config, study.victim
+  config, victim = inputs.config, inputs.victim
   pictures = repair.clean_pictures(
-    study, config.hardened_pictures or len(study.train.labels)
+    inputs, config.adversarial_pictures or len(inputs.train.labels)
   )
   recipe = recipe_of(config, attack, len(pictures.labels))
   flip = may_mirror(config.dataset)
-  key = studies.stream(config, f'hardened {attack}')
+  key = stream(config, f'hardened {attack}')
   made_from = {
     'recipe': recipe,
     'pictures': pictures.fingerprint,
@@ -111,61 +103,61 @@ def hardened(study: Study, attack: str) -> Classifier:
       checkpoint_dir=work,
       preprocess=victim.classifier.preprocess,
       flip=flip,
-      mesh=studies.mesh(),
+      mesh=mesh.all_devices(),
     )
 
-  return studies.retrained(study, 'gcd_hardened', made_from, fit)
+  return retrained(inputs, 'gcd_hardened', made_from, fit)
 
 
-def withstands(
-  study: Study, classifier: Classifier, attack: str, side: str
+def robust(
+  inputs: RunInputs, classifier: Classifier, attack: str, side: str
 ) -> np.ndarray:
   """Attacks a classifier itself, on the clean pictures of a side.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     classifier: Any.
-    attack: One of `TRAINED_WITH`. DDN, which always finds some change, has
+    attack: One of `TRAINING_ATTACKS`. DDN, which always finds some change, has
       success with one of half the length that DDN training goes to.
     side: 'valid' or 'test'.
 
   Returns:
     bool[N], where it is right on the attacked picture, rounded to 8 bit.
   """
-  clean, devices = study.clean[side], studies.mesh()
+  clean, devices = inputs.clean[side], mesh.all_devices()
   # No more rows than there are pictures, but a multiple of the devices.
   size = devices.size if devices else 1
   rows = -(-len(clean.labels) // size) * size
   found = attacks.evaluate(
-    studies.attack_of(study.config, attack),
-    studies.stream(study.config, f'attack {attack}'),
+    build_attack(attack, inputs.config.attack_settings(attack)),
+    stream(inputs.config, f'attack {attack}'),
     classifier,
     clean.images,
     clean.labels,
     clean.source,
-    batch_size=min(study.config.batch_size, rows),
+    batch_size=min(inputs.config.batch_size, rows),
     mesh=devices,
   )
   beaten = found.success_uint8
   if attack == 'ddn':
-    beaten = beaten & (found.l2 <= max_norm(study.config) / 2)
+    beaten = beaten & (found.l2 <= max_norm(inputs.config) / 2)
   return found.correct & ~beaten
 
 
 def unconverged(
-  study: Study, attack: str, kept: float, withstood: float
+  inputs: RunInputs, attack: str, kept: float, robust_share: float
 ) -> list[str]:
-  """Says why a hardened network is no baseline yet, if it is none.
+  """Says why adversarial training gave no baseline yet, if it did not.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     attack: What it was trained with.
     kept: Clean validation pictures that it gets right, of those that the
       victim does, in per cent.
     withstood: Those on which it withstands its own attack, in per cent.
   """
   name = f'AT_{attack.upper()}'
-  printed, dataset = record.printed('table5'), record.paper_dataset(study)
+  printed, dataset = report.printed('table5'), report.paper_dataset(inputs)
   least = USUAL_SHARE
   if dataset:
     own, victim = (printed[dataset, 'Clean', n] for n in (name, 'F'))
@@ -176,10 +168,11 @@ def unconverged(
       f"{name} keeps {kept:.1f} % of the victim's clean validation pictures, "
       f'{least:.1f} % are needed{" (the paper)" if dataset else ""}'
     )
-  if withstood < kept / 2:
+  if robust_share < kept / 2:
     found.append(
-      f'{name} withstands the attack it was trained with on {withstood:.1f} % '
-      f'of the validation pictures, not on half of the {kept:.1f} % it keeps'
+      f'{name} withstands the attack it was trained with on '
+      f'{robust_share:.1f} % of the validation pictures, not on half of the '
+      f'{kept:.1f} % it keeps'
     )
   return [f'{sentence}: it has not converged' for sentence in found]
 
@@ -190,12 +183,12 @@ def _labels(chain, keys, images):
 
 
 def purified_labels(
-  study: Study, purifier: Purifier, state: Any, images, source
+  inputs: RunInputs, purifier: Purifier, state: Any, images, source
 ) -> np.ndarray:
   """Classifies pictures behind a purifier.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     purifier: Any; `state` is what it has learnt.
     state: See there.
     images: [N, H, W, C], uint8, or float32 in [0, 1].
@@ -204,10 +197,11 @@ def purified_labels(
   Returns:
     int[N], the victim's labels.
   """
-  chain = purified(study.victim.classifier, purifier, state)
-  keys = picture_keys(
-    studies.stream(study.config, 'purifier'), jnp.asarray(source)
-  )
-  return repair.in_batches(
-    functools.partial(_labels, chain), keys, as_float(images)
+  chain = purified(inputs.victim.classifier, purifier, state)
+  keys = picture_keys(stream(inputs.config, 'purifier'), jnp.asarray(source))
+  return map_batches(
+    functools.partial(_labels, chain),
+    keys,
+    as_float(images),
+    batch_size=repair.ROWS,
   )

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from experiments.connection.protocol.matrix import Matrix
+from experiments.connection.kinds import KINDS
+from experiments.connection.matrix import Matrix
 from jaxadv.metrics.estimates import mean
 from jaxadv.reports.record import Claim
 from jaxadv.reports.verdicts import Comparison, judge
-from jaxadv.sets.types import KINDS
 
 # What "strong" transfer and "almost perfect" detection are taken to mean; the
 # paper gives no figure.

@@ -9,16 +9,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments import planning
-from experiments.connection.protocol import networks, pictures, study
-from experiments.connection.protocol.features import num_bytes
-from experiments.connection.protocol.setting import Config, is_published
-from jaxadv import experiment, models
+from experiments.common import plan as planning
+from experiments.common.options import cache_dir
+from experiments.connection import detectors, networks, pictures
+from experiments.connection.config import Config, is_published
+from experiments.connection.features import num_bytes
+from jaxadv import models
 from jaxadv.classifier import from_linen
 from jaxadv.data.sources import Pictures
-from jaxadv.experiment import Cell
 from jaxadv.models.names import parse_network
 from jaxadv.models.pretrained import resized
+from jaxadv.runs import Cell, shard_of
 from jaxadv.training.frozen import Design, prefix_features, task
 
 # To compile a network's training, a backbone's detectors, or two attacks.
@@ -42,10 +43,10 @@ def plan(config: Config, workdir: str) -> str:
     UserError: If the data set or one of its splits cannot be had.
   """
   cost = functools.partial(_seconds, config)
-  cache = planning.Lookup(experiment.cache_dir(config, workdir))
+  cache = planning.Lookup(cache_dir(config, workdir))
   train, heldout = pictures.load_pictures(config, cache)
-  all_cells = study.cells(config)
-  mine = experiment.shard_of(all_cells, config.shard)
+  all_cells = detectors.cells(config)
+  mine = shard_of(all_cells, config.shard)
   done = [
     cell
     for cell in all_cells
@@ -62,12 +63,12 @@ def plan(config: Config, workdir: str) -> str:
     'cached:',
   ]
 
-  def finder(network: str, taught: Pictures, epochs: int):
+  def finder(network: str, trained_on: Pictures, epochs: int):
     return functools.partial(
-      networks.trained_network, config, cache, network, taught, heldout, epochs
+      networks.network_of, config, cache, network, trained_on, heldout, epochs
     )
 
-  taught = pictures.reference_pictures(config, train)
+  trained_on = pictures.reference_pictures(config, train)
   count = config.backbone_pictures or len(train.labels)
   # Network, pictures seen in training, and how it is found, of each role.
   trained = {
@@ -79,8 +80,8 @@ def plan(config: Config, workdir: str) -> str:
   } | {
     f'reference {name}': (
       name,
-      len(taught.labels) * config.reference_epochs,
-      finder(name, taught, config.reference_epochs),
+      len(trained_on.labels) * config.reference_epochs,
+      finder(name, trained_on, config.reference_epochs),
     )
     for name in config.reference
   }
@@ -217,7 +218,7 @@ def _passes(config: Config, cell: Cell, needs: Needs) -> float:
   """Counts forward passes of a picture through a cell's backbone."""
   members, n = num_members(config), config.num_pictures
   # The suffix and head cost about a forward pass.
-  rows = round(2 * n * study.SHARES[0])
+  rows = round(2 * n * detectors.SHARES[0])
   training = rows * config.detector_epochs * members * planning.PASSES
   if not _fits(config, needs):
     return training + members * n + _num_sets(config) * n / 2

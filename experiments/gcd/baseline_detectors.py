@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.gcd.protocol import study as studies
-from experiments.gcd.protocol.detection import score_pictures, test_images
-from experiments.gcd.protocol.record import paper_dataset
-from experiments.gcd.protocol.setting import Config
-from experiments.gcd.protocol.study import Attacked, Study
+from experiments.common import detectors as common
+from experiments.common.detectors import score_pictures, test_images
+from experiments.gcd.config import Config
+from experiments.gcd.pictures import RunInputs, stream
+from experiments.gcd.report import paper_dataset
 from jaxadv import models, storage
 from jaxadv.data import pipeline, sources
 from jaxadv.data.sources import Pictures
@@ -25,6 +25,8 @@ from jaxadv.detectors.mahalanobis import mahalanobis_detector
 from jaxadv.errors import UserError
 from jaxadv.models.pixelcnn import PixelCNN, init_pixelcnn
 from jaxadv.models.weights import native
+from jaxadv.sets.types import AdversarialSet
+from jaxadv.training import mesh
 from jaxadv.training.pixelcnn import RECIPE, fit_pixelcnn, measure_bits
 from jaxadv.types import Detector, picture_keys
 
@@ -52,12 +54,17 @@ NUM_LAYERS = 5
 
 
 def fitted_scores(
-  study: Study, name: str, made_from: Any, tested: Sequence[str], n: int, fit
+  inputs: RunInputs,
+  name: str,
+  made_from: Any,
+  tested: Sequence[str],
+  n: int,
+  fit,
 ) -> dict[str, np.ndarray]:
   """Scores test pictures by a detector that is fitted if nobody has yet.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     name: Of the detector.
     made_from: What its fit depends on, apart from the victim; its random key
       above all.
@@ -72,9 +79,9 @@ def fitted_scores(
   made_from = {
     'detector': name,
     'made_from': made_from,
-    'victim': study.victim.identity,
+    'victim': inputs.victim.fingerprint,
     'tested': {
-      k: storage.fingerprint(test_images(study, k)[:n]) for k in kinds
+      k: storage.fingerprint(test_images(inputs, k)[:n]) for k in kinds
     },
   }
 
@@ -84,9 +91,9 @@ def fitted_scores(
     scores = {
       kind: score_pictures(
         detector,
-        study.victim.classifier,
+        inputs.victim.classifier,
         state,
-        test_images(study, kind)[:n],
+        test_images(inputs, kind)[:n],
         key,
       )
       for kind in kinds
@@ -94,14 +101,14 @@ def fitted_scores(
     storage.write_npz(folder / 'scores.npz', **scores)
 
   version = storage.code_version(__name__)
-  folder = study.cache.get_or_make('gcd_baseline', version, made_from, make)
+  folder = inputs.cache.get_or_make('gcd_baseline', version, made_from, make)
   return storage.read_npz(folder / 'scores.npz')
 
 
 def tws_scores(
-  study: Study,
+  inputs: RunInputs,
   parts: Sequence[str],
-  taught: Sequence[str],
+  trained_on: Sequence[str],
   tested: Sequence[str],
 ) -> dict[str, np.ndarray]:
   """Scores by criteria of DET_TWS, one alone or several with thresholds.
@@ -110,7 +117,7 @@ def tws_scores(
   each attack gives as many. A criterion is measured once for each setting.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     parts: Which of `tws.Criteria`.
     taught: Attacks to choose by.
     tested: Attacks to be tested on.
@@ -118,36 +125,36 @@ def tws_scores(
   Returns:
     {'clean' | attack: float32[n]}.
   """
-  config = study.config
-  settings = tws_settings(study, parts, taught)
-  valid = _tws_valid(study, settings, taught, config.num_valid)
+  config = inputs.config
+  settings = tws_settings(inputs, parts, trained_on)
+  valid = _tws_valid(inputs, settings, trained_on, config.num_valid)
   score = _tws_rule(config, parts, *valid)
   return {
     kind: score(
-      tws_criteria(study, settings, 'test', kind, config.tws_pictures)
+      tws_criteria(inputs, settings, 'test', kind, config.tws_pictures)
     )
     for kind in ('clean', *tested)
   }
 
 
 def tws_settings(
-  study: Study, parts: Sequence[str], taught: Sequence[str]
+  inputs: RunInputs, parts: Sequence[str], trained_on: Sequence[str]
 ) -> dict[str, float]:
   """Chooses sigma and step sizes, by which attacks are found best together.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     parts: Which of `tws.Criteria`.
     taught: Attacks to choose by; the mean of their AUCs decides.
 
   Returns:
     {part: its setting}; of equal ones the first.
   """
-  config = study.config
+  config = inputs.config
   # Read once, not for every combination.
   columns = {
     (part, setting): _tws_valid(
-      study, {part: setting}, taught, config.tws_tuned
+      inputs, {part: setting}, trained_on, config.tws_tuned
     )
     for part in parts
     for setting in TWS_CHOICES[part]
@@ -169,11 +176,14 @@ def tws_settings(
 
 
 def _tws_valid(
-  study: Study, settings: dict[str, float], taught: Sequence[str], n: int
+  inputs: RunInputs,
+  settings: dict[str, float],
+  trained_on: Sequence[str],
+  n: int,
 ) -> tuple[tws.Criteria, np.ndarray]:
   """Measures n validation pictures of each kind: criteria and kinds."""
-  kinds = ('clean', *taught)
-  sides = [tws_criteria(study, settings, 'valid', kind, n) for kind in kinds]
+  kinds = ('clean', *trained_on)
+  sides = [tws_criteria(inputs, settings, 'valid', kind, n) for kind in kinds]
   measured = jax.tree.map(lambda *columns: np.concatenate(columns), *sides)
   return measured, np.repeat(np.arange(len(kinds)), n)
 
@@ -196,12 +206,12 @@ def _tws_rule(
 
 
 def tws_criteria(
-  study: Study, settings: dict[str, float], side: str, kind: str, n: int
+  inputs: RunInputs, settings: dict[str, float], side: str, kind: str, n: int
 ) -> tws.Criteria:
   """Measures those criteria that have a setting; the others are 0.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     settings: {part: its sigma or step size}.
     side: As of `tws_criterion`.
     kind: Likewise.
@@ -211,17 +221,17 @@ def tws_criteria(
     tws.Criteria._fields, np.zeros(n, np.float32)
   )
   for part, setting in settings.items():
-    columns[part] = tws_criterion(study, part, setting, side, kind, n)
+    columns[part] = tws_criterion(inputs, part, setting, side, kind, n)
   return tws.Criteria(**columns)
 
 
 def tws_criterion(
-  study: Study, part: str, setting: float, side: str, kind: str, n: int
+  inputs: RunInputs, part: str, setting: float, side: str, kind: str, n: int
 ) -> np.ndarray:
   """Measures a criterion, or finds it in the cache.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     part: One of `tws.Criteria`.
     setting: Its sigma or step size.
     side: 'valid', where pictures that an attack had success with stand in for
@@ -232,15 +242,17 @@ def tws_criterion(
   Returns:
     float32[n].
   """
-  config = study.config
+  config = inputs.config
   if kind == 'clean':
-    pictures = pipeline.select(pipeline.stored(study.clean[side]), np.arange(n))
+    pictures = pipeline.select(
+      pipeline.stored(inputs.clean[side]), np.arange(n)
+    )
   else:
     rows = np.arange(n)
     if side == 'valid':
-      rows = studies.taught_rows(study, kind, side)[:n]
-    pictures = studies.attacked_batch(study, kind, side, rows)
-  key = studies.stream(config, 'tws')
+      rows = common.training_rows(inputs, kind, side)[:n]
+    pictures = common.attacked_batch(inputs, kind, side, rows)
+  key = stream(config, 'tws')
   options = {
     'part': part,
     'radius': config.tws_radius,
@@ -248,7 +260,7 @@ def tws_criterion(
   }
   made_from = options | {
     'setting': setting,
-    'victim': study.victim.identity,
+    'victim': inputs.victim.fingerprint,
     'pictures': storage.fingerprint(pictures.images),
     # Draws of a picture go by its id.
     'source': pictures.source,
@@ -261,7 +273,7 @@ def tws_criterion(
     found = [
       measure(
         picture_keys(key, batch.source),
-        study.victim.classifier,
+        inputs.victim.classifier,
         batch.images,
         setting,
       )[batch.mask]
@@ -270,7 +282,7 @@ def tws_criterion(
     storage.write_npz(folder / 'values.npz', values=np.concatenate(found))
 
   version = storage.code_version(__name__)
-  folder = study.cache.get_or_make('gcd_tws', version, made_from, make)
+  folder = inputs.cache.get_or_make('gcd_tws', version, made_from, make)
   return storage.read_npz(folder / 'values.npz')['values']
 
 
@@ -300,13 +312,13 @@ def _tws_cap(config: Config, part: str) -> int:
   return caps.get(part, 0)
 
 
-def density_pictures(study: Study) -> Pictures:
+def density_pictures(inputs: RunInputs) -> Pictures:
   """Takes the pictures that PixelCNN++ learns from."""
-  count = study.config.pixelcnn_pictures or len(study.train.labels)
-  return sources.subset(study.train, slice(0, count))
+  count = inputs.config.pixelcnn_pictures or len(inputs.train.labels)
+  return sources.subset(inputs.train, slice(0, count))
 
 
-def density(study: Study) -> tuple[PixelCNN, Any, dict[str, float]]:
+def density(inputs: RunInputs) -> tuple[PixelCNN, Any, dict[str, float]]:
   """Trains PixelCNN++ on clean pictures, or finds it in the cache.
 
   Returns:
@@ -314,26 +326,26 @@ def density(study: Study) -> tuple[PixelCNN, Any, dict[str, float]]:
     pictures (the first `NUM_RANKED` of them), and by how much they fell in the
     'last epoch' of training.
   """
-  config = study.config
+  config = inputs.config
   module = PixelCNN(
-    channels=study.train.images.shape[-1],
+    channels=inputs.train.images.shape[-1],
     num_filters=config.pixelcnn_filters,
     num_blocks=config.pixelcnn_blocks,
     dropout=config.pixelcnn_dropout,
   )
-  pictures = density_pictures(study)
+  pictures = density_pictures(inputs)
   recipe = dataclasses.replace(
     RECIPE,
     num_epochs=config.pixelcnn_epochs,
     batch_size=config.pixelcnn_batch,
     learning_rate=config.pixelcnn_rate,
   )
-  key = studies.stream(config, 'pixelcnn')
+  key = stream(config, 'pixelcnn')
   made_from = {
     'module': module,
     'recipe': recipe,
     'pictures': pictures.fingerprint,
-    'test': study.clean['test'].fingerprint,
+    'test': inputs.clean['test'].fingerprint,
     'key': key,
   }
 
@@ -343,7 +355,7 @@ def density(study: Study) -> tuple[PixelCNN, Any, dict[str, float]]:
       module,
       pictures.images,
       config=recipe,
-      mesh=studies.mesh(),
+      mesh=mesh.all_devices(),
       checkpoint_dir=work,
     )
     native.write_variables(folder / 'params.npz', params)
@@ -351,7 +363,7 @@ def density(study: Study) -> tuple[PixelCNN, Any, dict[str, float]]:
     *_, before, last = 0.0, *history['train_loss']
     bits = {
       'train': pictures.images[:NUM_RANKED],
-      'test': study.clean['test'].images[:NUM_RANKED],
+      'test': inputs.clean['test'].images[:NUM_RANKED],
     }
     storage.write_json(
       folder / 'bits.json',
@@ -363,7 +375,7 @@ def density(study: Study) -> tuple[PixelCNN, Any, dict[str, float]]:
     )
 
   version = storage.code_version(__name__)
-  folder = study.cache.get_or_make('pixelcnn', version, made_from, make)
+  folder = inputs.cache.get_or_make('pixelcnn', version, made_from, make)
   template = jax.eval_shape(
     lambda: init_pixelcnn(jax.random.key(0), module)['params']
   )
@@ -371,9 +383,9 @@ def density(study: Study) -> tuple[PixelCNN, Any, dict[str, float]]:
   return module, params, storage.read_json(folder / 'bits.json')
 
 
-def density_doubts(study: Study) -> list[str]:
+def density_doubts(inputs: RunInputs) -> list[str]:
   """Says why PixelCNN++ may be a poor density, a sentence each."""
-  _, _, bits = density(study)
+  _, _, bits = density(inputs)
   found = []
   gain = bits['last epoch'] / bits['train']
   if gain >= CONVERGED:
@@ -381,7 +393,7 @@ def density_doubts(study: Study) -> list[str]:
       f'PixelCNN++ has not converged: its last epoch gained {gain:.1%} of '
       f'{bits["train"]:.2f} bits per dimension'
     )
-  least = PUBLISHED_BITS.get(paper_dataset(study), np.inf)
+  least = PUBLISHED_BITS.get(paper_dataset(inputs), np.inf)
   if bits['test'] > SLACK_BITS * least:
     found.append(
       f'PixelCNN++ needs {bits["test"]:.2f} bits per dimension, that of '
@@ -391,26 +403,26 @@ def density_doubts(study: Study) -> list[str]:
 
 
 def density_scores(
-  study: Study, tested: Sequence[str]
+  inputs: RunInputs, tested: Sequence[str]
 ) -> dict[str, np.ndarray]:
   """Scores by bits per dimension: how improbable a picture is.
 
   The rank among training pictures, which the paper takes, orders pictures
   alike but for ties.
   """
-  module, params, _ = density(study)
-  ranked = density_pictures(study).images[:NUM_RANKED]
+  module, params, _ = density(inputs)
+  ranked = density_pictures(inputs).images[:NUM_RANKED]
 
   def fit():
     detector = density_detector(module, rank=False)
     return detector, rank_among(module, params, ranked), None
 
   made_from = [storage.fingerprint(params), module]
-  n = study.config.num_test
-  return fitted_scores(study, 'pd', made_from, tested, n, fit)
+  n = inputs.config.num_test
+  return fitted_scores(inputs, 'pd', made_from, tested, n, fit)
 
 
-def reference_pictures(study: Study) -> Pictures:
+def reference_pictures(inputs: RunInputs) -> Pictures:
   """Takes the pictures that DET_MDS has its means and covariances from.
 
   The victim has learnt from them, but nothing else of the study comes from
@@ -420,9 +432,9 @@ def reference_pictures(study: Study) -> Pictures:
   Raises:
     UserError: If none is left.
   """
-  used = np.concatenate([study.clean[s].source for s in ('train', 'valid')])
-  first = 1 + np.flatnonzero(np.isin(study.train.source, used)).max()
-  found = sources.subset(study.train, slice(first, first + NUM_REFERENCE))
+  used = np.concatenate([inputs.clean[s].source for s in ('train', 'valid')])
+  first = 1 + np.flatnonzero(np.isin(inputs.train.source, used)).max()
+  found = sources.subset(inputs.train, slice(first, first + NUM_REFERENCE))
   if not len(found.labels):
     raise UserError(
       f'all {first} training pictures are taken by --num_train and '
@@ -432,22 +444,22 @@ def reference_pictures(study: Study) -> Pictures:
   return found
 
 
-def mahalanobis_of(study: Study) -> Detector:
+def mahalanobis_of(inputs: RunInputs) -> Detector:
   """Makes DET_MDS; keep it, since another one compiles anew."""
-  reference = pipeline.batches(reference_pictures(study), studies.BATCH)
-  return mahalanobis_detector(layers_of(study), reference=reference)
+  reference = pipeline.batches(reference_pictures(inputs), common.BATCH)
+  return mahalanobis_detector(layers_of(inputs), reference=reference)
 
 
 def mahalanobis_scores(
-  study: Study,
+  inputs: RunInputs,
   detector: Detector,
-  taught: Sequence[str],
+  trained_on: Sequence[str],
   tested: Sequence[str],
 ) -> dict[str, np.ndarray]:
   """Scores by the distance to the classes in several layers of the victim.
 
   Args:
-    study: The study.
+    inputs: The inputs of the run.
     detector: From `mahalanobis_of`.
     taught: Attacks that weigh the layers.
     tested: Attacks to be tested on.
@@ -455,41 +467,41 @@ def mahalanobis_scores(
   Returns:
     {'clean' | attack: float32[N]}.
   """
-  train = studies.detector_batches(study, taught, 'train')
-  valid = studies.detector_batches(study, taught, 'valid')
+  train = common.detector_batches(inputs, trained_on, 'train')
+  valid = common.detector_batches(inputs, trained_on, 'valid')
 
-  key = studies.stream(study.config, f'mds {" ".join(taught)}')
+  key = stream(inputs.config, f'mds {" ".join(trained_on)}')
 
   def fit():
-    state = detector.fit(key, study.victim.classifier, train, valid)
+    state = detector.fit(key, inputs.victim.classifier, train, valid)
     return detector, state, None
 
   made_from = [
-    layers_of(study),
-    reference_pictures(study).fingerprint,
+    layers_of(inputs),
+    reference_pictures(inputs).fingerprint,
     storage.fingerprint(train.batch),
     storage.fingerprint(valid.batch),
     key,
   ]
-  n = study.config.num_test
-  return fitted_scores(study, 'mds', made_from, tested, n, fit)
+  n = inputs.config.num_test
+  return fitted_scores(inputs, 'mds', made_from, tested, n, fit)
 
 
-def enlarged(study: Study, attack: str, times: int) -> Study:
+def enlarged(inputs: RunInputs, attack: str, times: int) -> RunInputs:
   """Gives the study with changes of an attack that many times as large."""
 
-  def enlarge(side: str) -> Attacked:
-    found, clean = study.attacked[attack][side], study.clean[side].images
+  def enlarge(side: str) -> AdversarialSet:
+    found, clean = inputs.attacked[attack][side], inputs.clean[side].images
     change = times * (found.images.astype(np.int32) - clean)
     images = np.clip(clean + change, 0, 255).astype(np.uint8)
     return found._replace(images=images)
 
-  sides = {side: enlarge(side) for side in study.attacked[attack]}
-  return study._replace(attacked=study.attacked | {attack: sides})
+  sides = {side: enlarge(side) for side in inputs.attacked[attack]}
+  return inputs._replace(attacked=inputs.attacked | {attack: sides})
 
 
-def layers_of(study: Study) -> tuple[str, ...]:
+def layers_of(inputs: RunInputs) -> tuple[str, ...]:
   """Names stages of the victim to look at, from the first to the last."""
-  *names, _ = models.stage_names(study.victim.module)  # The last is the head.
+  *names, _ = models.stage_names(inputs.victim.module)  # The last is the head.
   places = np.linspace(0, len(names) - 1, min(NUM_LAYERS, len(names)))
   return tuple(names[round(place)] for place in places)
