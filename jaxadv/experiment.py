@@ -190,7 +190,7 @@ class Progress:
   seconds since the start.
   """
 
-  def __init__(self, total: float):
+  def __init__(self, total: float) -> None:
     """Starts the clock.
 
     Args:
@@ -217,7 +217,7 @@ class Progress:
     self._bar.start()
     return self
 
-  def __exit__(self, *error) -> None:
+  def __exit__(self, *error: object) -> None:
     """Leaves the bar as it is."""
     self._bar.stop()
 

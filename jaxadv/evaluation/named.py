@@ -16,7 +16,15 @@ from jaxadv.attacks.inputs import check_attack
 from jaxadv.errors import UserError
 from jaxadv.experiment import check_choices
 from jaxadv.storage import fingerprint
-from jaxadv.types import picture_keys
+from jaxadv.types import (
+  AttackResult,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+  Logits,
+  picture_keys,
+)
 
 NORMS = ('linf', 'l2', 'l1')
 # Radii to measure at if none are given: those the field reports. In L1 that
@@ -191,7 +199,13 @@ def with_program(
   if attack.own is None:
     return attack
 
-  def program(epsilon, keys, classifier, images, labels):
+  def program(
+    epsilon: jax.Array,
+    keys: Keys,
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+  ) -> AttackResult:
     return attack.build(epsilon)(keys, classifier, images, labels)
 
   lowered = jax.jit(program).lower(
@@ -327,7 +341,7 @@ def check_attacks(
       names the attack.
   """
 
-  def logits(images):
+  def logits(images: Images) -> Logits:
     return jnp.outer(images.reshape(len(images), -1)[:, 0], slopes)
 
   slopes = jnp.arange(num_classes, dtype=jnp.float32)

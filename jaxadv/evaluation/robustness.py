@@ -268,7 +268,7 @@ def measure_cells(
     else:
       attack = cell.settings['attack']
 
-      def note(done: int, total: int, name=cell.name) -> None:
+      def note(done: int, total: int, name: str = cell.name) -> None:
         progress.note(name, done / total)
 
       outcome = measuring.run_attack(work, subject, attack, path, note)
