@@ -31,8 +31,9 @@ from jaxadv.inputs import (
   check_shape,
   doubts,
   finite_gradient,
+  need_keys,
 )
-from jaxadv.types import PyTree
+from jaxadv.types import Images, Keys, Logits, PyTree
 
 if TYPE_CHECKING:
   import flax.linen as nn
@@ -71,7 +72,7 @@ class Normalise:
     if not all(spread > 0 for spread in self.std):
       raise UserError(f'std is {self.std} but must be above 0')
 
-  def __call__(self, images: jax.Array) -> jax.Array:
+  def __call__(self, images: Images) -> jax.Array:
     """Maps float32[B, H, W, C] in [0, 1] to what the network expects.
 
     Raises:
@@ -99,9 +100,9 @@ class Resized:
   """
 
   size: int
-  then: Callable[[jax.Array], jax.Array]
+  then: Callable[[Images], jax.Array]
 
-  def __call__(self, images: jax.Array) -> jax.Array:
+  def __call__(self, images: Images) -> jax.Array:
     """Maps float32[B, H, W, C] to float32[B, size, size, C], bilinearly.
 
     Shrinking widens the filter, so that nothing is left out (antialiasing).
@@ -111,7 +112,7 @@ class Resized:
     return self.then(jax.image.resize(images, shape, 'linear'))
 
 
-def identity(images: jax.Array) -> jax.Array:
+def identity(images: Images) -> Images:
   """Preprocessing of a network that takes [0, 1] as it is."""
   return images
 
@@ -138,14 +139,12 @@ class Classifier:
   """
 
   variables: PyTree
-  apply: Callable[..., jax.Array]
+  apply: Callable[..., Logits]
   feature_map: Callable[..., dict[str, jax.Array]] | None = None
-  preprocess: Callable[[jax.Array], jax.Array] = identity
+  preprocess: Callable[[Images], jax.Array] = identity
   stochastic: bool = False
 
-  def __call__(
-    self, images: jax.Array, keys: jax.Array | None = None
-  ) -> jax.Array:
+  def __call__(self, images: Images, keys: Keys | None = None) -> Logits:
     """Computes logits.
 
     Args:
@@ -167,20 +166,15 @@ class Classifier:
     dtype = jnp.promote_types(images.dtype, jnp.float32)
     return as_logits(logits, images.shape[0], dtype)
 
-  def unchecked(
-    self, images: jax.Array, keys: jax.Array | None = None
-  ) -> jax.Array:
+  def unchecked(self, images: Images, keys: Keys | None = None) -> jax.Array:
     """Computes what `apply` gives, whatever that is; see `__call__`."""
-    if self.stochastic and keys is None:
-      raise UserError(
-        'a stochastic classifier is called with keys, key[B], one a picture; '
-        'make them with picture_keys'
-      )
-    extra = (keys,) if self.stochastic else ()
+    extra = (
+      (need_keys(keys, 'a stochastic classifier'),) if self.stochastic else ()
+    )
     return self.apply(self.variables, self.preprocess(images), *extra)
 
   def features(
-    self, images: jax.Array, names: Sequence[str]
+    self, images: Images, names: Sequence[str]
   ) -> dict[str, jax.Array]:
     """Computes the outputs of named layers.
 
@@ -210,7 +204,7 @@ class _LinenApply:
   module: nn.Module
   call_arguments: tuple[tuple[str, Any], ...] = ()
 
-  def __call__(self, variables: PyTree, images: jax.Array) -> jax.Array:
+  def __call__(self, variables: PyTree, images: Images) -> Logits:
     logits = self.module.apply(variables, images, **dict(self.call_arguments))
     return cast(jax.Array, logits)  # Nothing is mutable in inference.
 
@@ -223,7 +217,7 @@ class _LinenFeatures:
   call_arguments: tuple[tuple[str, Any], ...] = ()
 
   def __call__(
-    self, variables: PyTree, images: jax.Array, names: tuple[str, ...]
+    self, variables: PyTree, images: Images, names: tuple[str, ...]
   ) -> dict[str, jax.Array]:
     _, captured = self.module.apply(
       variables,
@@ -254,7 +248,7 @@ def _outputs(captured: dict[str, Any], name: str = '') -> dict[str, jax.Array]:
 
 
 @jax.jit
-def _logits(classifier: Classifier, images: jax.Array) -> jax.Array:
+def _logits(classifier: Classifier, images: Images) -> Logits:
   return classifier(as_float(images))
 
 
@@ -321,7 +315,7 @@ def from_linen(
   module: nn.Module,
   variables: PyTree,
   *,
-  preprocess: Callable[[jax.Array], jax.Array] = identity,
+  preprocess: Callable[[Images], jax.Array] = identity,
   call_arguments: Mapping[str, Any] | None = None,
 ) -> Classifier:
   """Wraps a Linen module in inference mode.
@@ -401,7 +395,7 @@ class _NnxApply:
 
   graphdef: Any
 
-  def __call__(self, variables: PyTree, images: jax.Array) -> jax.Array:
+  def __call__(self, variables: PyTree, images: Images) -> Logits:
     from flax import nnx
 
     return nnx.merge(self.graphdef, variables)(images)
@@ -410,7 +404,7 @@ class _NnxApply:
 def from_nnx(
   model: nnx.Module,
   *,
-  preprocess: Callable[[jax.Array], jax.Array] = identity,
+  preprocess: Callable[[Images], jax.Array] = identity,
 ) -> Classifier:
   """Wraps an NNX model in inference mode; the model itself is not changed.
 
@@ -446,10 +440,10 @@ def from_nnx(
 
 
 def from_function(
-  function: Callable[..., jax.Array],
+  function: Callable[..., Logits],
   variables: PyTree = None,
   *,
-  preprocess: Callable[[jax.Array], jax.Array] = identity,
+  preprocess: Callable[[Images], jax.Array] = identity,
   feature_map: Callable[..., dict[str, jax.Array]] | None = None,
   stochastic: bool = False,
 ) -> Classifier:
@@ -496,13 +490,13 @@ def from_function(
 class _WithOthers:
   """Puts what is no array back into the variables of a function."""
 
-  function: Callable[..., jax.Array]
+  function: Callable[..., Logits]
   structure: Any
   others: tuple[Any, ...]
 
   def __call__(
     self, variables: Sequence[jax.Array], *arguments: jax.Array
-  ) -> jax.Array:
+  ) -> Logits:
     arrays = iter(variables)
     leaves = [next(arrays) if o is None else o for o in self.others]
     whole = jax.tree.unflatten(self.structure, leaves)
@@ -546,7 +540,7 @@ def as_classifier(classifier: Any) -> Any:
   return from_function(_call, classifier)
 
 
-def _call(module: Callable[..., jax.Array], images: jax.Array) -> jax.Array:
+def _call(module: Callable[..., Logits], images: Images) -> Logits:
   return module(images)
 
 
@@ -569,7 +563,7 @@ def as_pytree(function: Callable[..., Any]) -> Callable[..., Any]:
 class _WithoutVariables:
   """Drops the empty variables before a function that takes none."""
 
-  function: Callable[..., jax.Array]
+  function: Callable[..., Logits]
 
-  def __call__(self, variables: PyTree, *arguments: jax.Array) -> jax.Array:
+  def __call__(self, variables: PyTree, *arguments: jax.Array) -> Logits:
     return self.function(*arguments)

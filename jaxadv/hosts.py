@@ -164,7 +164,7 @@ def put(tree: Any, sharding: Any) -> Any:
   if sharding is None or sharding.is_fully_addressable:
     return jax.device_put(tree, sharding)
 
-  def place(leaf):
+  def place(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
       return leaf
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):

@@ -224,6 +224,27 @@ def as_key(key: Any) -> jax.Array:
   )
 
 
+def need_keys(keys: jax.Array | None, what: str) -> jax.Array:
+  """Refuses to draw without keys.
+
+  Args:
+    keys: key[B], or None.
+    what: What draws.
+
+  Returns:
+    The keys.
+
+  Raises:
+    UserError: If there are none.
+  """
+  if keys is None:
+    raise UserError(
+      f'{what} is called with keys, key[B], one a picture; make them with '
+      'picture_keys'
+    )
+  return keys
+
+
 def as_logits(output: Any, num: int, dtype: Any = np.float32) -> jax.Array:
   """Gives what a classifier returned as logits, or says why that cannot be.
 

@@ -11,17 +11,18 @@ import jax
 import jax.numpy as jnp
 
 from jaxadv.errors import UserError
+from jaxadv.types import Labels, Logits
 
 # By how little a tie lies below 0, as a share of the gap to the other classes.
 _TIED = 2.0**-20
 
 
-def logit_of(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def logit_of(logits: Logits, labels: Labels) -> jax.Array:
   """The logit of one class a row: [B, K] and int32[B] to float32[B]."""
   return jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: Logits, labels: Labels) -> jax.Array:
   """Softmax cross-entropy in nats, float32[B].
 
   Optax's, but to the bit the same for a row whatever the batch: on CPU, XLA
@@ -34,7 +35,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - own
 
 
-def leads(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+def leads(logits: Logits, labels: Labels) -> tuple[jax.Array, jax.Array]:
   """Leads of the strongest other class, and of the strongest beyond ties.
 
   Args:
@@ -56,7 +57,7 @@ def leads(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
   return lead, jnp.where(tied & jnp.isfinite(lower), lower - own, 0)
 
 
-def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def margin(logits: Logits, labels: Labels) -> jax.Array:
   """Largest other logit minus that of the label, float32[B].
 
   Positive where the classifier errs. Unlike the cross-entropy its gradient
@@ -72,7 +73,7 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return lead + (beyond_ties - value) + _TIED * value
 
 
-def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def dlr(logits: Logits, labels: Labels) -> jax.Array:
   """Difference of logits ratio, float32[B] in [-1, 1].
 
   The margin divided by the distance of the largest logit to the third
@@ -101,7 +102,7 @@ def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def targeted_dlr(
-  logits: jax.Array, labels: jax.Array, targets: jax.Array
+  logits: Logits, labels: Labels, targets: jax.Array
 ) -> jax.Array:
   """Difference of logits ratio towards one class, float32[B].
 
@@ -137,7 +138,7 @@ LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
+Loss = Callable[[Logits, Labels], jax.Array]
 
 
 def loss(name: str | Loss) -> Loss:
@@ -159,7 +160,7 @@ def loss(name: str | Loss) -> Loss:
   return LOSSES[name]
 
 
-def _largest(logits: jax.Array, num: int) -> list[jax.Array]:
+def _largest(logits: Logits, num: int) -> list[jax.Array]:
   """The largest different logits, float32[B] each; minus infinity for none."""
   values = [jnp.max(logits, axis=-1)]
   for _ in range(num - 1):
@@ -178,7 +179,7 @@ def _ratio(lead: jax.Array, highest: jax.Array, low: jax.Array) -> jax.Array:
   return lead / (scale + 1e-12)
 
 
-def _need_classes(name: str, logits: jax.Array, least: int) -> None:
+def _need_classes(name: str, logits: Logits, least: int) -> None:
   num_classes = logits.shape[-1]
   if num_classes < least:
     raise UserError(
@@ -188,7 +189,7 @@ def _need_classes(name: str, logits: jax.Array, least: int) -> None:
 
 
 def succeeded(
-  logits: jax.Array, labels: jax.Array, *, targeted: bool = False
+  logits: Logits, labels: Labels, *, targeted: bool = False
 ) -> jax.Array:
   """Whether the predicted class is what an attack wants.
 

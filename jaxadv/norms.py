@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxadv.errors import DoubtWarning, UserError
+from jaxadv.types import Keys
 from jaxadv.utils import check_range, check_whole
 
 Radius = float | jax.Array
@@ -105,7 +106,7 @@ class Ball(NamedTuple):
   distance: Callable[[jax.Array], jax.Array]
   project: Callable[[jax.Array, jax.Array], jax.Array]
   steepest: Callable[[jax.Array], jax.Array]
-  sample: Callable[[jax.Array, tuple[int, ...], jax.Array], jax.Array]
+  sample: Callable[[Keys, tuple[int, ...], jax.Array], jax.Array]
 
 
 def _check_epsilon(
@@ -136,11 +137,13 @@ def linf_ball(epsilon: Radius) -> Ball:
   advice = '; pixels lie in [0, 1], so eight grey levels are 8/255'
   _check_epsilon(epsilon, 1, advice)
 
-  def project(delta, epsilon):
+  def project(delta: jax.Array, epsilon: jax.Array) -> jax.Array:
     bound = per_row(epsilon, delta)
     return jnp.clip(delta, -bound, bound)
 
-  def sample(keys, shape, epsilon):
+  def sample(
+    keys: Keys, shape: tuple[int, ...], epsilon: jax.Array
+  ) -> jax.Array:
     draw = lambda key: jax.random.uniform(
       key, shape[1:], jnp.float32, minval=-1.0
     )
@@ -165,12 +168,14 @@ def l2_ball(epsilon: Radius) -> Ball:
   """
   _check_epsilon(epsilon)
 
-  def project(delta, epsilon):
+  def project(delta: jax.Array, epsilon: jax.Array) -> jax.Array:
     factor = epsilon / jnp.maximum(l2(delta), epsilon)
     return delta * per_row(factor, delta)
 
-  def sample(keys, shape, epsilon):
-    def draw(key):
+  def sample(
+    keys: Keys, shape: tuple[int, ...], epsilon: jax.Array
+  ) -> jax.Array:
+    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
       key_direction, key_length = jax.random.split(key)
       size = 1
       for side in shape[1:]:
@@ -214,7 +219,7 @@ def l1_ball(epsilon: Radius, share: float = 0.01) -> Ball:
   _check_epsilon(epsilon)
   check_range('share', share, 0, 1, open_low=True)
 
-  def project(delta, epsilon):
+  def project(delta: jax.Array, epsilon: jax.Array) -> jax.Array:
     # All sizes shrink by one threshold: that at which they add up to epsilon.
     sizes = jnp.sort(jnp.abs(delta).reshape(len(delta), -1), descending=True)
     excess = jnp.cumsum(sizes, axis=1) - epsilon[:, None]
@@ -227,7 +232,7 @@ def l1_ball(epsilon: Radius, share: float = 0.01) -> Ball:
     shrunk = jnp.sign(delta) * shrunk * per_row(factor, delta)
     return jnp.where(per_row(l1(delta) > epsilon, delta), shrunk, delta)
 
-  def steepest(gradient):
+  def steepest(gradient: jax.Array) -> jax.Array:
     sizes = jnp.abs(gradient).reshape(len(gradient), -1)
     num_moved = int(share * (sizes.shape[1] - 1)) + 1
     smallest = jax.lax.top_k(sizes, num_moved)[0][:, -1:]
@@ -236,8 +241,10 @@ def l1_ball(epsilon: Radius, share: float = 0.01) -> Ball:
     each = moved / jnp.maximum(num, 1)
     return jnp.sign(gradient) * each.reshape(gradient.shape)
 
-  def sample(keys, shape, epsilon):
-    def draw(key):
+  def sample(
+    keys: Keys, shape: tuple[int, ...], epsilon: jax.Array
+  ) -> jax.Array:
+    def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
       key_delta, key_rest = jax.random.split(key)
       rest = jax.random.exponential(key_rest, dtype=jnp.float32)
       return jax.random.laplace(key_delta, shape[1:], jnp.float32), rest

@@ -104,7 +104,7 @@ class Progress:
     self._bar.start()
     return self
 
-  def __exit__(self, *error) -> None:
+  def __exit__(self, *error: object) -> None:
     """Leaves the bar as it is."""
     self._bar.stop()
 

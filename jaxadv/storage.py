@@ -404,7 +404,7 @@ class Cache:
 
   root: Path
 
-  def __init__(self, root: str | os.PathLike[str]):
+  def __init__(self, root: str | os.PathLike[str]) -> None:
     object.__setattr__(self, 'root', Path(root))
 
   def entry(self, unit: str, version: int | str, config: Any) -> Path:

@@ -1,8 +1,8 @@
 """Names and shapes that every part of jaxadv shares.
 
-Images are float32[B, H, W, C] in [0, 1], labels int32[B]. A unit (an attack,
-a detector) is a factory that closes over its hyperparameters and returns one
-of the named tuples below; what it fits travels as a pytree of arrays.
+A unit (an attack, a detector) is a factory that closes over its
+hyperparameters and returns one of the named tuples below; what it fits travels
+as a pytree of arrays.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxadv import contracts
 from jaxadv.errors import UserError
 from jaxadv.inputs import (
   as_float,
@@ -28,7 +29,20 @@ from jaxadv.inputs import (
   finite_gradient,
 )
 
-PyTree = Any
+PyTree: TypeAlias = Any
+
+# B pictures. To a type checker all of these are arrays; what is more is said
+# where they are used.
+Images: TypeAlias = jax.Array
+"""float32[B, H, W, C] in [0, 1]."""
+Labels: TypeAlias = jax.Array
+"""int32[B], classes: the true ones, or those that an attack is to reach."""
+Keys: TypeAlias = jax.Array
+"""key[B], a random key for each picture; see `picture_keys`."""
+Logits: TypeAlias = jax.Array
+"""float32[B, K], one for each class."""
+Scores: TypeAlias = jax.Array
+"""float32[B], higher means more likely attacked."""
 
 # Names the draws of a stochastic classifier among those of a picture's key.
 _CLASSIFIER = 0x636C6173
@@ -46,8 +60,8 @@ class Batch(NamedTuple):
     mask: bool[B], False in rows that are padding.
   """
 
-  images: jax.Array
-  labels: jax.Array
+  images: Images
+  labels: Labels
   kind: jax.Array
   source: jax.Array
   mask: jax.Array
@@ -62,15 +76,57 @@ class AttackResult(NamedTuple):
     success: bool[B], judged on `images` as returned.
   """
 
-  images: jax.Array
+  images: Images
   success: jax.Array
 
 
 class ClassifierLike(Protocol):
   """Anything that maps float32[B, H, W, C] in [0, 1] to logits [B, K]."""
 
-  def __call__(self, images: jax.Array) -> jax.Array:
+  def __call__(self, images: Images, /) -> Logits:
     """Gives the logits, float32[B, K]."""
+
+
+class Init(Protocol):
+  """The first function of an `Attack`."""
+
+  def __call__(
+    self,
+    keys: Keys,
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    /,
+  ) -> Any:
+    """Gives the first state."""
+
+
+class Step(Protocol):
+  """The repeated function of an `Attack`."""
+
+  def __call__(
+    self,
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    state: Any,
+    /,
+  ) -> Any:
+    """Gives the next state; `images` are the clean ones."""
+
+
+class Finish(Protocol):
+  """The last function of an `Attack`."""
+
+  def __call__(
+    self,
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    state: Any,
+    /,
+  ) -> AttackResult:
+    """Gives what a state leads to."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,22 +147,30 @@ class Attack:
       for a one-shot attack, whose `finish` does the work.
     targeted: Whether labels name the classes to reach.
 
-  The functions call `classifier(images)`, also where the classifier is
+  The functions raise `UserError` for other shapes and dtypes, when they are
+  traced. They call `classifier(images)`, also where the classifier is
   stochastic: whoever drives them binds it to fresh keys first, see `bound`.
   """
 
-  init: Callable[..., Any]
-  step: Callable[..., Any]
-  finish: Callable[..., AttackResult]
+  init: Init
+  step: Step
+  finish: Finish
   max_steps: int
   targeted: bool = False
 
+  def __post_init__(self) -> None:
+    """Lets each function check, when it is traced, what it takes and gives."""
+    replace = functools.partial(object.__setattr__, self)  # It is frozen.
+    replace('init', _on_init(self.init))
+    replace('step', _on_step(self.step))
+    replace('finish', _on_finish(self.finish))
+
   def __call__(
     self,
-    keys: jax.Array,
+    keys: Keys,
     classifier: ClassifierLike,
-    images: jax.Array,
-    labels: jax.Array,
+    images: Images,
+    labels: Labels,
     done: jax.Array | None = None,
   ) -> AttackResult:
     """Drives the attack to its end; a pure function, made to be jitted.
@@ -131,11 +195,11 @@ class Attack:
     keys, images, labels = as_arguments(keys, images, labels)
     state = self.start(keys, classifier, images, labels, done)
 
-    def unfinished(carry):
+    def unfinished(carry: tuple[Any, Any]) -> jax.Array:
       step, state = carry
       return (step < self.max_steps) & ~jnp.all(state.done)
 
-    def advance(carry):
+    def advance(carry: tuple[Any, Any]) -> tuple[Any, Any]:
       step, state = carry
       now = bound(classifier, keys, step + 1)
       return step + 1, self.next_state(now, images, labels, state)
@@ -149,10 +213,10 @@ class Attack:
 
   def start(
     self,
-    keys: jax.Array,
+    keys: Keys,
     classifier: ClassifierLike,
-    images: jax.Array,
-    labels: jax.Array,
+    images: Images,
+    labels: Labels,
     done: jax.Array | None = None,
   ) -> Any:
     """Gives the first state, in which the rows of `done` rest; see `init`."""
@@ -166,8 +230,8 @@ class Attack:
   def next_state(
     self,
     classifier: ClassifierLike,
-    images: jax.Array,
-    labels: jax.Array,
+    images: Images,
+    labels: Labels,
     state: Any,
   ) -> Any:
     """Gives the state after a step, in the dtypes of the one before."""
@@ -180,12 +244,53 @@ class Attack:
   def result(
     self,
     classifier: ClassifierLike,
-    images: jax.Array,
-    labels: jax.Array,
+    images: Images,
+    labels: Labels,
     state: Any,
   ) -> AttackResult:
     """Gives what a state leads to, with pictures as float32."""
     return jax.tree.map(_narrow, self.finish(classifier, images, labels, state))
+
+
+def _on_init(init: Init) -> Init:
+  @functools.wraps(init)
+  def checked(
+    keys: Keys, classifier: ClassifierLike, images: Images, labels: Labels
+  ) -> Any:
+    contracts.check_arguments(keys, images, labels)
+    state = init(keys, classifier, images, labels)
+    contracts.check_state(state, images.shape[0])
+    return state
+
+  return checked
+
+
+def _on_step(step: Step) -> Step:
+  @functools.wraps(step)
+  def checked(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: Any
+  ) -> Any:
+    stepped = step(classifier, images, labels, state)
+    contracts.check_step(stepped, state)
+    return stepped
+
+  return checked
+
+
+def _on_finish(finish: Finish) -> Finish:
+  @functools.wraps(finish)
+  def checked(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: Any
+  ) -> AttackResult:
+    result = finish(classifier, images, labels, state)
+    if not isinstance(result, AttackResult):
+      raise UserError(
+        f'finish gives a {type(result).__name__} but must give an AttackResult'
+      )
+    contracts.check_result(*result, images)
+    return result
+
+  return checked
 
 
 def _narrow(leaf: jax.Array) -> jax.Array:
@@ -195,7 +300,7 @@ def _narrow(leaf: jax.Array) -> jax.Array:
 
 
 def bound(
-  classifier: ClassifierLike, keys: jax.Array, turn: int | jax.Array
+  classifier: ClassifierLike, keys: Keys, turn: int | jax.Array
 ) -> ClassifierLike:
   """Gives a classifier as attacks see it, with the draws of one step.
 
@@ -216,7 +321,7 @@ def bound(
   if not getattr(classifier, 'stochastic', False):
     return _seen(classifier)
 
-  def draw(key, turn):
+  def draw(key: jax.Array, turn: jax.Array) -> jax.Array:
     # The first fold keeps it apart from what attacks draw from the same key.
     return jax.random.fold_in(jax.random.fold_in(key, _CLASSIFIER), turn)
 
@@ -231,7 +336,7 @@ def _seen(classify: Callable[[jax.Array], Any]) -> ClassifierLike:
 
 
 def as_arguments(
-  keys: jax.Array, images: Any, labels: Any
+  keys: Keys, images: Any, labels: Any
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gives the arguments of an attack as every driver takes them.
 
@@ -288,6 +393,46 @@ def picture_keys(key: jax.Array, source: jax.Array) -> jax.Array:
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(as_key(key), source)
 
 
+class Fit(Protocol):
+  """What learns from batches, of a detector, an identifier or a purifier."""
+
+  def __call__(
+    self,
+    key: jax.Array,
+    classifier: Any,
+    train: Iterable[Batch],
+    valid: Iterable[Batch],
+    /,
+  ) -> PyTree:
+    """Gives the state, arrays only."""
+
+
+class OnPictures(Protocol):
+  """What a fitted unit does with pictures; the three aliases below.
+
+  `classifier` and `state` are those that `Fit` was given and gave; `keys`,
+  key[B], are None only where nothing is random.
+  """
+
+  def __call__(
+    self,
+    keys: Keys | None,
+    classifier: Any,
+    state: PyTree,
+    images: Images,
+    /,
+  ) -> jax.Array:
+    """Gives a row for each picture."""
+
+
+ScorePictures: TypeAlias = OnPictures
+"""Gives `Scores`."""
+IdentifyPictures: TypeAlias = OnPictures
+"""Gives float32[B, 1 + N], logits of clean and of each of N kinds."""
+PurifyPictures: TypeAlias = OnPictures
+"""Gives `Images`."""
+
+
 class Detector(NamedTuple):
   """Tells attacked pictures from clean ones; built by a factory.
 
@@ -303,9 +448,9 @@ class Detector(NamedTuple):
       no useful gradient.
   """
 
-  fit: Callable[[jax.Array, Any, Iterable[Batch], Iterable[Batch]], PyTree]
-  score: Callable[[jax.Array, Any, PyTree, jax.Array], jax.Array]
-  surrogate: Callable[..., jax.Array] | None = None
+  fit: Fit
+  score: ScorePictures
+  surrogate: ScorePictures | None = None
 
 
 class Identifier(NamedTuple):
@@ -319,8 +464,8 @@ class Identifier(NamedTuple):
       of clean and of each of the N kinds.
   """
 
-  fit: Callable[[jax.Array, Any, Iterable[Batch], Iterable[Batch]], PyTree]
-  identify: Callable[[jax.Array, Any, PyTree, jax.Array], jax.Array]
+  fit: Fit
+  identify: IdentifyPictures
 
 
 class Purifier(NamedTuple):
@@ -334,14 +479,14 @@ class Purifier(NamedTuple):
       [0, 1]; `keys`, key[B], are None only where nothing is random.
   """
 
-  fit: Callable[[jax.Array, Any, Iterable[Batch], Iterable[Batch]], PyTree]
-  purify: Callable[[jax.Array, Any, PyTree, jax.Array], jax.Array]
+  fit: Fit
+  purify: PurifyPictures
 
 
 def make_detector(
-  fit: Callable[..., PyTree],
-  score: Callable[..., jax.Array],
-  surrogate: Callable[..., jax.Array] | None = None,
+  fit: Fit,
+  score: ScorePictures,
+  surrogate: ScorePictures | None = None,
 ) -> Detector:
   """Puts a detector together that takes pictures as people have them.
 
@@ -362,9 +507,7 @@ def make_detector(
   )
 
 
-def make_identifier(
-  fit: Callable[..., PyTree], identify: Callable[..., jax.Array]
-) -> Identifier:
+def make_identifier(fit: Fit, identify: IdentifyPictures) -> Identifier:
   """Puts an identifier together, as `make_detector` does detectors.
 
   Args:
@@ -377,9 +520,7 @@ def make_identifier(
   return Identifier(_on_batches(fit), _on_pictures(identify, 'logits'))
 
 
-def make_purifier(
-  fit: Callable[..., PyTree], purify: Callable[..., jax.Array]
-) -> Purifier:
+def make_purifier(fit: Fit, purify: PurifyPictures) -> Purifier:
   """Puts a purifier together, as `make_detector` does detectors.
 
   Args:
@@ -435,9 +576,14 @@ class _CheckedBatches:
       yield batch._replace(images=images, mask=batch.mask.astype(bool))
 
 
-def _on_batches(fit: Callable[..., PyTree]) -> Callable[..., PyTree]:
+def _on_batches(fit: Fit) -> Fit:
   @functools.wraps(fit)
-  def checked(key, classifier, train, valid):
+  def checked(
+    key: jax.Array,
+    classifier: Any,
+    train: Iterable[Batch],
+    valid: Iterable[Batch],
+  ) -> PyTree:
     train, valid = (
       checked_batches(batches, name)
       for batches, name in ((train, 'train'), (valid, 'valid'))
@@ -452,13 +598,13 @@ def _on_batches(fit: Callable[..., PyTree]) -> Callable[..., PyTree]:
   return checked
 
 
-def _on_pictures(
-  function: Callable[..., jax.Array], gives: str | None
-) -> Callable[..., jax.Array]:
+def _on_pictures(function: OnPictures, gives: str | None) -> OnPictures:
   """Checks pictures before a function and what it gives, None for pictures."""
 
   @functools.wraps(function)
-  def checked(keys, classifier, state, images):
+  def checked(
+    keys: Keys | None, classifier: Any, state: PyTree, images: Images
+  ) -> jax.Array:
     images = jnp.asarray(as_float(images))
     check_shape(images)
     from flax.errors import ScopeParamShapeError

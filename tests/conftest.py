@@ -12,6 +12,7 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 from typing import NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,21 @@ def pytest_xdist_make_scheduler(config, log):
       return super()._split_scope(nodeid)
 
   return Scheduler(config, log)
+
+
+@pytest.fixture(autouse=True)
+def traces():
+  """Lets `chex.assert_max_traces` count the traces of each test alone."""
+  chex.clear_trace_counter()
+
+
+# In place of `chex.variants`, whose functions are methods of test classes.
+@pytest.fixture(
+  params=[lambda function: function, jax.jit], ids=['plain', 'jit']
+)
+def variant(request):
+  """Gives a pure function as it is, and compiled."""
+  return request.param
 
 
 @pytest.fixture

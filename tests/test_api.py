@@ -109,7 +109,8 @@ def test_attacks_are_imported_without_what_is_slow_or_not_everywhere():
 import sys
 sys.modules['fcntl'] = None  # As on Windows.
 import jaxadv.attacks
-slow = {'flax', 'optax', 'rich', 'scipy', 'sklearn', 'tensorflow_datasets'}
+slow = {'chex', 'flax', 'optax', 'rich', 'scipy', 'sklearn'}
+slow.add('tensorflow_datasets')
 assert not slow & set(sys.modules), slow & set(sys.modules)
 """
   subprocess.run([sys.executable, '-c', code], check=True)

@@ -12,6 +12,7 @@ ORDER = (
   'errors',
   'units',
   'inputs',
+  'contracts',
   'types',
   'utils',
   'hosts',

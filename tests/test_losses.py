@@ -12,25 +12,25 @@ LOGITS = jnp.array([[1.0, 3.0, 2.0], [0.0, -1.0, 4.0], [2.0, 2.0, 0.0]])
 LABELS = jnp.array([1, 0, 0])
 
 
-def test_values():
+def test_values(variant):
   np.testing.assert_allclose(
-    losses.margin(LOGITS, LABELS), [-1, 4, 0], atol=1e-5
+    variant(losses.margin)(LOGITS, LABELS), [-1, 4, 0], atol=1e-5
   )
   chosen = jax.nn.softmax(LOGITS)[jnp.arange(3), LABELS]
   np.testing.assert_allclose(
-    losses.cross_entropy(LOGITS, LABELS), -jnp.log(chosen), rtol=1e-6
+    variant(losses.cross_entropy)(LOGITS, LABELS), -jnp.log(chosen), rtol=1e-6
   )
 
 
 FOUR = jnp.array([[5.0, 3.0, 2.0, 1.0], [0.0, 1.0, 4.0, 2.0]])
 
 
-def test_difference_of_logits_ratio():
+def test_difference_of_logits_ratio(variant):
   labels, targets = jnp.array([0, 1]), jnp.array([2, 2])
   # (3 - 5) / (5 - 2) and (4 - 1) / (4 - 1).
-  np.testing.assert_allclose(losses.dlr(FOUR, labels), [-2 / 3, 1])
+  np.testing.assert_allclose(variant(losses.dlr)(FOUR, labels), [-2 / 3, 1])
   # (2 - 5) / (5 - 1.5) and (4 - 1) / (4 - 0.5).
-  found = losses.targeted_dlr(FOUR, labels, targets)
+  found = variant(losses.targeted_dlr)(FOUR, labels, targets)
   np.testing.assert_allclose(found, [-6 / 7, 6 / 7], rtol=1e-6)
   np.testing.assert_allclose(
     losses.targeted_dlr(1e3 * FOUR, labels, targets), found, rtol=1e-6

@@ -68,7 +68,9 @@ def first_use(tmp_path_factory):
 def test_first_use_detects_the_attack(first_use):
   assert first_use['found'].attack_success_rate > 0.1
   assert first_use['found'].linf.max() <= 16 / 255 + 1e-6
-  assert 0.8 < first_use['auc'] <= 1
+  assert 0.8 < first_use['detected'].auc <= 1
+  of_clean = first_use['detector'](first_use['clean'].images)
+  assert (first_use['scores'] > 0).mean() > 0.5 > (of_clean > 0).mean()
 
 
 def test_function_linen_and_nnx_are_the_same_classifier(first_use):
@@ -77,7 +79,7 @@ def test_function_linen_and_nnx_are_the_same_classifier(first_use):
   for name in ('linen', 'nnx_model'):
     np.testing.assert_allclose(first_use[name](images), logits, atol=1e-4)
   for name in ('linen_auc', 'nnx_auc'):
-    assert first_use[name] == pytest.approx(first_use['auc'], abs=0.05)
+    assert first_use[name] == pytest.approx(first_use['detected'].auc, abs=0.05)
 
 
 def test_attacks_do_what_is_said_of_them(first_use):

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -269,12 +270,9 @@ def test_64_bits_change_roundings_only(name, dtype):
     found = UNITS[name](linear(WEIGHTS.astype(dtype)))
     found = jax.tree.map(np.asarray, found)
   wanted = in_32_bits(name)
-  for new, old in zip(
-    jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True
-  ):
-    assert new.dtype == old.dtype
-    tolerance = LOOSE.get(name, 1e-3)
-    np.testing.assert_allclose(new, old, rtol=tolerance, atol=tolerance)
+  chex.assert_trees_all_equal_dtypes(found, wanted)
+  tolerance = LOOSE.get(name, 1e-3)
+  chex.assert_trees_all_close(found, wanted, rtol=tolerance, atol=tolerance)
 
 
 def scores_of(case, dtype):

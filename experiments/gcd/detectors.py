@@ -36,7 +36,7 @@ CALLED = {'is': 'DET_IS', 'org': 'DET_org', 'ensemble': 'the ensemble'}
 ENOUGH_AUC = 90.0
 
 
-class FittedDetector(NamedTuple):
+class FittedNetwork(NamedTuple):
   """A network detector that has learnt.
 
   Attributes:
@@ -101,7 +101,7 @@ def learn(
   trained_on: Sequence[str],
   tested: Sequence[str],
   seed: int,
-) -> FittedDetector:
+) -> FittedNetwork:
   """Fits a network detector and scores test pictures, or finds both.
 
   Args:
@@ -166,7 +166,7 @@ def learn(
   }
   folder = inputs.cache.get_or_make('gcd_scores', version, asked, make_scores)
   scores = storage.read_npz(folder / 'scores.npz')
-  return FittedDetector(
+  return FittedNetwork(
     detector,
     state,
     scores.pop('valid'),
@@ -175,7 +175,7 @@ def learn(
   )
 
 
-def learn_pooled(inputs: RunInputs, name: str, seed: int) -> FittedDetector:
+def learn_pooled(inputs: RunInputs, name: str, seed: int) -> FittedNetwork:
   """Fits a network detector on all attacks, as a defence has it; see `learn`.
 
   Raises:

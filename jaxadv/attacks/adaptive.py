@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,19 @@ from jaxadv.attacks.wrap import against
 from jaxadv.classifier import Classifier, as_pytree, from_function, identity
 from jaxadv.errors import UserError
 from jaxadv.norms import Radius
-from jaxadv.types import Attack, ClassifierLike, bound
+from jaxadv.types import (
+  Attack,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+  Logits,
+  Scores,
+  bound,
+)
 from jaxadv.utils import check_range, check_whole
 
-Score = Callable[[jax.Array], jax.Array]
+Score = Callable[[Images], Scores]
 
 
 def joint_classifier(classifier: ClassifierLike, score: Score) -> Classifier:
@@ -54,7 +64,9 @@ def joint_classifier(classifier: ClassifierLike, score: Score) -> Classifier:
   return from_function(_joint_logits, parts, stochastic=stochastic)
 
 
-def _joint_logits(parts, images, *keys):
+def _joint_logits(
+  parts: tuple[Any, Score], images: Images, *keys: Keys
+) -> Logits:
   classifier, score = parts
   logits = classifier(images, *keys)
   logits = logits - jnp.min(logits, axis=-1, keepdims=True)
@@ -109,10 +121,12 @@ def evading(attack: Attack, score: Score, beta: Radius = 1.0) -> Attack:
   check_range('beta', beta, 0, float('inf'))
   harder = -1 if attack.targeted else 1
 
-  def view(classifier, images, labels, beta):
+  def view(
+    classifier: ClassifierLike, images: Images, labels: Labels, beta: jax.Array
+  ) -> ClassifierLike:
     del images
 
-    def logits(attacked):
+    def logits(attacked: Images) -> Logits:
       logits, flag = classifier(attacked), score(attacked)
       is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
       own = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
@@ -127,7 +141,7 @@ def evading(attack: Attack, score: Score, beta: Radius = 1.0) -> Attack:
 
     return logits
 
-  def draw(keys, images):
+  def draw(keys: Keys, images: Images) -> jax.Array:
     del images
     return spread('beta', beta, keys.shape)
 
@@ -135,9 +149,9 @@ def evading(attack: Attack, score: Score, beta: Radius = 1.0) -> Attack:
 
 
 def bpda(
-  defence: Callable[..., jax.Array],
-  backward: Callable[[jax.Array], jax.Array] = identity,
-) -> Callable[..., jax.Array]:
+  defence: Callable[..., Images],
+  backward: Callable[[Images], Images] = identity,
+) -> Callable[..., Images]:
   """Gives a defence the gradient of a stand-in.
 
   Forward, pictures go through the defence; backward, gradients go through
@@ -160,13 +174,15 @@ def bpda(
   """
 
   @jax.custom_vjp
-  def passed(images, *others):
+  def passed(images: Images, *others: jax.Array) -> Images:
     return defence(images, *others)
 
-  def forward(images, *others):
+  def forward(images: Images, *others: jax.Array) -> tuple[Images, Any]:
     return defence(images, *others), (images, others)
 
-  def pull(kept, cotangent):
+  def pull(
+    kept: tuple[Images, tuple[Any, ...]], cotangent: jax.Array
+  ) -> tuple[Any, ...]:
     images, others = kept
     (gradient,) = jax.vjp(backward, images)[1](cotangent)
     return (gradient, *(None for _ in others))
@@ -181,7 +197,9 @@ class _MeanLogits:
 
   num_draws: int
 
-  def __call__(self, classifier, images, keys):
+  def __call__(
+    self, classifier: Classifier, images: Images, keys: Keys
+  ) -> Logits:
     draw = lambda turn: bound(classifier, keys, turn)(images)
     return jax.lax.map(draw, jnp.arange(self.num_draws)).mean(axis=0)
 

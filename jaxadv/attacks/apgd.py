@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,14 @@ from jaxadv.attacks.drive import Composite
 from jaxadv.attacks.rows import class_of_rank, keep_done, num_classes, spread
 from jaxadv.errors import UserError
 from jaxadv.norms import Ball, Radius, as_ball, per_row
-from jaxadv.types import Attack, AttackResult
+from jaxadv.types import (
+  Attack,
+  AttackResult,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+)
 from jaxadv.utils import check_range, check_whole
 
 # Share of a step in the next iterate; the rest is the step before.
@@ -45,7 +52,7 @@ class APGDState(NamedTuple):
     done: bool[B].
   """
 
-  images: jax.Array
+  images: Images
   previous: jax.Array
   best: jax.Array
   best_gradient: jax.Array
@@ -182,7 +189,7 @@ def apgd_t(
   """
   check_whole('num_targets', num_targets, 1)
 
-  def towards(rank):
+  def towards(rank: jax.Array) -> Attack:
     return _apgd(
       ball,
       num_steps,
@@ -211,7 +218,9 @@ def _apgd(
   ball = as_ball(ball, allowed=('linf', 'l2'), attack='AutoPGD')
   windows = jnp.asarray(checkpoints(num_steps))
 
-  def init(keys, classifier, images, labels):
+  def init(
+    keys: Keys, classifier: ClassifierLike, images: Images, labels: Labels
+  ) -> APGDState:
     rows = labels.shape
     done = jnp.zeros(rows, bool)
     if rank is not None:
@@ -251,10 +260,12 @@ def _apgd(
       done=done,
     )
 
-  def step(classifier, images, labels, state):
+  def step(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: APGDState
+  ) -> APGDState:
     fresh = state.steps == 0
 
-    def objective(attacked):
+    def objective(attacked: Images) -> tuple[Any, Any]:
       logits = classifier(attacked)
       ranked = class_of_rank(logits, state.rank)
       targets = jnp.where(fresh, ranked, state.targets)
@@ -287,7 +298,7 @@ def _apgd(
     here = jnp.where(per_row(halve | ~counts, images), best, state.images)
     uphill = jnp.where(per_row(halve, images), best_gradient, gradient)
 
-    def inside(moved):
+    def inside(moved: Images) -> Images:
       delta = ball.project(moved - images, state.epsilon)
       return jnp.clip(images + delta, 0, 1)
 
@@ -317,7 +328,9 @@ def _apgd(
     )
     return keep_done(state, new)
 
-  def finish(classifier, images, labels, state):
+  def finish(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: APGDState
+  ) -> AttackResult:
     del classifier, labels  # Each step judged its iterate.
     # A row that is left out or has no such target was never judged.
     judged = per_row(state.steps > 0, images)

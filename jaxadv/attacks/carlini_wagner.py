@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,14 @@ from jaxadv.attacks import const_search
 from jaxadv.attacks.rows import keep_done, spread
 from jaxadv.losses import succeeded
 from jaxadv.norms import Ball, Radius, as_ball, checked_step, l2, per_row
-from jaxadv.types import Attack, AttackResult
+from jaxadv.types import (
+  Attack,
+  AttackResult,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+)
 from jaxadv.utils import check_range
 
 # The box is this much smaller than the range of tanh, or pixels that are 0 or 1
@@ -49,7 +56,7 @@ def _adam(
   return mean * unbias(0.9) / size, Adam(mean, square)
 
 
-def _free(images: jax.Array) -> jax.Array:
+def _free(images: Images) -> jax.Array:
   """The pixels in the space of tanh, where 0 and 1 are finite."""
   return jnp.arctanh((2 * images - 1) / (1 + _ROOM))
 
@@ -132,7 +139,9 @@ def carlini_wagner(
   )
   edge = np.arctanh(1 / (1 + _ROOM)).item()
 
-  def init(keys, classifier, images, labels):
+  def init(
+    keys: Keys, classifier: ClassifierLike, images: Images, labels: Labels
+  ) -> CarliniWagnerState:
     del keys, classifier  # Deterministic; the first step judges the clean ones.
     rows = labels.shape
     nothing = jnp.zeros_like(images)
@@ -147,7 +156,12 @@ def carlini_wagner(
       done=jnp.zeros(rows, bool),
     )
 
-  def step(classifier, images, labels, state):
+  def step(
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    state: CarliniWagnerState,
+  ) -> CarliniWagnerState:
     search = state.search
     tanh = jnp.tanh(state.free)
     inside = jnp.clip(0.5 + 0.5 * (1 + _ROOM) * tanh, 0, 1)
@@ -155,7 +169,7 @@ def carlini_wagner(
     fresh = (search.runs == 0) & (search.steps == 0)
     point = jnp.where(per_row(fresh, images), images, inside)
 
-    def weighted(point):
+    def weighted(point: jax.Array) -> tuple[Any, Any]:
       logits = classifier(point)
       missing, hit = const_search.hinge(
         logits, labels, state.confidence, targeted=targeted
@@ -197,7 +211,12 @@ def carlini_wagner(
     )
     return keep_done(state, new)
 
-  def finish(classifier, images, labels, state):
+  def finish(
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    state: CarliniWagnerState,
+  ) -> AttackResult:
     del classifier, images, labels  # Each step judged its own picture.
     return AttackResult(state.best, jnp.isfinite(state.distance))
 
@@ -222,7 +241,7 @@ class LinfState(NamedTuple):
     done: bool[B].
   """
 
-  images: jax.Array
+  images: Images
   adam: Adam
   kept: jax.Array
   found: jax.Array
@@ -286,7 +305,9 @@ def carlini_wagner_linf(
   if learning_rate is None:
     rate = jnp.maximum(rate, _LINF_RATE * ball.epsilon)
 
-  def init(keys, classifier, images, labels):
+  def init(
+    keys: Keys, classifier: ClassifierLike, images: Images, labels: Labels
+  ) -> LinfState:
     del keys, classifier  # Deterministic; the first step judges the clean ones.
     rows = labels.shape
     nothing = jnp.zeros_like(images)
@@ -303,8 +324,10 @@ def carlini_wagner_linf(
       done=jnp.zeros(rows, bool),
     )
 
-  def step(classifier, images, labels, state):
-    def weighted(attacked):
+  def step(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: LinfState
+  ) -> LinfState:
+    def weighted(attacked: Images) -> tuple[Any, Any]:
       logits = classifier(attacked)
       missing, _ = const_search.hinge(
         logits, labels, state.confidence, targeted=targeted
@@ -326,7 +349,9 @@ def carlini_wagner_linf(
     )
     return keep_done(state, new)
 
-  def finish(classifier, images, labels, state):
+  def finish(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: LinfState
+  ) -> AttackResult:
     del images
     last = succeeded(classifier(state.images), labels, targeted=targeted)
     earlier = (state.found & ~last) | state.done

@@ -28,7 +28,16 @@ from jaxadv.errors import UserError
 from jaxadv.inputs import as_float, as_key
 from jaxadv.metrics.distortion import distortion, exceeds
 from jaxadv.norms import ball, linf
-from jaxadv.types import Attack, ClassifierLike, bound, picture_keys
+from jaxadv.types import (
+  Attack,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+  Logits,
+  bound,
+  picture_keys,
+)
 from jaxadv.utils import check_range
 
 # A margin from which exp(-margin), and with it the gradient of the softmax
@@ -83,12 +92,14 @@ class _Look(NamedTuple):
   vanishing: Any
 
 
-def _look(classifier, keys, images, labels):
+def _look(
+  classifier: ClassifierLike, keys: Keys, images: Images, labels: Labels
+) -> _Look:
   """Measures outputs and gradients at the clean pictures."""
   classifier = bound(classifier, keys, 0)
 
-  def total(loss):
-    def value(images):
+  def total(loss: losses.Loss) -> tuple[jax.Array, Logits]:
+    def value(images: Images) -> tuple[jax.Array, Logits]:
       logits = classifier(images)
       return loss(logits, labels).sum(), logits
 
@@ -179,11 +190,11 @@ def check(
   size = min(batch_size, num)
   keys = picture_keys(key, jnp.arange(num))
 
-  def over_set(function, pictures=clean):
+  def over_set(function: Callable[..., Any], pictures: Any = clean) -> Any:
     """Compiles anew, so that draws made while tracing show as differences."""
     compiled = jax.jit(lambda *given: function(*given))
 
-    def run(*extra):
+    def run(*extra: Any) -> Any:
       return map_batches(
         lambda *rows: compiled(classifier, *rows, *extra),
         keys,
@@ -221,8 +232,16 @@ def check(
     fooled = losses.succeeded(logits, jnp.asarray(truth))
     others[name] = float(fooled[correct].mean())
 
-  def success_of(make):
-    def success(classifier, keys, images, labels, epsilon):
+  def success_of(
+    make: Callable[[Any], Attack | Composite],
+  ) -> Callable[[float], float]:
+    def success(
+      classifier: ClassifierLike,
+      keys: Keys,
+      images: Images,
+      labels: Labels,
+      epsilon: jax.Array,
+    ) -> jax.Array:
       result = make(epsilon)(keys, classifier, images, labels)
       if not getattr(classifier, 'stochastic', False):
         return result.success
@@ -233,11 +252,11 @@ def check(
     run = over_set(success)
     return lambda epsilon: float(run(np.float32(epsilon))[correct].mean())
 
-  def by_gradient(epsilon):
+  def by_gradient(epsilon: jax.Array) -> Attack:
     return pgd(ball(norm, epsilon), epsilon / 4, num_steps, early_stop=True)
 
-  def by_noise(epsilon):
-    def perturb(keys, images):
+  def by_noise(epsilon: jax.Array) -> Composite:
+    def perturb(keys: Keys, images: Images) -> Images:
       radius = jnp.full(len(images), epsilon)
       noise = budget.sample(keys, images.shape, radius)
       return jnp.clip(images + noise, 0, 1)
@@ -295,11 +314,19 @@ def check(
   )
 
 
-def _warnings(numbers, curve, epsilon, blind, others, tolerance, scale):
+def _warnings(
+  numbers: dict[str, float],
+  curve: dict[float, float],
+  epsilon: float,
+  blind: dict[str, float],
+  others: dict[str, float],
+  tolerance: float,
+  scale: float,
+) -> list[Finding]:
   """Says what of the measured is suspicious."""
   found = []
 
-  def warn(name, message):
+  def warn(name: str, message: str) -> None:
     found.append(Finding(name, message))
 
   percent = lambda name: f'{100 * numbers[name]:.1f} % of the pictures'
@@ -356,6 +383,12 @@ def _warnings(numbers, curve, epsilon, blind, others, tolerance, scale):
   return found
 
 
-def _logits(classifier, keys, images, labels, turn):
+def _logits(
+  classifier: ClassifierLike,
+  keys: Keys,
+  images: Images,
+  labels: Labels,
+  turn: int | jax.Array,
+) -> Logits:
   del labels
   return bound(classifier, keys, turn)(images)

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from jaxadv.attacks.drive import Composite
 from jaxadv.errors import UserError
 from jaxadv.norms import per_row
-from jaxadv.types import Attack, AttackResult
+from jaxadv.types import (
+  Attack,
+  AttackResult,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+)
 from jaxadv.utils import check_whole
 
 Part = Attack | Composite
@@ -45,7 +52,14 @@ def sequence(attacks: Sequence[Part]) -> Composite:
       'meaning; build all of one sort'
     )
 
-  def run(drive, keys, classifier, images, labels, done):
+  def run(
+    drive: Callable[..., AttackResult],
+    keys: Keys,
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    done: jax.Array | None,
+  ) -> AttackResult:
     found = _nothing(images, done)
     for position, attack in enumerate(attacks):
       result = drive(
@@ -89,8 +103,17 @@ def over(
       f'values have the shape {values.shape} but must be at least one, [N, ...]'
     )
 
-  def run(drive, keys, classifier, images, labels, done):
-    def turn(found, numbered):
+  def run(
+    drive: Callable[..., AttackResult],
+    keys: Keys,
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    done: jax.Array | None,
+  ) -> AttackResult:
+    def turn(
+      found: AttackResult, numbered: tuple[jax.Array, jax.Array]
+    ) -> tuple[AttackResult, None]:
       position, value = numbered
       rest = found.success if smallest is None else done
       result = drive(
@@ -139,12 +162,12 @@ def restarts(
   return over(lambda _: attack, jnp.arange(num_restarts), smallest=smallest)
 
 
-def _folded(keys: jax.Array, position: int | jax.Array) -> jax.Array:
+def _folded(keys: Keys, position: int | jax.Array) -> jax.Array:
   """Keys of a part."""
   return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, position)
 
 
-def _nothing(images: jax.Array, done: jax.Array | None) -> AttackResult:
+def _nothing(images: Images, done: jax.Array | None) -> AttackResult:
   success = jnp.zeros(len(images), bool) if done is None else done
   return AttackResult(images, success)
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxadv.attacks.rows import spread
 from jaxadv.losses import leads, succeeded
 from jaxadv.norms import Radius
+from jaxadv.types import Labels, Logits
 from jaxadv.utils import check_range, check_whole
 
 # From this many runs on, the last one repeats the smallest constant that had
@@ -89,8 +90,8 @@ def start(initial_const: Radius, rows: tuple[int, ...]) -> Search:
 
 
 def hinge(
-  logits: jax.Array,
-  labels: jax.Array,
+  logits: Logits,
+  labels: Labels,
   confidence: jax.Array,
   *,
   targeted: bool,

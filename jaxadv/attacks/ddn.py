@@ -11,7 +11,14 @@ import numpy as np
 from jaxadv.attacks.rows import keep_done, spread
 from jaxadv.losses import cross_entropy, succeeded
 from jaxadv.norms import Radius, l2, per_row, unit_l2
-from jaxadv.types import Attack, AttackResult
+from jaxadv.types import (
+  Attack,
+  AttackResult,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+)
 from jaxadv.utils import check_range, check_whole
 
 _FIRST_STEP, _LAST_STEP = 1.0, 0.01  # Step sizes of Rony et al.
@@ -32,13 +39,13 @@ class DDNState(NamedTuple):
     done: bool[B].
   """
 
-  images: jax.Array
+  images: Images
   best: jax.Array
   distance: jax.Array
   norm: jax.Array
   farthest: jax.Array
   gamma: jax.Array
-  keys: jax.Array
+  keys: Keys
   steps: jax.Array
   done: jax.Array
 
@@ -94,7 +101,9 @@ def ddn(
   turn = np.cos(np.pi * np.arange(num_steps) / num_steps)
   step_sizes = _LAST_STEP + (_FIRST_STEP - _LAST_STEP) * (1 + turn) / 2
 
-  def init(keys, classifier, images, labels):
+  def init(
+    keys: Keys, classifier: ClassifierLike, images: Images, labels: Labels
+  ) -> DDNState:
     del classifier  # The first step judges the clean pictures.
     rows = labels.shape
     return DDNState(
@@ -109,8 +118,10 @@ def ddn(
       done=jnp.zeros(rows, bool),
     )
 
-  def step(classifier, images, labels, state):
-    def total(attacked):
+  def step(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: DDNState
+  ) -> DDNState:
+    def total(attacked: Images) -> tuple[jax.Array, jax.Array]:
       logits = classifier(attacked)
       sign = -1 if targeted else 1
       hit = succeeded(logits, labels, targeted=targeted)
@@ -141,24 +152,24 @@ def ddn(
     )
     return keep_done(state, new)
 
-  def finish(classifier, images, labels, state):
+  def finish(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: DDNState
+  ) -> AttackResult:
     del classifier, images, labels  # Each step judged its own picture.
     return AttackResult(state.best, jnp.isfinite(state.distance))
 
   return Attack(init, step, finish, num_steps, targeted=targeted)
 
 
-def _somewhere(
-  direction: jax.Array, keys: jax.Array, count: jax.Array
-) -> jax.Array:
+def _somewhere(direction: jax.Array, keys: Keys, count: jax.Array) -> jax.Array:
   """Replaces directions that are zero by random ones of length one."""
   vanished = ~jnp.any(direction != 0, axis=range(1, direction.ndim))
 
-  def draw(key, count):
+  def draw(key: jax.Array, count: jax.Array) -> jax.Array:
     key = jax.random.fold_in(key, count)
     return jax.random.normal(key, direction.shape[1:], jnp.float32)
 
-  def replaced():
+  def replaced() -> jax.Array:
     random = unit_l2(jax.vmap(draw)(keys, count))
     return jnp.where(per_row(vanished, random), random, direction)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,14 @@ from jaxadv.attacks.rows import spread, twins_last
 from jaxadv.errors import UserError
 from jaxadv.losses import logit_of, succeeded
 from jaxadv.norms import Radius, l1, l2, linf, per_row
-from jaxadv.types import Attack, AttackResult
+from jaxadv.types import (
+  Attack,
+  AttackResult,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+)
 from jaxadv.utils import check_range, check_whole
 
 # The authors' code makes every step longer by this much, else a picture can
@@ -84,7 +91,9 @@ def deepfool(
   if norm not in ('l2', 'linf'):
     raise UserError(f"norm is {norm!r} but must be 'l2' or 'linf'")
 
-  def to_boundary(gradient, gap):
+  def to_boundary(
+    gradient: jax.Array, gap: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     """Distance to where a linear function closes its gap, and the move.
 
     Where it is flat, as between two classes that are copies of each other,
@@ -97,11 +106,13 @@ def deepfool(
       return distance, gradient * per_row((distance + _EXTRA) / slope, gradient)
     return distance, jnp.sign(gradient) * per_row(distance + _EXTRA, gradient)
 
-  def attacked(images, state):
+  def attacked(images: Images, state: DeepFoolState) -> Images:
     delta = state.delta * per_row(1 + state.overshoot, images)
     return jnp.clip(images + delta, 0, 1)
 
-  def init(keys, classifier, images, labels):
+  def init(
+    keys: Keys, classifier: ClassifierLike, images: Images, labels: Labels
+  ) -> DeepFoolState:
     del keys  # Deterministic.
     logits = classifier(images)
     if targeted:
@@ -119,7 +130,12 @@ def deepfool(
       done=succeeded(logits, labels, targeted=targeted),
     )
 
-  def step(classifier, images, labels, state):
+  def step(
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    state: DeepFoolState,
+  ) -> DeepFoolState:
     logits, pullback = jax.vjp(classifier, attacked(images, state))
     one_hot = functools.partial(
       jax.nn.one_hot, num_classes=logits.shape[-1], dtype=logits.dtype
@@ -129,7 +145,7 @@ def deepfool(
       others = jnp.where(one_hot(labels) > 0, -jnp.inf, logits)
       leading = jnp.argmax(others, axis=-1)
 
-    def nearer(best, rival):
+    def nearer(best: Any, rival: jax.Array) -> tuple[Any, None]:
       # One backward pass after the other: on CPU faster than one vmapped
       # batch, and a fraction of its memory.
       (gradient,) = pullback(one_hot(rival) - one_hot(leading))
@@ -150,7 +166,12 @@ def deepfool(
     success = succeeded(judged, labels, targeted=targeted)
     return state._replace(done=state.done | success)
 
-  def finish(classifier, images, labels, state):
+  def finish(
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    state: DeepFoolState,
+  ) -> AttackResult:
     del classifier, labels  # Each step judged its own result.
     result = jnp.where(
       per_row(state.done, images), attacked(images, state), images

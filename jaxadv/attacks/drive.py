@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,10 @@ from jaxadv.types import (
   Attack,
   AttackResult,
   ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+  Logits,
   as_arguments,
   bound,
 )
@@ -38,10 +43,10 @@ class Composite:
 
   def __call__(
     self,
-    keys: jax.Array,
+    keys: Keys,
     classifier: ClassifierLike,
-    images: jax.Array,
-    labels: jax.Array,
+    images: Images,
+    labels: Labels,
     done: jax.Array | None = None,
   ) -> AttackResult:
     """Drives the parts to their ends; see `Attack`."""
@@ -50,10 +55,10 @@ class Composite:
 
 def drive(
   attack: Attack | Composite,
-  keys: jax.Array,
+  keys: Keys,
   classifier: ClassifierLike,
-  images: jax.Array,
-  labels: jax.Array,
+  images: Images,
+  labels: Labels,
   *,
   num_slots: int | None = None,
   done: jax.Array | None = None,
@@ -104,12 +109,12 @@ def drive(
   queue = jnp.argsort(state.done, stable=True)
   num_waiting = jnp.sum(~state.done)
 
-  def take(position):
+  def take(position: jax.Array) -> jax.Array:
     # `num_rows` is no row: reads are clipped, writes dropped.
     row = queue.at[position].get(mode='clip')
     return jnp.where(position < num_waiting, row, num_rows)
 
-  def advance(carry):
+  def advance(carry: Any) -> Any:
     state, rows, steps, taken = carry
     read = lambda leaf: leaf.at[rows].get(mode='clip')
     local = attack.next_state(
@@ -127,7 +132,7 @@ def drive(
     steps = jnp.where(leaving, 0, steps)
     return state, rows, steps, taken + jnp.sum(leaving)
 
-  def more_than(few, carry):
+  def more_than(few: int, carry: Any) -> jax.Array:
     return jnp.sum(carry[1] < num_rows) > few
 
   first = take(jnp.arange(num_slots))
@@ -151,7 +156,7 @@ def drive(
 def _in_parts(classifier: ClassifierLike, size: int) -> ClassifierLike:
   """Shows a classifier `size` pictures at a time, which stay in the caches."""
 
-  def classify(images):
+  def classify(images: Images) -> Logits:
     num_parts = -(-images.shape[0] // size)
     rows = jnp.arange(num_parts * size)
     parts = images.at[rows].get(mode='clip')  # The last row fills the rest.

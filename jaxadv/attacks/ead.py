@@ -13,7 +13,14 @@ from jaxadv.attacks.rows import keep_done, spread
 from jaxadv.errors import UserError
 from jaxadv.losses import succeeded
 from jaxadv.norms import Radius, l1, l2, per_row
-from jaxadv.types import Attack, AttackResult
+from jaxadv.types import (
+  Attack,
+  AttackResult,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+)
 from jaxadv.utils import check_range
 
 DECISION_RULES = ('en', 'l1')
@@ -36,7 +43,7 @@ class EADState(NamedTuple):
     done: bool[B].
   """
 
-  images: jax.Array
+  images: Images
   ahead: jax.Array
   best: jax.Array
   distance: jax.Array
@@ -113,7 +120,9 @@ def ead(
   shrinking = np.sqrt(1 - count / num_steps)
   momentum = count / (count + 3)
 
-  def init(keys, classifier, images, labels):
+  def init(
+    keys: Keys, classifier: ClassifierLike, images: Images, labels: Labels
+  ) -> EADState:
     del keys, classifier  # Deterministic; the first step judges the clean ones.
     rows = labels.shape
     return EADState(
@@ -128,11 +137,13 @@ def ead(
       done=jnp.zeros(rows, bool),
     )
 
-  def step(classifier, images, labels, state):
+  def step(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: EADState
+  ) -> EADState:
     search = state.search
     look_up = lambda table: jnp.asarray(table, jnp.float32)[search.steps]
 
-    def weighted(ahead):
+    def weighted(ahead: jax.Array) -> tuple[jax.Array, jax.Array]:
       logits = classifier(ahead)
       missing, _ = const_search.hinge(
         logits, labels, state.confidence, targeted=targeted
@@ -179,7 +190,9 @@ def ead(
     )
     return keep_done(state, new)
 
-  def finish(classifier, images, labels, state):
+  def finish(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: EADState
+  ) -> AttackResult:
     del classifier, images, labels  # Each step judged its own picture.
     return AttackResult(state.best, jnp.isfinite(state.distance))
 

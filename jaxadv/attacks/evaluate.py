@@ -49,7 +49,15 @@ from jaxadv.storage import (
   write_json,
   write_npz,
 )
-from jaxadv.types import Attack, ClassifierLike, bound, picture_keys
+from jaxadv.types import (
+  Attack,
+  AttackResult,
+  ClassifierLike,
+  Images,
+  Labels,
+  bound,
+  picture_keys,
+)
 from jaxadv.units import to_float, to_uint8
 from jaxadv.utils import check_range, check_whole
 
@@ -490,7 +498,14 @@ def _compiled(run: _Run) -> Callable[[float, np.ndarray], _Outcome]:
   The value is an argument of the compiled program, not a part of it.
   """
 
-  def attack(value, classifier, key, images, aims, source):
+  def attack(
+    value: Any,
+    classifier: ClassifierLike,
+    key: jax.Array,
+    images: Images,
+    aims: Labels,
+    source: jax.Array,
+  ) -> AttackResult:
     return drive(
       run.make(value),
       picture_keys(key, source),
@@ -521,7 +536,7 @@ def _compiled(run: _Run) -> Callable[[float, np.ndarray], _Outcome]:
   scaled = to_float if inputs.images.dtype == np.uint8 else np.asarray
   declared = getattr(classifier, 'stochastic', False)
 
-  def attack_batch(value, rows):
+  def attack_batch(value: float, rows: np.ndarray) -> _Outcome:
     padded = np.resize(rows, run.batch_size)
     numbers = (inputs.labels, inputs.aims, inputs.source)
     batch = (
@@ -572,7 +587,16 @@ class _Judgement(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames='targeted')
-def _judge(classifier, key, source, images, labels, turn, *, targeted):
+def _judge(
+  classifier: ClassifierLike,
+  key: jax.Array,
+  source: jax.Array,
+  images: Images,
+  labels: Labels,
+  turn: int,
+  *,
+  targeted: bool,
+) -> _Judgement:
   """Tells which rows are successes, and which get NaN or infinity.
 
   Apart from the attack, so that one compilation serves all attacks.
@@ -630,7 +654,7 @@ def _identity(run: _Run, value: float) -> dict[str, str]:
   """
   inputs = run.inputs
 
-  def attack(value, *given):
+  def attack(value: Any, *given: Any) -> AttackResult:
     return run.make(value)(*given)
 
   program = jax.jit(attack).lower(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,14 @@ from jaxadv.attacks.rows import class_of_rank, keep_done, num_classes, spread
 from jaxadv.errors import UserError
 from jaxadv.losses import logit_of, succeeded
 from jaxadv.norms import Ball, Radius, as_ball, per_row
-from jaxadv.types import Attack, AttackResult
+from jaxadv.types import (
+  Attack,
+  AttackResult,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+)
 from jaxadv.utils import check_range, check_whole
 
 _DISTANCES: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -39,7 +46,7 @@ class FABState(NamedTuple):
     done: bool[B].
   """
 
-  images: jax.Array
+  images: Images
   best: jax.Array
   best_size: jax.Array
   epsilon: jax.Array
@@ -81,7 +88,7 @@ def to_hyperplane(
   room = jnp.where(direction > 0, 1 - points, points)
   speed = weight if norm == 'l2' else jnp.ones_like(weight)
 
-  def onwards(carry):
+  def onwards(carry: Any) -> Any:
     length, _ = carry
     free = per_row(length, room) * speed < room
     reached = norms.total(jnp.where(free, 0, weight * room))
@@ -155,7 +162,9 @@ def fab(
   # Nothing is small enough to rest at where the smallest is asked for.
   enough = -1.0 if epsilon is None else as_ball(epsilon, norm).epsilon
 
-  def init(keys, classifier, images, labels):
+  def init(
+    keys: Keys, classifier: ClassifierLike, images: Images, labels: Labels
+  ) -> FABState:
     del keys  # Deterministic.
     rows = labels.shape
     missing = target_rank >= num_classes(classifier, images)
@@ -171,8 +180,10 @@ def fab(
       done=jnp.broadcast_to(missing & (not targeted), rows),
     )
 
-  def step(classifier, images, labels, state):
-    def ahead(attacked):
+  def step(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: FABState
+  ) -> FABState:
+    def ahead(attacked: Images) -> tuple[Any, Any]:
       logits = classifier(attacked)
       predicted = jnp.argmax(logits, axis=-1)
       ranked = class_of_rank(logits, state.rank)
@@ -219,7 +230,9 @@ def fab(
     )
     return keep_done(state, new)
 
-  def finish(classifier, images, labels, state):
+  def finish(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: FABState
+  ) -> AttackResult:
     del classifier, labels  # Each step judged its own result.
     limit = jnp.inf if epsilon is None else state.epsilon
     success = jnp.isfinite(state.best_size) & (state.best_size <= limit)
@@ -267,7 +280,7 @@ def fab_t(
   """
   check_whole('num_targets', num_targets, 1)
 
-  def towards(rank):
+  def towards(rank: jax.Array) -> Attack:
     return fab(
       norm,
       num_steps,

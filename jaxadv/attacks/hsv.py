@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from jaxadv.losses import succeeded
 from jaxadv.norms import per_row
 from jaxadv.perturbations.colour import shift_hsv
-from jaxadv.types import Attack, AttackResult
+from jaxadv.types import (
+  Attack,
+  AttackResult,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+)
 from jaxadv.utils import check_whole
 
 
@@ -24,9 +31,9 @@ class HSVState(NamedTuple):
     done: bool[B], whether it is misclassified.
   """
 
-  keys: jax.Array
+  keys: Keys
   trial: jax.Array
-  images: jax.Array
+  images: Images
   done: jax.Array
 
 
@@ -55,7 +62,9 @@ def hsv(num_trials: int = 1000) -> Attack:
   """
   check_whole('num_trials', num_trials, 1)
 
-  def init(keys, classifier, images, labels):
+  def init(
+    keys: Keys, classifier: ClassifierLike, images: Images, labels: Labels
+  ) -> HSVState:
     return HSVState(
       keys=keys,
       trial=jnp.zeros_like(labels),
@@ -63,12 +72,14 @@ def hsv(num_trials: int = 1000) -> Attack:
       done=succeeded(classifier(images), labels),
     )
 
-  def draw(key, trial):
+  def draw(key: jax.Array, trial: jax.Array) -> tuple[jax.Array, jax.Array]:
     key = jax.random.fold_in(key, trial)
     hue, saturation = jax.random.uniform(key, (2,), jnp.float32)
     return hue, (2 * saturation - 1) * trial / num_trials
 
-  def step(classifier, images, labels, state):
+  def step(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: HSVState
+  ) -> HSVState:
     shifted = shift_hsv(images, *jax.vmap(draw)(state.keys, state.trial))
     success = succeeded(classifier(shifted), labels)
     return HSVState(
@@ -78,7 +89,9 @@ def hsv(num_trials: int = 1000) -> Attack:
       done=state.done | success,
     )
 
-  def finish(classifier, images, labels, state):
+  def finish(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: HSVState
+  ) -> AttackResult:
     del classifier, images, labels  # Each trial judged its own picture.
     return AttackResult(state.images, state.done)
 

@@ -17,7 +17,7 @@ from jaxadv import losses
 from jaxadv.attacks.drive import Composite
 from jaxadv.errors import DataError, DoubtWarning, UserError
 from jaxadv.inputs import as_float, as_labels, check_shape, doubts
-from jaxadv.types import Attack, bound, picture_keys
+from jaxadv.types import Attack, Images, Labels, Logits, bound, picture_keys
 
 _UNDECLARED = (
   'the classifier gives other logits for the same pictures when it is called '
@@ -240,7 +240,13 @@ def _numbers(constant: Any) -> np.ndarray:
   return np.asarray(constant)
 
 
-def _logits(classifier, key, images, labels, source):
+def _logits(
+  classifier: Any,
+  key: jax.Array,
+  images: Images,
+  labels: Labels,
+  source: jax.Array,
+) -> Logits:
   """Gives what a classifier returns, without what a `Classifier` mends."""
   del labels
   raw = getattr(classifier, 'unchecked', classifier)
@@ -259,7 +265,13 @@ class _Seen(NamedTuple):
 
 
 @jax.jit
-def _look(classifier, key, images, labels, source):
+def _look(
+  classifier: Any,
+  key: jax.Array,
+  images: Images,
+  labels: Labels,
+  source: jax.Array,
+) -> _Seen:
   """Gives logits, and what the gradients of margin and cross-entropy are."""
   logits, pullback = jax.vjp(
     lambda images: _logits(classifier, key, images, labels, source), images
@@ -284,7 +296,7 @@ def _look(classifier, key, images, labels, source):
 
 
 @jax.jit
-def _look_without_gradient(*given):
+def _look_without_gradient(*given: Any) -> _Seen:
   logits = _logits(*given)
   unknown = jnp.zeros(len(logits), bool)
   return _Seen(logits, unknown, unknown, unknown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,14 @@ from jaxadv.attacks.wrap import against, one_shot
 from jaxadv.errors import UserError
 from jaxadv.inputs import as_float
 from jaxadv.norms import Ball, Radius, as_ball, linf_ball, per_row
-from jaxadv.types import Attack, ClassifierLike
+from jaxadv.types import (
+  Attack,
+  AttackResult,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+)
 from jaxadv.utils import check_range, check_whole
 
 
@@ -46,7 +54,7 @@ def in_square(
       f'place is {place!r} but must be a row and a column, or None'
     )
 
-  def draw(keys, images):
+  def draw(keys: Keys, images: Images) -> jax.Array:
     sides = images.shape[1:3]
     if size > min(sides):
       raise UserError(
@@ -61,7 +69,7 @@ def in_square(
       check_whole('place', start, 0, side - size)
     return jnp.broadcast_to(jnp.array(place, jnp.int32), (len(keys), 2))
 
-  def show(attacked, images, corners):
+  def show(attacked: Images, images: Images, corners: jax.Array) -> Images:
     """Takes the square from one picture and the rest from the other."""
     inside = jnp.ones((), bool)
     for axis in (1, 2):
@@ -73,13 +81,20 @@ def in_square(
       inside = inside & (offset >= 0) & (offset < size)
     return jnp.where(inside, attacked, images)
 
-  def view(classifier, images, labels, corners):
+  def view(
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    corners: jax.Array,
+  ) -> ClassifierLike:
     del labels
     return lambda attacked: classifier(show(attacked, images, corners))
 
   restricted = against(attack, view, draw)
 
-  def finish(classifier, images, labels, state):
+  def finish(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: Any
+  ) -> AttackResult:
     result = restricted.finish(classifier, images, labels, state)
     return result._replace(images=show(result.images, images, state.given))
 
@@ -213,8 +228,8 @@ def _checked_patch(patch: ArrayLike) -> jax.Array:
 
 
 def place_patch(
-  keys: jax.Array,
-  images: jax.Array,
+  keys: Keys,
+  images: Images,
   patch: jax.Array,
   *,
   scales: tuple[float, float] = (0.3, 0.5),
@@ -249,7 +264,7 @@ def place_patch(
     )
   height, width = images.shape[1:3]
 
-  def paste(key, image):
+  def paste(key: jax.Array, image: jax.Array) -> jax.Array:
     draws = jax.random.uniform(key, (4,), jnp.float32)
     side = min(height, width) * (scales[0] + (scales[1] - scales[0]) * draws[0])
     angle = jnp.deg2rad(max_angle) * (2 * draws[1] - 1)
@@ -258,7 +273,7 @@ def place_patch(
     # far from the border, or in the middle if there is not so much room.
     reach = side / 2 * (jnp.abs(cos) + jnp.abs(sin))
 
-    def offsets(length, draw):
+    def offsets(length: int, draw: jax.Array) -> jax.Array:
       low = jnp.minimum(reach, length / 2)
       centres = jnp.arange(length, dtype=jnp.float32) + 0.5
       return centres - (low + (length - 2 * low) * draw)
@@ -335,10 +350,16 @@ def train_patch(
 
   optimizer = optax.adam(learning_rate)
 
-  def update(carry, keys, classifier, images, labels):
+  def update(
+    carry: Any,
+    keys: Keys,
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+  ) -> Any:
     patch, state = carry
 
-    def cost(patch):
+    def cost(patch: jax.Array) -> jax.Array:
       logits = classifier(
         place_patch(keys, images, patch, scales=scales, max_angle=max_angle)
       )
@@ -388,7 +409,7 @@ def apply_patch(
   _check_placement(scales, max_angle)
   patch = _checked_patch(patch)
 
-  def perturb(keys, images):
+  def perturb(keys: Keys, images: Images) -> Images:
     placed = place_patch(
       keys, images, patch, scales=scales, max_angle=max_angle
     )

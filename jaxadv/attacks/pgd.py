@@ -17,7 +17,14 @@ from jaxadv.norms import (
   per_row,
   without_blocked,
 )
-from jaxadv.types import Attack, AttackResult
+from jaxadv.types import (
+  Attack,
+  AttackResult,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+)
 
 
 class PGDState(NamedTuple):
@@ -31,7 +38,7 @@ class PGDState(NamedTuple):
     done: bool[B].
   """
 
-  images: jax.Array
+  images: Images
   epsilon: jax.Array
   step_size: jax.Array
   fresh: jax.Array
@@ -90,10 +97,14 @@ def pgd(
   ball, loss = as_ball(ball), losses.loss(loss)
   step_size = checked_step(step_size, ball.epsilon, num_steps)
 
-  def judge(classifier, images, labels):
+  def judge(
+    classifier: ClassifierLike, images: Images, labels: Labels
+  ) -> jax.Array:
     return losses.succeeded(classifier(images), labels, targeted=targeted)
 
-  def init(keys, classifier, images, labels):
+  def init(
+    keys: Keys, classifier: ClassifierLike, images: Images, labels: Labels
+  ) -> PGDState:
     rows = labels.shape
     epsilon = spread('epsilon', ball.epsilon, rows)
     start, done = images, jnp.zeros(rows, bool)
@@ -110,8 +121,10 @@ def pgd(
       done=done,
     )
 
-  def step(classifier, images, labels, state):
-    def total(attacked):
+  def step(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: PGDState
+  ) -> PGDState:
+    def total(attacked: Images) -> tuple[jax.Array, jax.Array]:
       logits = classifier(attacked)
       return jnp.sum(loss(logits, labels)), logits
 
@@ -133,7 +146,9 @@ def pgd(
       done=done,
     )
 
-  def finish(classifier, images, labels, state):
+  def finish(
+    classifier: ClassifierLike, images: Images, labels: Labels, state: PGDState
+  ) -> AttackResult:
     return AttackResult(state.images, judge(classifier, state.images, labels))
 
   return Attack(init, step, finish, num_steps, targeted)

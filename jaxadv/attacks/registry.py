@@ -100,7 +100,7 @@ def has_budget(name: str) -> bool:
   return hyperparameters(name).get('epsilon') is not None
 
 
-def make(spec: str, **hyper) -> Attack | Composite:
+def make(spec: str, **hyper: Any) -> Attack | Composite:
   """Builds an attack by name, with plain numbers as hyperparameters.
 
   Args:

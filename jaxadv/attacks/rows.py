@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxadv.errors import UserError
 from jaxadv.losses import logit_of
 from jaxadv.norms import Radius, per_row
-from jaxadv.types import ClassifierLike
+from jaxadv.types import ClassifierLike, Images, Logits
 
 State = TypeVar('State')
 
@@ -35,12 +35,12 @@ def spread(name: str, value: Radius, rows: tuple[int, ...]) -> jax.Array:
   return jnp.broadcast_to(array, rows)
 
 
-def num_classes(classifier: ClassifierLike, images: jax.Array) -> int:
+def num_classes(classifier: ClassifierLike, images: Images) -> int:
   """Number of logits of a classifier; runs nothing."""
   return jax.eval_shape(lambda x: classifier(x), images).shape[-1]
 
 
-def twins_last(logits: jax.Array) -> jax.Array:
+def twins_last(logits: Logits) -> jax.Array:
   """Puts classes that tie with the first of the largest logits behind all.
 
   Such a class may be a copy of the predicted one, with no boundary between
@@ -59,7 +59,7 @@ def twins_last(logits: jax.Array) -> jax.Array:
   return jnp.where(tied & ~is_first, -jnp.inf, logits)
 
 
-def class_of_rank(logits: jax.Array, rank: jax.Array) -> jax.Array:
+def class_of_rank(logits: Logits, rank: jax.Array) -> jax.Array:
   """Class with the largest logit after `rank` others: [B, K] to int32[B].
 
   A rank beyond the last class gives the last. Copies of the first class come

@@ -11,7 +11,14 @@ import numpy as np
 from jaxadv import losses, norms
 from jaxadv.attacks.rows import keep_done, spread
 from jaxadv.norms import Ball, Radius, as_ball, per_row
-from jaxadv.types import Attack, AttackResult
+from jaxadv.types import (
+  Attack,
+  AttackResult,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+)
 from jaxadv.utils import check_range, check_whole
 
 # After these numbers of queries the squares cover half as much.
@@ -31,9 +38,9 @@ class SquareState(NamedTuple):
     done: bool[B], the same; a row rests as soon as it succeeds.
   """
 
-  images: jax.Array
+  images: Images
   margin: jax.Array
-  keys: jax.Array
+  keys: Keys
   epsilon: jax.Array
   steps: jax.Array
   success: jax.Array
@@ -94,7 +101,9 @@ def square(
     else (_grid_of_bumps, _move_mass)
   )
 
-  def init(keys, classifier, images, labels):
+  def init(
+    keys: Keys, classifier: ClassifierLike, images: Images, labels: Labels
+  ) -> SquareState:
     del classifier
     rows = labels.shape
     return SquareState(
@@ -107,7 +116,12 @@ def square(
       done=jnp.zeros(rows, bool),
     )
 
-  def step(classifier, images, labels, state):
+  def step(
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    state: SquareState,
+  ) -> SquareState:
     # The first pass judges the clean picture, the second one the start.
     keys = jax.vmap(jax.random.fold_in)(state.keys, state.steps)
     sides = _sides(ball.norm, p_init, images.shape)
@@ -138,7 +152,12 @@ def square(
     )
     return keep_done(state, new)
 
-  def finish(classifier, images, labels, state):
+  def finish(
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    state: SquareState,
+  ) -> AttackResult:
     del classifier, images, labels  # Each step judged its own point.
     return AttackResult(state.images, state.success)
 
@@ -159,7 +178,7 @@ def _sides(norm: str, p_init: float, shape: tuple[int, ...]) -> np.ndarray:
   return np.clip(sides, 1, min(height, width))
 
 
-def _uniform(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _uniform(keys: Keys, shape: tuple[int, ...]) -> jax.Array:
   """Draws in [0, 1) for every row, float32[B, *shape].
 
   All draws of a step come from one call: each call of the generator takes
@@ -173,13 +192,17 @@ def _signs(uniform: jax.Array) -> jax.Array:
   return jnp.where(uniform < 0.5, -1.0, 1.0)
 
 
-def _stripes(keys, shape, epsilon):
+def _stripes(
+  keys: Keys, shape: tuple[int, ...], epsilon: jax.Array
+) -> jax.Array:
   """Vertical stripes, one pixel wide, of random sign in each channel."""
   stripes = _signs(_uniform(keys, (1, *shape[2:])))
   return jnp.broadcast_to(stripes, shape) * per_row(epsilon, stripes)
 
 
-def _offsets(uniform, side, shape):
+def _offsets(
+  uniform: jax.Array, side: jax.Array, shape: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Places a square anywhere in the picture.
 
   Args:
@@ -202,7 +225,13 @@ def _offsets(uniform, side, shape):
   return down, across, inside[..., None]
 
 
-def _flip_square(keys, delta, epsilon, sides, size):
+def _flip_square(
+  keys: Keys,
+  delta: jax.Array,
+  epsilon: jax.Array,
+  sides: np.ndarray,
+  size: jax.Array,
+) -> jax.Array:
   """Linf: moves a square of side sides[size] up or down in each channel."""
   side = jnp.asarray(sides)[size]
   draws = _uniform(keys, (2 + delta.shape[-1],))
@@ -225,7 +254,7 @@ def _bump(side: int) -> np.ndarray:
     share.
   """
 
-  def hill(height):
+  def hill(height: int) -> np.ndarray:
     down, across = np.mgrid[:height, :side]
     ring = np.maximum(np.abs(down - height // 2), np.abs(across - side // 2))
     # A pixel of ring r has the terms r + 1 to n of the sum of 1 / k^2.
@@ -238,7 +267,9 @@ def _bump(side: int) -> np.ndarray:
   return (bump / np.linalg.norm(bump)).astype(np.float32)
 
 
-def _grid_of_bumps(keys, shape, epsilon):
+def _grid_of_bumps(
+  keys: Keys, shape: tuple[int, ...], epsilon: jax.Array
+) -> jax.Array:
   """A grid of about five by five bumps that share the length epsilon."""
   batch, height, width, channels = shape
   side = max(min(height, width) // 5, 1)
@@ -260,7 +291,13 @@ def _grid_of_bumps(keys, shape, epsilon):
   return norms.unit_l2(picture) * per_row(epsilon, picture)
 
 
-def _move_mass(keys, delta, epsilon, sides, size):
+def _move_mass(
+  keys: Keys,
+  delta: jax.Array,
+  epsilon: jax.Array,
+  sides: np.ndarray,
+  size: jax.Array,
+) -> jax.Array:
   """L2: empties one square into another, which gets a bump added.
 
   Both have the side sides[size].
@@ -282,7 +319,7 @@ def _move_mass(keys, delta, epsilon, sides, size):
   ]
   signs = _signs(draws[:, None, None, 5:])
 
-  def squares(values):
+  def squares(values: jax.Array) -> jax.Array:
     """Sum of the squares of every channel, float32[B, 1, 1, C]."""
     planes = values.transpose(0, 3, 1, 2).reshape(-1, height * width)
     return norms.total(planes**2).reshape(batch, 1, 1, channels)

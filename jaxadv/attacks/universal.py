@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,16 @@ from jaxadv.classifier import as_classifier
 from jaxadv.errors import DataError, UserError
 from jaxadv.inputs import as_float, as_key
 from jaxadv.norms import Ball, Radius, as_ball, checked_step
-from jaxadv.types import Attack, ClassifierLike, PyTree, bound, picture_keys
+from jaxadv.types import (
+  Attack,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+  PyTree,
+  bound,
+  picture_keys,
+)
 from jaxadv.utils import check_range, check_whole
 
 
@@ -65,15 +75,21 @@ def over_batches(
   per_epoch = num // batch_size
 
   @jax.jit
-  def run(classifier, images, labels, key, start):
-    def step(carry, rows):
+  def run(
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    key: jax.Array,
+    start: PyTree,
+  ) -> PyTree:
+    def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:
       value, key = carry
       batch = as_float(images[rows])
       keys = picture_keys(key, rows)
       now = bound(classifier, keys, 0)
       return (update(value, keys, now, batch, labels[rows]), key), None
 
-    def epoch(value, index):
+    def epoch(value: PyTree, index: jax.Array) -> tuple[PyTree, None]:
       key_order, key_draws = jax.random.split(jax.random.fold_in(key, index))
       order = jax.random.permutation(key_order, num)
       batches = order[: per_epoch * batch_size].reshape(per_epoch, batch_size)
@@ -154,10 +170,16 @@ def universal_perturbation(
   step_size = checked_step(step_size, ball.epsilon, num_steps)
   epsilon = jnp.full(1, ball.epsilon, jnp.float32)
 
-  def update(delta, keys, classifier, images, labels):
+  def update(
+    delta: jax.Array,
+    keys: Keys,
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+  ) -> jax.Array:
     del keys  # Nothing is drawn.
 
-    def gain(delta):
+    def gain(delta: jax.Array) -> jax.Array:
       logits = classifier(jnp.clip(images + delta, 0, 1))
       loss = losses.cross_entropy(logits, labels)
       return (
@@ -213,7 +235,7 @@ def apply_delta(delta: ArrayLike, *, targeted: bool = False) -> Attack:
       )
   delta = delta.astype(jnp.float32)
 
-  def perturb(keys, images):
+  def perturb(keys: Keys, images: Images) -> Images:
     del keys
     shape = images.shape[1:]
     try:

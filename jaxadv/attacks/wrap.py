@@ -11,7 +11,15 @@ import jax.numpy as jnp
 from jaxadv.errors import UserError
 from jaxadv.losses import succeeded
 from jaxadv.norms import per_row
-from jaxadv.types import Attack, AttackResult, ClassifierLike, PyTree
+from jaxadv.types import (
+  Attack,
+  AttackResult,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+  PyTree,
+)
 
 
 class OneShotState(NamedTuple):
@@ -22,12 +30,12 @@ class OneShotState(NamedTuple):
     done: bool[B], whether the clean picture is a success already.
   """
 
-  keys: jax.Array
+  keys: Keys
   done: jax.Array
 
 
 def one_shot(
-  perturb: Callable[[jax.Array, jax.Array], jax.Array],
+  perturb: Callable[[Keys, Images], Images],
   *,
   targeted: bool = False,
 ) -> Attack:
@@ -42,15 +50,27 @@ def one_shot(
     An `Attack`. A row without success holds the perturbed picture.
   """
 
-  def init(keys, classifier, images, labels):
+  def init(
+    keys: Keys, classifier: ClassifierLike, images: Images, labels: Labels
+  ) -> OneShotState:
     done = succeeded(classifier(images), labels, targeted=targeted)
     return OneShotState(keys, done)
 
-  def step(classifier, images, labels, state):
+  def step(
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    state: OneShotState,
+  ) -> OneShotState:
     del classifier, images, labels  # One-shot: `finish` does the work.
     return state
 
-  def finish(classifier, images, labels, state):
+  def finish(
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    state: OneShotState,
+  ) -> AttackResult:
     perturbed = perturb(state.keys, images)
     result = jnp.where(per_row(state.done, images), images, perturbed)
     success = succeeded(classifier(result), labels, targeted=targeted)
@@ -76,7 +96,7 @@ class AgainstState(NamedTuple):
 def against(
   attack: Attack,
   view: Callable[..., ClassifierLike],
-  draw: Callable[[jax.Array, jax.Array], PyTree],
+  draw: Callable[[Keys, Images], PyTree],
 ) -> Attack:
   """Lets an attack see something else in place of the classifier.
 
@@ -100,22 +120,34 @@ def against(
       'restarts'
     )
 
-  def wrap(inner, given):
+  def wrap(inner: Any, given: PyTree) -> AgainstState:
     return AgainstState(inner, given, inner.done)
 
-  def init(keys, classifier, images, labels):
+  def init(
+    keys: Keys, classifier: ClassifierLike, images: Images, labels: Labels
+  ) -> AgainstState:
     split = jax.vmap(jax.random.split)(keys)
     given = draw(split[:, 0], images)
     seen = view(classifier, images, labels, given)
     return wrap(attack.init(split[:, 1], seen, images, labels), given)
 
-  def step(classifier, images, labels, state):
+  def step(
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    state: AgainstState,
+  ) -> AgainstState:
     seen = view(classifier, images, labels, state.given)
     # A driver may have put rows to rest.
     inner = state.inner._replace(done=state.done)
     return wrap(attack.step(seen, images, labels, inner), state.given)
 
-  def finish(classifier, images, labels, state):
+  def finish(
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+    state: AgainstState,
+  ) -> AttackResult:
     seen = view(classifier, images, labels, state.given)
     inner = state.inner._replace(done=state.done)
     return attack.finish(seen, images, labels, inner)

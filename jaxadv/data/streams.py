@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -31,7 +32,7 @@ class _Batches:
     image_size: int,
     channels: int,
     seed: int | None,
-  ):
+  ) -> None:
     self._source = source
     self._batch_size = batch_size
     self._share = share
@@ -54,7 +55,7 @@ class _Batches:
     return {k: v for k, v in self.__dict__.items() if k not in hidden}
 
   @functools.cached_property
-  def _order(self):
+  def _order(self) -> Callable[[int], np.ndarray]:
     """Gives the order of an epoch; keeps two, as steps are read ahead."""
 
     @functools.lru_cache(maxsize=2)

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,18 @@ from jaxadv.errors import UserError
 from jaxadv.norms import l2_ball
 from jaxadv.training.classifiers import Perturb, fit_classifier
 from jaxadv.training.state import TrainConfig
-from jaxadv.types import Attack, PyTree, picture_keys
+from jaxadv.types import (
+  Attack,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+  PyTree,
+  picture_keys,
+)
+
+if TYPE_CHECKING:
+  import flax.linen as nn
 
 
 def attacked_batches(
@@ -52,7 +63,9 @@ def attacked_batches(
   """
   ball = None if max_norm is None else l2_ball(max_norm)
 
-  def perturb(key, classifier, images, labels):
+  def perturb(
+    key: jax.Array, classifier: ClassifierLike, images: Images, labels: Labels
+  ) -> Images:
     keys = picture_keys(key, jnp.arange(len(labels)))
     attacked = attack(keys, classifier, images, labels).images
     if ball is None:
@@ -78,7 +91,9 @@ def moving_all(attack: Attack) -> Attack:
     An `Attack` that is told at its start that every label is right.
   """
 
-  def init(keys, classifier, images, labels):
+  def init(
+    keys: Keys, classifier: ClassifierLike, images: Images, labels: Labels
+  ) -> Any:
     right = jax.nn.one_hot(labels, num_classes(classifier, images))
     return attack.init(keys, lambda images: right, images, labels)
 
@@ -229,14 +244,14 @@ def perturb_of(recipe: Recipe, phase: Phase) -> Perturb | None:
 
 def fit_adversarial(
   key: jax.Array,
-  module,
+  module: nn.Module,
   images: np.ndarray,
   labels: np.ndarray,
   recipe: Recipe,
   *,
   start: PyTree | None = None,
   checkpoint_dir: str | os.PathLike[str] | None = None,
-  **options,
+  **options: Any,
 ) -> PyTree:
   """Trains a backbone adversarially; the weights are those of the last epoch.
 

@@ -17,7 +17,7 @@ from jaxadv.models.pixelcnn import (
 )
 from jaxadv.training import TrainConfig
 from jaxadv.training.pixelcnn import RECIPE, clean_pictures, fit_pixelcnn
-from jaxadv.types import Batch, Purifier, PyTree, make_purifier
+from jaxadv.types import Batch, Images, Keys, Purifier, PyTree, make_purifier
 from jaxadv.units import to_float, to_uint8
 from jaxadv.utils import check_range
 
@@ -64,7 +64,7 @@ def pixel_defend(
   # By distance: of equal values argmax takes the first.
   changes = np.array(sorted(range(-radius, radius + 1), key=abs), np.float32)
 
-  def choose(parameters, levels):
+  def choose(parameters: Any, levels: jax.Array) -> jax.Array:
     candidates = jnp.clip(levels[..., None] + changes, 0, NUM_LEVELS - 1)
     for channel in range(levels.shape[-1]):
       own = slice(channel, channel + 1)
@@ -87,8 +87,8 @@ def pixel_defend(
     return fit_pixelcnn(key, module, images, config=config, mesh=mesh).params
 
   def purify(
-    keys: jax.Array | None, classifier: Any, state: PyTree, images: jax.Array
-  ) -> jax.Array:
+    keys: Keys | None, classifier: Any, state: PyTree, images: Images
+  ) -> Images:
     del keys, classifier  # Nothing is random, and no class is asked for.
     levels = to_uint8(images).astype(jnp.float32)
     purified = in_raster_order(module, state, levels, choose)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
 from jaxadv.attacks.adaptive import bpda
 from jaxadv.classifier import Classifier, as_pytree, from_function, identity
-from jaxadv.types import ClassifierLike, Purifier, PyTree
+from jaxadv.types import ClassifierLike, Images, Keys, Logits, Purifier, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +20,14 @@ class _Chain:
   purifier: Purifier
   backward: Callable[[jax.Array], jax.Array]
 
-  def __call__(self, variables, images, keys):
+  def __call__(
+    self, variables: tuple[Any, PyTree], images: Images, keys: Keys
+  ) -> Logits:
     classifier, state = variables
 
-    def purify(images, keys, classifier, state):
+    def purify(
+      images: Images, keys: Keys, classifier: Any, state: PyTree
+    ) -> Images:
       return self.purifier.purify(keys, classifier, state, images)
 
     pure = bpda(purify, self.backward)(images, keys, classifier, state)

@@ -12,7 +12,7 @@ import functools
 import operator
 import os
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,20 @@ from jaxadv.training import (
   gather_images,
   linen_apply,
 )
-from jaxadv.types import ClassifierLike, PyTree, bound, picture_keys
+from jaxadv.types import (
+  ClassifierLike,
+  Images,
+  Keys,
+  Logits,
+  PyTree,
+  Scores,
+  bound,
+  picture_keys,
+)
 from jaxadv.utils import check_range
+
+if TYPE_CHECKING:
+  import flax.linen as nn
 
 MaskRule = Literal['threshold', 'fraction']
 Combine = Literal['mean', 'vote']
@@ -56,7 +68,7 @@ FINE_TUNING = TrainConfig(
 
 def salient_pixels(
   score: Score,
-  images: jax.Array,
+  images: Images,
   alpha: Radius,
   *,
   mask_rule: MaskRule = 'threshold',
@@ -106,9 +118,7 @@ def salient_pixels(
   return _largest(size, alpha)
 
 
-def random_pixels(
-  keys: jax.Array, images: jax.Array, fraction: Radius
-) -> jax.Array:
+def random_pixels(keys: Keys, images: Images, fraction: Radius) -> jax.Array:
   """Draws pixels at random: the control of `suspects`.
 
   Args:
@@ -138,7 +148,7 @@ def _largest(size: jax.Array, fraction: jax.Array) -> jax.Array:
   return (rank < jnp.reshape(wanted, (-1, 1))).reshape(size.shape)
 
 
-def zeroed(images: jax.Array, pixels: jax.Array) -> jax.Array:
+def zeroed(images: Images, pixels: jax.Array) -> Images:
   """Blackens pixels: float32[B, H, W, C] and bool[B, H, W] to images."""
   return jnp.where(pixels[..., None], 0, images)
 
@@ -156,13 +166,13 @@ class Masked(NamedTuple):
     replaced: bool[B, H, W]; `share` of it is the realised fraction.
   """
 
-  images: jax.Array
+  images: Images
   replaced: jax.Array
 
 
 def mask_pixels(
-  keys: jax.Array,
-  images: jax.Array,
+  keys: Keys,
+  images: Images,
   salient_pixels: jax.Array,
   probability: float = 0.5,
 ) -> Masked:
@@ -193,7 +203,7 @@ def mask_pixels(
   images = jnp.asarray(as_floating(images))
   shape = images.shape[1:]
 
-  def draw(key):
+  def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
     key_chosen, key_noise = jax.random.split(key)
     # Of this type, or 64-bit JAX draws other numbers.
     chance = jnp.asarray(probability, jnp.float32)
@@ -219,14 +229,16 @@ class _Rectified:
   num_draws: int
   combine: Combine
 
-  def __call__(self, parts, images, keys):
+  def __call__(
+    self, parts: tuple[Any, Any, Any], images: Images, keys: Keys
+  ) -> Logits:
     classifier, score, alpha = parts
     fixed = jax.lax.stop_gradient(images)
     found = salient_pixels(score, fixed, alpha, mask_rule=self.mask_rule)
     through = bpda(self._images)
 
     # The gradient of the detector is taken once for all draws.
-    def draw(turn):
+    def draw(turn: jax.Array) -> jax.Array:
       drawn = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, turn)
       return classifier(through(images, found, drawn))
 
@@ -236,7 +248,7 @@ class _Rectified:
     votes = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1]).sum(axis=0)
     return votes + jax.nn.softmax(logits).mean(axis=0) / 2
 
-  def _images(self, images, found, keys):
+  def _images(self, images: Images, found: jax.Array, keys: Keys) -> Images:
     return mask_pixels(keys, images, found, self.probability).images
 
 
@@ -318,7 +330,9 @@ def guarded(
   return from_function(_guarded_logits, parts, stochastic=True)
 
 
-def _guarded_logits(parts, images, keys):
+def _guarded_logits(
+  parts: tuple[Any, Any, Score], images: Images, keys: Keys
+) -> Logits:
   classifier, repaired, score = parts
   scores = score(jax.lax.stop_gradient(images))[:, None]
   logits = bound(repaired, keys, 0)(images)
@@ -328,11 +342,19 @@ def _guarded_logits(parts, images, keys):
 
 
 @functools.partial(jax.jit, static_argnames=('mask_rule', 'probability'))
-def _copies(keys, score, images, alpha, *, mask_rule, probability):
+def _copies(
+  keys: Keys,
+  score: Any,
+  images: Images,
+  alpha: jax.Array,
+  *,
+  mask_rule: MaskRule,
+  probability: float,
+) -> tuple[jax.Array, jax.Array, jax.Array, Scores]:
   images = as_float(images)
   found = salient_pixels(score, images, alpha, mask_rule=mask_rule)
 
-  def copy(keys):
+  def copy(keys: Keys) -> tuple[jax.Array, jax.Array]:
     masked = mask_pixels(keys, images, found, probability)
     return jnp.round(masked.images * 255).astype(jnp.uint8), masked.replaced
 
@@ -394,7 +416,7 @@ def masked_copies(
   score = as_pytree(score)
   copy_keys = jax.random.split(key, num_copies)
 
-  def make(rows, images):
+  def make(rows: np.ndarray, images: Images) -> tuple[jax.Array, ...]:
     # A key for each copy of each picture.
     keys = jax.vmap(picture_keys, in_axes=(0, None))(copy_keys, rows)
     made = _copies(
@@ -434,7 +456,7 @@ class Held(NamedTuple):
 def _judge(num_masked: int, keeps: float) -> Callable[..., jax.Array]:
   """Prefers whoever keeps clean pictures, of these who recovers most."""
 
-  def judge(measured):
+  def judge(measured: dict[str, jax.Array]) -> jax.Array:
     accuracy = measured['accuracy']
     kept = accuracy[num_masked:].mean()
     recovered = accuracy[:num_masked].mean()
@@ -443,7 +465,7 @@ def _judge(num_masked: int, keeps: float) -> Callable[..., jax.Array]:
   return judge
 
 
-def _as_deployed(module) -> Callable[..., Any]:
+def _as_deployed(module: nn.Module) -> Callable[..., Any]:
   """Like `linen_apply`, in inference mode also while it is trained.
 
   Statistics of masked pictures in BatchNorm alone make a network forget clean
@@ -456,7 +478,12 @@ def _as_deployed(module) -> Callable[..., Any]:
 
 
 @functools.cache
-def _task(module, preprocess, num_masked: int, keeps: float) -> Task:
+def _task(
+  module: nn.Module,
+  preprocess: Callable[[jax.Array], jax.Array],
+  num_masked: int,
+  keeps: float,
+) -> Task:
   task = classification(
     lambda key, data, member: data['start'],
     _as_deployed(module),
@@ -467,7 +494,7 @@ def _task(module, preprocess, num_masked: int, keeps: float) -> Task:
 
 def fine_tune(
   key: jax.Array,
-  module,
+  module: nn.Module,
   variables: PyTree,
   masked: np.ndarray,
   labels: np.ndarray,
@@ -554,7 +581,7 @@ def fine_tune(
   return {name: found[name] for name in variables}
 
 
-def _check_choice(name: str, value: str, choices) -> None:
+def _check_choice(name: str, value: str, choices: Any) -> None:
   allowed = choices.__args__
   if value not in allowed:
     raise UserError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,9 @@ import numpy as np
 import scipy.fft
 
 from jaxadv.errors import UserError
-from jaxadv.inputs import as_floating
+from jaxadv.inputs import as_floating, need_keys
 from jaxadv.norms import l2, per_row, total
-from jaxadv.types import Purifier, make_purifier
+from jaxadv.types import Batch, Images, Keys, Purifier, PyTree, make_purifier
 from jaxadv.utils import check_range
 
 OBJECTIVES = ('printed', 'released')
@@ -31,7 +32,7 @@ class _Split(NamedTuple):
     right: float32[B, H, W - 1, C].
   """
 
-  images: jax.Array
+  images: Images
   down: jax.Array
   right: jax.Array
 
@@ -103,29 +104,36 @@ def total_variance(
       f'objective is {objective!r} but must be one of {", ".join(OBJECTIVES)}'
     )
 
-  def fit(key, classifier, train, valid):
+  def fit(
+    key: jax.Array,
+    classifier: Any,
+    train: Iterable[Batch],
+    valid: Iterable[Batch],
+  ) -> tuple[()]:
     del key, classifier, train, valid
     return ()
 
-  def purify(keys, classifier, state, images):
+  def purify(
+    keys: Keys | None, classifier: Any, state: PyTree, images: Images
+  ) -> Images:
     del classifier, state
     # Of this type, or 64-bit JAX draws other numbers.
     kept = np.float32(1 - drop)
     draw = lambda key: jax.random.bernoulli(key, kept, images.shape[1:])
-    keep = jax.vmap(draw)(keys)
+    keep = jax.vmap(draw)(need_keys(keys, 'total variance'))
     return reconstruct(images, keep, weight, num_steps, objective=objective)
 
   return make_purifier(fit, purify)
 
 
 def reconstruct(
-  images: jax.Array,
+  images: Images,
   keep: jax.Array,
   weight: float = 0.03,
   num_steps: int = 100,
   *,
   objective: str = 'printed',
-) -> jax.Array:
+) -> Images:
   """Fills in dropped values and smooths the others; pure, jittable.
 
   Args:
@@ -141,7 +149,7 @@ def reconstruct(
   images = jnp.asarray(as_floating(images))
   shrink = _shrink_lines if objective == 'printed' else _shrink_pixels
 
-  def nearer(copies):
+  def nearer(copies: jax.Array) -> jax.Array:
     """Proximal map of the first term."""
     error = jnp.where(keep, copies - images, 0)
     if objective == 'printed':
@@ -149,7 +157,7 @@ def reconstruct(
       return copies - error / per_row(length, error)
     return copies - error / (1 + _PENALTY)
 
-  def iterate(_, carry):
+  def iterate(_: Any, carry: Any) -> Any:
     split, bregman = carry
     solved = _split(_solve(jax.tree.map(jnp.subtract, split, bregman)))
     moved = jax.tree.map(jnp.add, solved, bregman)
@@ -168,7 +176,7 @@ def reconstruct(
   return jnp.clip(result, 0, 1)
 
 
-def _split(images: jax.Array) -> _Split:
+def _split(images: Images) -> _Split:
   return _Split(images, jnp.diff(images, axis=1), jnp.diff(images, axis=2))
 
 

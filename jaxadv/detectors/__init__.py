@@ -7,6 +7,7 @@ from jaxadv.detectors.baselines import (
 )
 from jaxadv.detectors.density import density_detector
 from jaxadv.detectors.entropy_ensemble import entropy_ensemble
+from jaxadv.detectors.fitted import FittedDetector, fit
 from jaxadv.detectors.input_sensitivity import input_sensitivity_detector
 from jaxadv.detectors.mahalanobis import mahalanobis_detector
 from jaxadv.detectors.measure import Measured, measure
@@ -19,11 +20,13 @@ from jaxadv.types import Detector
 
 __all__ = [
   'Detector',
+  'FittedDetector',
   'Measured',
   'backbone_detector',
   'confidence_detector',
   'density_detector',
   'entropy_ensemble',
+  'fit',
   'input_sensitivity_detector',
   'load',
   'log_sensitivity_detector',

@@ -18,7 +18,7 @@ from jaxadv.training.frozen import (
   pooled,
   prefix_features,
 )
-from jaxadv.types import Batch, Detector, make_detector
+from jaxadv.types import Batch, Detector, Images, Keys, Scores, make_detector
 
 __all__ = [
   'Design',
@@ -144,11 +144,11 @@ def backbone_detector(
     return take_member(result.state, 0)
 
   def score(
-    keys: jax.Array | None,
+    keys: Keys | None,
     classifier: Classifier,
     state: TrainState,
-    images: jax.Array,
-  ) -> jax.Array:
+    images: Images,
+  ) -> Scores:
     del keys  # Nothing in it is random.
     return picture_logits(design, classifier, state, images)[:, 0]
 

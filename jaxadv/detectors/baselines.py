@@ -12,7 +12,14 @@ from jaxadv.detectors.input_sensitivity import (
   log_input_sensitivity,
   log_odds_against,
 )
-from jaxadv.types import Batch, Detector, make_detector
+from jaxadv.types import (
+  Batch,
+  Detector,
+  Images,
+  ScorePictures,
+  Scores,
+  make_detector,
+)
 
 
 def log_sensitivity_detector(*, beta: float | None = 10.0) -> Detector:
@@ -46,8 +53,8 @@ def confidence_detector() -> Detector:
 
 
 def _untrained(
-  score: Callable[[Any, jax.Array], jax.Array],
-  surrogate: Callable[[Any, jax.Array], jax.Array] | None = None,
+  score: Callable[[Any, Images], Scores],
+  surrogate: Callable[[Any, Images], Scores] | None = None,
 ) -> Detector:
   def fit(
     key: jax.Array,
@@ -58,7 +65,7 @@ def _untrained(
     del key, classifier, train, valid
     return ()
 
-  def with_state(function):
+  def with_state(function: Callable[[Any, Images], Scores]) -> ScorePictures:
     return lambda keys, classifier, state, images: function(classifier, images)
 
   return make_detector(

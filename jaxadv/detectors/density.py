@@ -18,7 +18,15 @@ from jaxadv.training.pixelcnn import (
   fit_pixelcnn,
   measure_bits,
 )
-from jaxadv.types import Batch, Detector, PyTree, make_detector
+from jaxadv.types import (
+  Batch,
+  Detector,
+  Images,
+  Keys,
+  PyTree,
+  Scores,
+  make_detector,
+)
 
 
 class DensityState(NamedTuple):
@@ -100,20 +108,20 @@ def density_detector(
     return rank_among(module, params, images)
 
   def bits(
-    keys: jax.Array | None,
+    keys: Keys | None,
     classifier: Any,
     state: DensityState,
-    images: jax.Array,
-  ) -> jax.Array:
+    images: Images,
+  ) -> Scores:
     del keys, classifier
     return bits_per_dim(module, state.params, images)
 
   def score(
-    keys: jax.Array | None,
+    keys: Keys | None,
     classifier: Any,
     state: DensityState,
-    images: jax.Array,
-  ) -> jax.Array:
+    images: Images,
+  ) -> Scores:
     found = bits(keys, classifier, state, images)
     # L(x_i) <= L(x) where a training picture takes at least as many bits.
     fewer = jnp.searchsorted(state.bits, found, side='left')

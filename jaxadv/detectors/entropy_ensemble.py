@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,11 @@ from jaxadv.errors import DataError, UserError
 from jaxadv.types import (
   Batch,
   Detector,
+  Images,
+  Keys,
   PyTree,
+  ScorePictures,
+  Scores,
   checked_batches,
   make_detector,
   picture_keys,
@@ -121,7 +125,7 @@ def temperature(logits: np.ndarray, attacked: np.ndarray) -> float:
     attacked, (num_attacked + 1) / (num_attacked + 2), 1 / (num_clean + 2)
   )
 
-  def cross_entropy(log_temperature):
+  def cross_entropy(log_temperature: np.ndarray) -> np.floating:
     scaled = logits / np.exp(log_temperature)
     return np.mean(np.logaddexp(0, scaled) - targets * scaled)
 
@@ -220,13 +224,16 @@ def entropy_ensemble(
       return EnsembleState(states, jnp.ones(2, jnp.float32))
     return calibrated_state(key_score, detectors, classifier, states, valid)
 
-  def combined(functions, join):
+  def combined(
+    functions: Sequence[ScorePictures],
+    join: Callable[[jax.Array, jax.Array], jax.Array],
+  ) -> ScorePictures:
     def score(
-      keys: jax.Array | None,
+      keys: Keys | None,
       classifier: Any,
       state: EnsembleState,
-      images: jax.Array,
-    ) -> jax.Array:
+      images: Images,
+    ) -> Scores:
       return join(
         *(
           function(keys, classifier, fitted, images) / state.temperatures[i]

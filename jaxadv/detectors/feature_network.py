@@ -21,7 +21,16 @@ from jaxadv.errors import UserError
 from jaxadv.models.layers import smooth_relu
 from jaxadv.training import Task, TrainConfig
 from jaxadv.training.frozen import pool_rows
-from jaxadv.types import Batch, Detector, PyTree, make_detector
+from jaxadv.types import (
+  Batch,
+  Detector,
+  Images,
+  Keys,
+  PyTree,
+  ScorePictures,
+  Scores,
+  make_detector,
+)
 
 RECIPE = TrainConfig(
   num_epochs=20, batch_size=128, learning_rate=1e-4, schedule='constant'
@@ -90,7 +99,7 @@ def with_smooth_gradient(compute: Compute, beta: float) -> Compute:
     https://arxiv.org/abs/1802.00420, section 4.1 (another function backward).
   """
 
-  def computed(classifier, images):
+  def computed(classifier: Any, images: Images) -> jax.Array:
     with smooth_relu(beta):
       smooth = compute(classifier, images)
     exact = compute(classifier, jax.lax.stop_gradient(images))
@@ -158,13 +167,13 @@ def feature_detector(
     )
     return FeatureState(scale, result.state.variables)
 
-  def score_by(compute: Compute) -> Callable[..., jax.Array]:
+  def score_by(compute: Compute) -> ScorePictures:
     def score(
-      keys: jax.Array | None,
+      keys: Keys | None,
       classifier: Any,
       state: FeatureState,
-      images: jax.Array,
-    ) -> jax.Array:
+      images: Images,
+    ) -> Scores:
       del keys  # Nothing in it is random.
       inputs = _inputs(features, state.scale, compute(classifier, images))
       logits: Any = module.apply(state.variables, inputs)
@@ -193,7 +202,7 @@ def _inputs(features: Features, scale: Scale, found: jax.Array) -> jax.Array:
 def _task(module: nn.Module) -> Task:
   """Makes the training task; one a network, so that its loop compiles once."""
 
-  def init(key, data, member):
+  def init(key: jax.Array, data: Any, member: Any) -> PyTree:
     del member
     return module.init(key, data['images'][:1])
 
@@ -201,11 +210,11 @@ def _task(module: nn.Module) -> Task:
     init, training.linen_apply(module), training.gather_images()
   )
 
-  def measure(params, batch_stats, examples):
+  def measure(params: PyTree, batch_stats: PyTree, examples: Any) -> Any:
     found = task.measure(params, batch_stats, examples)
     return found | {'attacked': examples['labels'][:, None] > 0}
 
-  def judge(measured):
+  def judge(measured: Any) -> jax.Array:
     return _auc(measured['logits'][:, 0], measured['attacked'][:, 0])
 
   return task._replace(measure=measure, judge=judge)

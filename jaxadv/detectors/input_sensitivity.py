@@ -25,7 +25,7 @@ from jaxadv.inputs import as_floating
 from jaxadv.losses import logit_of
 from jaxadv.norms import l2, linf, per_row
 from jaxadv.training import TrainConfig
-from jaxadv.types import ClassifierLike, Detector
+from jaxadv.types import ClassifierLike, Detector, Images, Logits
 
 
 class Sensitivity(NamedTuple):
@@ -41,7 +41,7 @@ class Sensitivity(NamedTuple):
   norm: jax.Array
 
 
-def log_odds_against(logits: jax.Array) -> jax.Array:
+def log_odds_against(logits: Logits) -> jax.Array:
   """The logarithm of (1 - p) / p, where p is the largest probability.
 
   The cross-entropy towards the predicted class is log(1 + exp(this)), and
@@ -74,7 +74,7 @@ def log_odds_against(logits: jax.Array) -> jax.Array:
 
 
 def input_sensitivity(
-  classifier: ClassifierLike, images: jax.Array
+  classifier: ClassifierLike, images: Images
 ) -> Sensitivity:
   """Computes gradient maps and their norms in one batched backward pass.
 
@@ -100,7 +100,7 @@ def input_sensitivity(
 
 
 def log_input_sensitivity(
-  classifier: ClassifierLike, images: jax.Array
+  classifier: ClassifierLike, images: Images
 ) -> jax.Array:
   """Computes the logarithm of S, also where S itself would underflow.
 
@@ -119,14 +119,14 @@ def log_input_sensitivity(
 
 
 def _directions(
-  classifier: ClassifierLike, images: jax.Array
+  classifier: ClassifierLike, images: Images
 ) -> tuple[jax.Array, jax.Array]:
   """The log odds and their gradient, which does not vanish with 1 - p.
 
   So its squares do not underflow, and its norm needs no second pass.
   """
 
-  def total(images):
+  def total(images: Images) -> tuple[jax.Array, jax.Array]:
     odds = log_odds_against(classifier(images))
     return jnp.sum(odds), odds
 
@@ -186,7 +186,7 @@ def _squash(values: jax.Array) -> jax.Array:
   return jnp.sign(values) * jnp.log1p(jnp.abs(values))
 
 
-def _maps(classifier: ClassifierLike, images: jax.Array) -> jax.Array:
+def _maps(classifier: ClassifierLike, images: Images) -> jax.Array:
   return input_sensitivity(classifier, images).maps
 
 

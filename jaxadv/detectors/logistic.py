@@ -50,7 +50,7 @@ def fit_logistic(
   penalty = np.append(np.ones(width - 1), 0.0)
   sign = np.where(positive, 1.0, -1.0)
 
-  def judge(found):
+  def judge(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     margins = np.einsum('fcd,fnd->fcn', found, rows)
     losses = np.sum(costs * np.logaddexp(0, -sign * margins), axis=-1)
     return margins, losses + found**2 @ penalty / 2

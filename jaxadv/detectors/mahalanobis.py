@@ -23,6 +23,9 @@ from jaxadv.norms import l2, per_row, unit_l2
 from jaxadv.types import (
   Batch,
   Detector,
+  Images,
+  Keys,
+  Scores,
   checked_batches,
   make_detector,
   picture_keys,
@@ -150,7 +153,9 @@ def mahalanobis_detector(
   features = jax.jit(functools.partial(layer_features, layers=layers))
 
   @jax.jit
-  def over_magnitudes(classifier, gaussians, images):
+  def over_magnitudes(
+    classifier: Classifier, gaussians: dict[str, Gaussians], images: Images
+  ) -> jax.Array:
     towards = directions(classifier, gaussians, images)
     values = jax.lax.map(
       lambda size: moved_confidences(
@@ -208,21 +213,21 @@ def mahalanobis_detector(
     )
 
   def score(
-    keys: jax.Array | None,
+    keys: Keys | None,
     classifier: Classifier,
     state: MahalanobisState,
-    images: jax.Array,
-  ) -> jax.Array:
+    images: Images,
+  ) -> Scores:
     del keys  # Nothing in it is random.
     gaussians = state.gaussians
 
-    def moved():
+    def moved() -> dict[str, jax.Array]:
       towards = directions(classifier, gaussians, images)
       return moved_confidences(
         classifier, gaussians, images, towards, state.magnitude
       )
 
-    def unmoved():
+    def unmoved() -> dict[str, jax.Array]:
       values = layer_features(classifier, images, layers)
       return {n: confidence(gaussians[n], values[n]) for n in layers}
 
@@ -233,7 +238,7 @@ def mahalanobis_detector(
 
 
 def layer_features(
-  classifier: Classifier, images: jax.Array, layers: Sequence[str]
+  classifier: Classifier, images: Images, layers: Sequence[str]
 ) -> dict[str, jax.Array]:
   """Computes the outputs of layers, averaged over space.
 
@@ -308,15 +313,15 @@ def confidence(gaussians: Gaussians, values: jax.Array) -> jax.Array:
 
 
 def directions(
-  classifier: Classifier, gaussians: dict[str, Gaussians], images: jax.Array
+  classifier: Classifier, gaussians: dict[str, Gaussians], images: Images
 ) -> dict[str, jax.Array]:
   """Signs of the gradients of the confidences: float32[B, H, W, C] a layer.
 
   They are constants to whoever differentiates.
   """
 
-  def direction(name):
-    def total(images):
+  def direction(name: str) -> jax.Array:
+    def total(images: Images) -> jax.Array:
       values = layer_features(classifier, images, (name,))[name]
       return jnp.sum(confidence(gaussians[name], values))
 
@@ -328,7 +333,7 @@ def directions(
 def moved_confidences(
   classifier: Classifier,
   gaussians: dict[str, Gaussians],
-  images: jax.Array,
+  images: Images,
   towards: dict[str, jax.Array],
   magnitude: float | jax.Array,
 ) -> dict[str, jax.Array]:
@@ -345,7 +350,7 @@ def moved_confidences(
     float32[B] a name.
   """
 
-  def score(name):
+  def score(name: str) -> jax.Array:
     moved = images + magnitude * towards[name]
     values = layer_features(classifier, moved, (name,))[name]
     return confidence(gaussians[name], values)
@@ -388,10 +393,10 @@ def noised_like(key: jax.Array, rows: Batch) -> Batch:
 
 
 @jax.jit
-def _noise(keys: jax.Array, kinds: jax.Array, like: jax.Array) -> jax.Array:
+def _noise(keys: Keys, kinds: jax.Array, like: jax.Array) -> jax.Array:
   """Gaussian noise of the L2 norm of each row of `like`."""
 
-  def draw(key, kind):
+  def draw(key: jax.Array, kind: jax.Array) -> jax.Array:
     key = jax.random.fold_in(key, kind)
     return jax.random.normal(key, like.shape[1:], jnp.float32)
 

@@ -12,10 +12,11 @@ import numpy as np
 from jaxadv.attacks.inputs import attack_inputs, check_classifier
 from jaxadv.classifier import Classifier, as_classifier
 from jaxadv.data import pipeline
+from jaxadv.detectors.fitted import FittedDetector, check_detector, fit
 from jaxadv.errors import DoubtWarning, UserError
 from jaxadv.inputs import as_key
 from jaxadv.metrics import roc
-from jaxadv.types import Detector, PyTree, picture_keys
+from jaxadv.types import Detector, picture_keys
 
 
 class Measured(NamedTuple):
@@ -26,14 +27,14 @@ class Measured(NamedTuple):
     scores: float[n], of the test pictures; higher means more likely attacked.
     attacked: bool[n], which of them are attacked.
     source: int32[n], ids of the pictures they come from.
-    state: What `detector.score` takes.
+    fitted: The detector, a function from images to scores.
   """
 
   auc: float
   scores: np.ndarray
   attacked: np.ndarray
   source: np.ndarray
-  state: PyTree
+  fitted: FittedDetector
 
 
 def measure(
@@ -66,7 +67,7 @@ def measure(
     batch_size: Rows of a batch; scores do not depend on it.
 
   Returns:
-    The fitted detector's AUC, scores and state.
+    The fitted detector, its AUC and its scores.
 
   Raises:
     UserError: If pictures or labels have another dtype, shape or range, a
@@ -78,11 +79,7 @@ def measure(
       `jaxadv.attacks.evaluate`.
   """
   key = as_key(key)
-  if not isinstance(detector, Detector):
-    raise UserError(
-      f'detector is {detector!r:.60} but must be a Detector; call the function '
-      'that makes it, or put one together with types.make_detector'
-    )
+  check_detector(detector)
   if len(shares) != 3:
     raise UserError(
       f'shares are {tuple(shares)} but must be three: to train, validate, test'
@@ -106,16 +103,12 @@ def measure(
     for side in pipeline.split_by_source(seed, np.asarray(both.source), shares)
   )
   key_fit, key_score = jax.random.split(key)
-  state = detector.fit(key_fit, classifier, train, valid)
-  # Not an argument of the compiled function, as it need not be a pytree.
-  score = jax.jit(
-    lambda keys, state, images: detector.score(keys, classifier, state, images)
-  )
+  fitted = fit(key_fit, detector, classifier, train, valid)
   scores = np.concatenate(
     [
-      np.asarray(
-        score(picture_keys(key_score, batch.source), state, batch.images)
-      )[batch.mask]
+      np.asarray(fitted(batch.images, picture_keys(key_score, batch.source)))[
+        batch.mask
+      ]
       for batch in test
     ]
   )
@@ -125,5 +118,5 @@ def measure(
     scores=scores,
     attacked=positive,
     source=np.asarray(test.batch.source),
-    state=state,
+    fitted=fitted,
   )

@@ -14,7 +14,15 @@ from jaxadv.classifier import from_linen
 from jaxadv.detectors.backbone import Design, backbone_detector
 from jaxadv.errors import UserError
 from jaxadv.training import TrainConfig
-from jaxadv.types import Batch, Detector, PyTree, make_detector
+from jaxadv.types import (
+  Batch,
+  Detector,
+  Images,
+  Keys,
+  PyTree,
+  Scores,
+  make_detector,
+)
 
 
 class NetworkState(NamedTuple):
@@ -99,11 +107,11 @@ def network_detector(
     return NetworkState(initial, detector.fit(key_fit, network, train, valid))
 
   def score(
-    keys: jax.Array,
+    keys: Keys | None,
     classifier: Any,
     state: NetworkState,
-    images: jax.Array,
-  ) -> jax.Array:
+    images: Images,
+  ) -> Scores:
     del classifier
     _check_size(images.shape[1:], image_size)
     network = from_linen(module, state.initial)

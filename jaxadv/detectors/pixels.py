@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from jaxadv.detectors.feature_network import (
@@ -15,10 +14,10 @@ from jaxadv.detectors.feature_network import (
   feature_detector,
 )
 from jaxadv.training import TrainConfig
-from jaxadv.types import Detector
+from jaxadv.types import Detector, Images
 
 
-def standardising(images: jax.Array) -> Scale:
+def standardising(images: Images) -> Scale:
   """Gives the scale that makes each channel zero-mean with unit spread.
 
   Args:

@@ -20,10 +20,10 @@ from jaxadv.inputs import as_floating
 from jaxadv.losses import logit_of
 from jaxadv.norms import per_row
 from jaxadv.training import TrainConfig
-from jaxadv.types import ClassifierLike, Detector
+from jaxadv.types import ClassifierLike, Detector, Images
 
 
-def logit_saliency(classifier: ClassifierLike, images: jax.Array) -> jax.Array:
+def logit_saliency(classifier: ClassifierLike, images: Images) -> jax.Array:
   """Computes the size of the gradient of the largest logit.
 
   Args:
@@ -39,7 +39,7 @@ def logit_saliency(classifier: ClassifierLike, images: jax.Array) -> jax.Array:
     channels).
   """
 
-  def total(images):
+  def total(images: Images) -> tuple[jax.Array, jax.Array]:
     logits = classifier(images)
     return jnp.sum(logit_of(logits, jnp.argmax(logits, axis=-1))), logits
 
@@ -50,7 +50,7 @@ def logit_saliency(classifier: ClassifierLike, images: jax.Array) -> jax.Array:
   return jnp.where(broken, jnp.nan, jnp.abs(maps))
 
 
-def _beside(classifier: ClassifierLike, images: jax.Array) -> jax.Array:
+def _beside(classifier: ClassifierLike, images: Images) -> jax.Array:
   maps = logit_saliency(classifier, images)
   return jnp.concatenate([images, maps], axis=-1)
 

@@ -8,6 +8,7 @@ in either is code: loading unpickles nothing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -17,7 +18,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import traverse_util
 
 from jaxadv import models
@@ -29,12 +29,12 @@ from jaxadv.classifier import (
   identity,
 )
 from jaxadv.detectors.backbone import Design, backbone_detector
+from jaxadv.detectors.fitted import FittedDetector
 from jaxadv.errors import DataError, UserError
-from jaxadv.inputs import as_float, check_numbers
 from jaxadv.models.weights import native
 from jaxadv.storage import read_json, read_npz, write_json
 from jaxadv.training import TrainState
-from jaxadv.types import PyTree
+from jaxadv.types import Detector, Images, Keys, PyTree, Scores
 
 FORMAT_VERSION = 1
 # Of a Linen module, what is no setting of the network.
@@ -114,20 +114,15 @@ def save(
   )
 
 
-def load(
-  folder: str | os.PathLike[str],
-) -> tuple[Callable[[jax.Array | np.ndarray], jax.Array], About]:
+def load(folder: str | os.PathLike[str]) -> tuple[FittedDetector, About]:
   """Reads a saved detector.
 
   Args:
     folder: A folder that `save` wrote.
 
   Returns:
-    A function from images, [B, H, W, 3], uint8 or floating in [0, 1], of the
-    size that the description says, to scores, float32[B], logits of being
-    attacked; and the description. The function is pure and differentiable, and
-    compiled for each B. It raises `UserError` for other pictures, `DataError`
-    for NaN among pictures or scores.
+    The detector, a function from images, [B, H, W, 3] of the size that the
+    description says, to logits of being attacked; and the description.
 
   Raises:
     UserError: If there is no detector, or it is of another format version.
@@ -175,22 +170,27 @@ def load(
     opt_state=None,
     plateau=None,
   )
-  score = jax.jit(backbone_detector(design).score)
-  shape = (about.image_size, about.image_size, 3)
+  detector = _of_size(design, about.image_size)
+  return FittedDetector(detector, classifier, state), about
 
-  def score_images(images: jax.Array | np.ndarray) -> jax.Array:
-    images = as_float(images)
-    if images.shape[1:] != shape:
+
+@functools.cache
+def _of_size(design: Design, image_size: int) -> Detector:
+  """Makes the one detector of a design, which takes pictures of one size."""
+  detector = backbone_detector(design)
+
+  def score(
+    keys: Keys | None, classifier: Any, state: PyTree, images: Images
+  ) -> Scores:
+    if images.shape[1:] != (image_size, image_size, 3):
       raise UserError(
         f'the images have the shape {images.shape}, but this detector takes '
-        f'[B, {about.image_size}, {about.image_size}, 3]; resize them with '
+        f'[B, {image_size}, {image_size}, 3]; resize them with '
         'jaxadv.data.images.resize'
       )
-    scores = score(None, classifier, state, images)
-    check_numbers(scores, 'scores')
-    return scores
+    return detector.score(keys, classifier, state, images)
 
-  return score_images, about
+  return detector._replace(score=score)
 
 
 def _settings(instance: Any, without: tuple[str, ...]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxadv.classifier import as_pytree
 from jaxadv.errors import UserError
-from jaxadv.inputs import check_numbers
+from jaxadv.inputs import check_numbers, need_keys
 from jaxadv.losses import cross_entropy, logit_of, margin
 from jaxadv.metrics import roc
 from jaxadv.norms import per_row
@@ -26,6 +26,11 @@ from jaxadv.types import (
   Batch,
   ClassifierLike,
   Detector,
+  Images,
+  Keys,
+  Labels,
+  Logits,
+  Scores,
   checked_batches,
   make_detector,
   picture_keys,
@@ -179,7 +184,9 @@ def tws_detector(
   active = np.array([True, targeted_cap > 0, untargeted_cap > 0])
 
   @jax.jit
-  def learnt(keys, classifier, images):
+  def learnt(
+    keys: Keys, classifier: ClassifierLike, images: Images
+  ) -> tuple[Criteria, jax.Array]:
     measured = measure(keys, classifier, images)
     return measured, _stand_ins(keys, classifier, images, sigma)
 
@@ -215,13 +222,15 @@ def tws_detector(
     )
 
   def score(
-    keys: jax.Array, classifier: Any, state: TWSState, images: jax.Array
-  ) -> jax.Array:
+    keys: Keys | None, classifier: Any, state: TWSState, images: Images
+  ) -> Scores:
+    keys = need_keys(keys, 'the TWS detector')
     return strictness(state.thresholds, measure(keys, classifier, images))
 
   def surrogate(
-    keys: jax.Array, classifier: Any, state: TWSState, images: jax.Array
-  ) -> jax.Array:
+    keys: Keys | None, classifier: Any, state: TWSState, images: Images
+  ) -> Scores:
+    keys = need_keys(keys, 'the TWS detector')
     values = _stand_ins(keys, classifier, images, sigma)
     return jnp.max(((values - state.centre) / state.spread)[:, active], axis=-1)
 
@@ -229,9 +238,9 @@ def tws_detector(
 
 
 def criteria(
-  keys: jax.Array,
+  keys: Keys,
   classifier: ClassifierLike,
-  images: jax.Array,
+  images: Images,
   *,
   sigma: float | jax.Array,
   targeted_lr: float | jax.Array,
@@ -321,7 +330,7 @@ def choose_thresholds(
     candidates.append(np.array([top, *steps] if top > between else [top]))
     silent.append(column[:, None] <= candidates[-1])
 
-  def found(rows):
+  def found(rows: np.ndarray) -> np.ndarray:
     none = [side[rows].astype(np.float32) for side in silent]
     return 1 - np.einsum('na,nb,nc->abc', *none, optimize=True) / rows.sum()
 
@@ -518,7 +527,7 @@ def _named(key: jax.Array, use: str) -> jax.Array:
 
 
 def _other_classes(
-  keys: jax.Array, logits: jax.Array, predicted: jax.Array
+  keys: Keys, logits: Logits, predicted: jax.Array
 ) -> jax.Array:
   """Draws a class for every row, other than the predicted one."""
   num_classes = logits.shape[-1]
@@ -535,10 +544,10 @@ def _other_classes(
 
 
 def _noise_distance(
-  keys: jax.Array,
+  keys: Keys,
   classifier: ClassifierLike,
-  images: jax.Array,
-  logits: jax.Array,
+  images: Images,
+  logits: Logits,
   sigma: float | jax.Array,
 ) -> jax.Array:
   """C1, differentiable with respect to the images."""
@@ -553,9 +562,9 @@ def _noise_distance(
 
 def _count_steps(
   classifier: ClassifierLike,
-  images: jax.Array,
+  images: Images,
   predicted: jax.Array,
-  labels: jax.Array,
+  labels: Labels,
   lr: float | jax.Array,
   *,
   radius: float | jax.Array,
@@ -565,14 +574,14 @@ def _count_steps(
   low = jnp.maximum(images - radius, 0)
   high = jnp.minimum(images + radius, 1)
 
-  def unfinished(carry):
+  def unfinished(carry: Any) -> jax.Array:
     step, _, _, done, _ = carry
     return (step < cap) & ~jnp.all(done)
 
-  def advance(carry):
+  def advance(carry: Any) -> Any:
     step, moved, count, done, broken = carry
 
-    def loss(moved):
+    def loss(moved: jax.Array) -> tuple[jax.Array, jax.Array]:
       logits = classifier(moved)
       return jnp.sum(cross_entropy(logits, labels)), logits
 
@@ -593,9 +602,9 @@ def _count_steps(
 
 
 def _stand_ins(
-  keys: jax.Array,
+  keys: Keys,
   classifier: ClassifierLike,
-  images: jax.Array,
+  images: Images,
   sigma: float | jax.Array,
 ) -> jax.Array:
   """Differentiable values that rise and fall with the criteria: [B, 3]."""

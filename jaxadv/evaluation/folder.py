@@ -23,6 +23,7 @@ from jaxadv.errors import DataError, UserError, explain_out_of_memory
 from jaxadv.metrics.intervals import wilson
 from jaxadv.metrics.roc import threshold_at_fpr
 from jaxadv.runs import freed_if_refused
+from jaxadv.types import Scores
 from jaxadv.units import to_float
 
 RATE = 'called attacked (%)'
@@ -351,7 +352,7 @@ def read_picture(path: Path, size: int) -> np.ndarray:
 
 
 def score_files(
-  score: Callable[[np.ndarray], Any],
+  score: Callable[[np.ndarray], Scores],
   size: int,
   folder: Path,
   files: Sequence[str],

@@ -15,7 +15,15 @@ from jaxadv.attacks import ATTACKS, Attack, Composite, drive, make, registry
 from jaxadv.attacks.inputs import check_attack
 from jaxadv.errors import UserError, check_choices
 from jaxadv.storage import fingerprint
-from jaxadv.types import picture_keys
+from jaxadv.types import (
+  AttackResult,
+  ClassifierLike,
+  Images,
+  Keys,
+  Labels,
+  Logits,
+  picture_keys,
+)
 
 NORMS = ('linf', 'l2', 'l1')
 # Radii to measure at if none are given: those the field reports. In L1 that
@@ -190,7 +198,13 @@ def with_program(
   if attack.own is None:
     return attack
 
-  def program(epsilon, keys, classifier, images, labels):
+  def program(
+    epsilon: jax.Array,
+    keys: Keys,
+    classifier: ClassifierLike,
+    images: Images,
+    labels: Labels,
+  ) -> AttackResult:
     return attack.build(epsilon)(keys, classifier, images, labels)
 
   lowered = jax.jit(program).lower(
@@ -326,7 +340,7 @@ def check_attacks(
       names the attack.
   """
 
-  def logits(images):
+  def logits(images: Images) -> Logits:
     return jnp.outer(images.reshape(len(images), -1)[:, 0], slopes)
 
   slopes = jnp.arange(num_classes, dtype=jnp.float32)

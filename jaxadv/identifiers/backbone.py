@@ -23,7 +23,7 @@ from jaxadv.training.frozen import (
   pool_logits,
   pooled,
 )
-from jaxadv.types import Batch, Identifier, make_identifier
+from jaxadv.types import Batch, Identifier, Images, Keys, make_identifier
 
 
 def class_weights(classes: np.ndarray, num_classes: int) -> np.ndarray:
@@ -227,10 +227,10 @@ def backbone_identifier(
     return take_member(result.state, 0)
 
   def identify_images(
-    keys: jax.Array | None,
+    keys: Keys | None,
     classifier: Classifier,
     state: TrainState,
-    images: jax.Array,
+    images: Images,
   ) -> jax.Array:
     del keys  # Nothing in it is random.
     return picture_logits(

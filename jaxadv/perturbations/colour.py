@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from jaxadv.errors import UserError
 from jaxadv.inputs import as_float
+from jaxadv.types import Images
 
 
 def _checked(images: ArrayLike) -> jax.Array:
@@ -55,7 +56,7 @@ def rgb_to_hsv(images: ArrayLike) -> jax.Array:
   return jnp.stack([hue, saturation, value], axis=-1)
 
 
-def hsv_to_rgb(images: jax.Array) -> jax.Array:
+def hsv_to_rgb(images: Images) -> jax.Array:
   """Converts hue, saturation and value to RGB.
 
   Args:
@@ -70,7 +71,7 @@ def hsv_to_rgb(images: jax.Array) -> jax.Array:
   images = _checked(images)
   hue, saturation, value = jnp.moveaxis(images, -1, 0)
 
-  def channel(offset):
+  def channel(offset: int) -> jax.Array:
     # Each channel is a trapezium over the hue circle, shifted by a third.
     position = (offset + 6 * hue) % 6
     dip = jnp.clip(jnp.minimum(position, 4 - position), 0, 1)
@@ -81,7 +82,7 @@ def hsv_to_rgb(images: jax.Array) -> jax.Array:
 
 def shift_hsv(
   images: ArrayLike, hue: jax.Array, saturation: jax.Array
-) -> jax.Array:
+) -> Images:
   """Turns the hue and shifts the saturation of whole pictures.
 
   Args:

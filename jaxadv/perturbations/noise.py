@@ -11,6 +11,7 @@ import numpy as np
 from jaxadv.errors import UserError
 from jaxadv.inputs import as_float
 from jaxadv.norms import per_row
+from jaxadv.types import Images, Keys
 from jaxadv.utils import check_range
 
 
@@ -18,7 +19,7 @@ def _separable(kernel: np.ndarray) -> Callable[[jax.Array], jax.Array]:
   """Filters height, then width, with one odd kernel; reflected border."""
   radius = len(kernel) // 2
 
-  def along(images, axis):
+  def along(images: Images, axis: int) -> jax.Array:
     widths = [(0, 0)] * 4
     widths[axis] = (radius, radius)
     padded = jnp.pad(images, widths, mode='reflect')
@@ -32,7 +33,7 @@ def _separable(kernel: np.ndarray) -> Callable[[jax.Array], jax.Array]:
   return lambda images: along(along(images, 1), 2)
 
 
-def _laplacian(images: jax.Array) -> jax.Array:
+def _laplacian(images: Images) -> Images:
   """Sum of the four neighbours minus four times the centre."""
   height, width = images.shape[1:3]
   padded = jnp.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], mode='reflect')
@@ -53,7 +54,7 @@ FILTERS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 def filter_noise(
   sign: int, *, filter: str = 'gaussian', gain: float = 1.0
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
+) -> Callable[[Keys, Images], Images]:
   """Adds a picture's own filter noise to it, or subtracts it.
 
   The noise is `images - filtered`. With a low-pass filter and gain 1, adding
@@ -90,7 +91,7 @@ def filter_noise(
     )
   check_range('gain', gain, 0, float('inf'))
 
-  def mixed(keys, images):
+  def mixed(keys: Keys, images: Images) -> Images:
     draw = lambda key: jax.random.randint(key, (), 0, len(FILTERS), jnp.int32)
     choice = per_row(jax.vmap(draw)(keys), images)
     return jnp.select(
@@ -98,7 +99,7 @@ def filter_noise(
       [apply(images) for apply in FILTERS.values()],
     )
 
-  def perturb(keys: jax.Array, images: jax.Array) -> jax.Array:
+  def perturb(keys: Keys, images: Images) -> Images:
     images = jnp.asarray(as_float(images))
     if filter == 'mixed':
       filtered = mixed(keys, images)

@@ -45,7 +45,7 @@ class Claim:
   paper: str = ''
   note: str = ''
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for verdict in filter(None, (self.verdict, self.paper)):
       if verdict not in VERDICTS:
         raise UserError(

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxadv.inputs import as_floating
+from jaxadv.types import Images, Labels
 
 
 def gradcam(
   front: Callable[[jax.Array], jax.Array],
   back: Callable[[jax.Array], jax.Array],
-  images: jax.Array,
-  labels: jax.Array,
+  images: Images,
+  labels: Labels,
 ) -> jax.Array:
   """Shows which parts of a picture speak for a class; pure, jittable.
 
@@ -46,7 +47,7 @@ def gradcam(
   images = jnp.asarray(as_floating(images))
   layer = front(images)
 
-  def chosen(layer):
+  def chosen(layer: jax.Array) -> jax.Array:
     logits = back(layer)
     return jnp.sum(jnp.take_along_axis(logits, labels[:, None], axis=-1))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -25,7 +27,7 @@ class AdversarialPictures(  # type: ignore[call-arg]  # A keyword of TFDS.
 
   VERSION = tfds.core.Version('1.0.0')
 
-  def __init__(self, adversarial: AdversarialSet, data_dir: Path):
+  def __init__(self, adversarial: AdversarialSet, data_dir: Path) -> None:
     self._set = adversarial
     columns = {name: getattr(adversarial, name) for name in OPTIONAL}
     self._optional = {k: v for k, v in columns.items() if v is not None}
@@ -66,11 +68,11 @@ class AdversarialPictures(  # type: ignore[call-arg]  # A keyword of TFDS.
       disable_shuffling=True,
     )
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
     del dl_manager  # Nothing to download.
     return {_SPLIT: self._generate_examples()}
 
-  def _generate_examples(self):
+  def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
     for row, pixels in enumerate(self._set.images):
       yield (
         row,

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,8 +64,7 @@ def test_a_radius_and_a_ball_do_alike(name):
     attack.start(keys, classify, images, labels)
     for attack in (of_radius, of_ball)
   ]
-  same = jax.tree.map(lambda one, other: bool((one == other).all()), *states)
-  assert jax.tree.all(same)
+  chex.assert_trees_all_equal(*states)
 
 
 @over_radii

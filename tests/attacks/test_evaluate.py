@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,18 +207,10 @@ def several(trained):
 
 
 def test_many_epsilons_are_compiled_once(trained, several):
-  def num_traces(epsilons):
-    traces = []
-
-    def counted(images):
-      traces.append(None)
-      return trained.classifier(images)
-
-    images, labels = np.asarray(trained.images), np.asarray(trained.labels)
-    evaluate_over(pgd, epsilons, jax.random.key(0), counted, images, labels)
-    return len(traces)
-
-  assert num_traces(EPSILONS[:1]) == num_traces(EPSILONS)
+  make = chex.assert_max_traces(lambda epsilon: pgd(epsilon), n=1)
+  images, labels = np.asarray(trained.images), np.asarray(trained.labels)
+  key = jax.random.key(0)
+  evaluate_over(make, EPSILONS, key, trained.classifier, images, labels)
   for epsilon, found in zip(EPSILONS, several, strict=True):
     alone = run(trained, pgd(epsilon))
     np.testing.assert_array_equal(found.success, alone.success)

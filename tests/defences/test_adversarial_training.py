@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -123,11 +124,9 @@ def test_ddn_training_equals_steps_taken_by_hand():
   perturb = attacked_batches(ddn, max_norm=max_norm)
   found = train(images, labels, perturb=perturb, start=start)
   natural = train(images, labels, start=start)
-  for got, wanted, without in zip(
-    *map(jax.tree.leaves, (found, variables, natural)), strict=True
-  ):
-    np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-5)
-    assert np.abs(wanted - without).max() > 1e-3
+  chex.assert_trees_all_close(found, variables, rtol=1e-3, atol=1e-5)
+  moved = lambda leaf, other: np.abs(leaf - other).max() > 1e-3
+  assert jax.tree.all(jax.tree.map(moved, variables, natural))
 
 
 def test_pgd_training_raises_robust_accuracy():
@@ -177,12 +176,10 @@ def test_it_is_the_same_on_many_devices_and_after_an_interruption(tmp_path):
   first = run(1, checkpoint_dir=tmp_path)
   split = run(1, mesh=data_mesh())
   resumed = run(2, checkpoint_dir=tmp_path)
-  for one, many, end, other in zip(
-    *map(jax.tree.leaves, (first, split, whole, resumed)), strict=True
-  ):
-    np.testing.assert_allclose(one, many, rtol=1e-3, atol=1e-4)
-    np.testing.assert_array_equal(end, other)
-    assert np.any(one != end)
+  chex.assert_trees_all_close(first, split, rtol=1e-3, atol=1e-4)
+  chex.assert_trees_all_equal(whole, resumed)
+  moved = lambda leaf, other: np.any(leaf != other)
+  assert jax.tree.all(jax.tree.map(moved, first, whole))
 
 
 def test_moving_all_moves_what_the_attack_would_leave(trained):

@@ -1,5 +1,6 @@
 """The rectifier on a linear detector, whose gradient is known."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -255,12 +256,9 @@ def test_fine_tuning_is_one_step_on_masked_and_clean_alike():
 
   gradient = jax.jit(jax.grad(loss))(start)
   wanted = jax.tree.map(lambda leaf, g: leaf - 0.1 * g, start, gradient)
-  assert jax.tree.structure(found) == jax.tree.structure(start)
-  for got, leaf, old in zip(
-    *map(jax.tree.leaves, (found, wanted, start)), strict=True
-  ):
-    np.testing.assert_allclose(got, leaf, rtol=1e-4, atol=1e-6)
-    assert np.abs(leaf - old).max() > 1e-3
+  chex.assert_trees_all_close(found, wanted, rtol=1e-4, atol=1e-6)
+  moved = lambda leaf, other: np.abs(leaf - other).max() > 1e-3
+  assert jax.tree.all(jax.tree.map(moved, wanted, start))
 
 
 def test_validation_pictures_pick_the_epoch():

@@ -1,5 +1,6 @@
 """Mahalanobis confidences against their closed form on Gaussians."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,9 +98,7 @@ def _centres(values, labels):
 def test_classes_without_pictures_attract_nothing():
   values, labels, *_ = gaussian(100)
   apart = fit_gaussians(values, 3 + 4 * labels)
-  jax.tree.map(
-    np.testing.assert_array_equal, apart, fit_gaussians(values, labels)
-  )
+  chex.assert_trees_all_equal(apart, fit_gaussians(values, labels))
   with pytest.raises(UserError, match='do not differ'):
     fit_gaussians(values[:2], np.arange(2))
 
@@ -281,7 +280,7 @@ def test_clean_pictures_that_weigh_the_layers_give_no_covariance(fitted):
   )
   with pytest.warns(DoubtWarning, match='60 of 160 clean'):
     found = fit(reference, *again)
-  jax.tree.map(np.testing.assert_array_equal, found, state)
+  chex.assert_trees_all_equal(found, state)
   with pytest.raises(UserError, match='of 60 given all'):
     fit(*again)
 

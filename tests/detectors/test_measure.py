@@ -73,9 +73,9 @@ def test_network_detector_learns_noise_and_can_be_differentiated(key):
   )
   found = measure(key, detector, None, clean, noisy)
   assert found.auc > 0.95
-  gradient = jax.jit(
-    jax.grad(lambda x: detector.score(None, None, found.state, x).sum())
-  )(jnp.asarray(clean.images[:2] / 255, jnp.float32))
+  gradient = jax.jit(jax.grad(lambda x: found.fitted(x).sum()))(
+    jnp.asarray(clean.images[:2] / 255, jnp.float32)
+  )
   assert jnp.isfinite(gradient).all() and jnp.abs(gradient).max() > 0
 
 

@@ -1,5 +1,6 @@
 """What holds for every detector of the table."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -56,8 +57,7 @@ def test_rows_do_not_depend_on_the_batch(case, fit):
 @over_all
 def test_refit_gives_the_same_state_and_another_key_another(case, fit):
   first = leaves(fit(case))
-  for a, b in zip(first, leaves(fit(case, again=1)), strict=True):
-    np.testing.assert_array_equal(a, b)
+  chex.assert_trees_all_equal(first, leaves(fit(case, again=1)))
   other = leaves(fit(case, seed=1))
   differs = any((a != b).any() for a, b in zip(first, other, strict=True))
   assert differs == case.draws
@@ -85,8 +85,7 @@ def test_rows_of_padding_teach_nothing(case, fit):
     [*train, junk],
     [junk, *cases.batches(cases.pictures(1, 32, STRONG), 32)],
   )
-  for a, b in zip(leaves(state), leaves(fit(case)), strict=True):
-    np.testing.assert_array_equal(a, b)
+  chex.assert_trees_all_equal(state, fit(case))
 
 
 @over_all

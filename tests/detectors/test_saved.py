@@ -80,6 +80,11 @@ def test_scores_are_those_of_the_detector_that_was_saved(fitted, folder):
   assert about == ABOUT
 
 
+def test_detectors_of_one_design_are_compiled_once(folder, copy):
+  one, other = (saved.load(path)[0] for path in (folder, copy))
+  assert jax.tree.structure(one) == jax.tree.structure(other)
+
+
 def test_scores_have_a_gradient(folder):
   score, _ = saved.load(folder)
   gradient = jax.grad(lambda x: score(x).sum())(jnp.asarray(pictures()))

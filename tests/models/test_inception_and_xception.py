@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import flax.linen as nn
 import h5py
 import jax
@@ -169,16 +170,12 @@ def _write(path, arrays, weight_name):
       group.attrs['weight_names'] = [name.encode() for name in names]
 
 
-def _equal(left, right):
-  jax.tree.map(np.testing.assert_array_equal, left, right)
-
-
 def test_published_files(network, tmp_path):
   _, module, variables = network
   arrays = _keras_arrays(variables)
   path = tmp_path / 'w.h5'
   _write(path, arrays, lambda layer, leaf: f'{layer}/{leaf}:0')
-  _equal(keras.load_h5(path, module, variables), variables)
+  chex.assert_trees_all_equal(keras.load_h5(path, module, variables), variables)
 
 
 def test_files_of_keras_1(network, tmp_path):
@@ -195,7 +192,7 @@ def test_files_of_keras_1(network, tmp_path):
   }
   path = tmp_path / 'w.h5'
   _write(path, arrays, lambda layer, leaf: f'{layer}_{leaf}_1:0')
-  _equal(keras.load_h5(path, module, variables), variables)
+  chex.assert_trees_all_equal(keras.load_h5(path, module, variables), variables)
 
 
 def _in_a_long_process(variables):
@@ -220,7 +217,7 @@ def test_automatic_names_count_from_anywhere(network):
   _, module, variables = network
   for arrays in _in_a_long_process(variables):
     found = keras.from_arrays(arrays, module, variables, source='here')
-    _equal(found, variables)
+    chex.assert_trees_all_equal(found, variables)
 
 
 def test_automatic_names_that_do_not_fit(network):

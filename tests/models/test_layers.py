@@ -1,5 +1,6 @@
 """Layers equal lax in value and in derivatives of first and second order."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -60,14 +61,8 @@ def _case(name, batch=2):
 
 
 def _close(ours, theirs, *arguments):
-  pairs = zip(
-    *map(
-      jax.tree.leaves, (jax.jit(ours)(*arguments), jax.jit(theirs)(*arguments))
-    ),
-    strict=True,
-  )
-  for left, right in pairs:
-    np.testing.assert_allclose(left, right, rtol=1e-9, atol=1e-9)
+  left, right = (jax.jit(f)(*arguments) for f in (ours, theirs))
+  chex.assert_trees_all_close(left, right, rtol=1e-9, atol=1e-9)
 
 
 def _derivatives(f, forward=False):

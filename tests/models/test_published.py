@@ -2,6 +2,7 @@
 
 import hashlib
 
+import chex
 import flax.linen as nn
 import h5py
 import jax
@@ -51,10 +52,6 @@ def _variables(name, width, image_size, num_classes=3, **options):
   return module, _random(template)
 
 
-def _equal(left, right):
-  jax.tree.map(np.testing.assert_array_equal, left, right)
-
-
 def _write_h5(path, weights):
   """Writes `{layer: {name of the weight: array}}` as Keras 2 does."""
   with h5py.File(path, 'w') as file:
@@ -96,7 +93,9 @@ def test_vgg_as_published(tmp_path):
   path = published.find('vgg16', 1, 224, tmp_path)
   assert path == tmp_path / VGG16
   assert published.num_classes(path) == 3
-  _equal(published.load('vgg16', 1, 224, path, module, variables), variables)
+  chex.assert_trees_all_equal(
+    published.load('vgg16', 1, 224, path, module, variables), variables
+  )
 
 
 def test_mobilenet_as_published(tmp_path):
@@ -108,7 +107,9 @@ def test_mobilenet_as_published(tmp_path):
   _write_h5(tmp_path / 'mobilenet_2_5_128_tf.h5', weights)
   args = 'mobilenet', 0.25, 128, tmp_path
   assert published.num_classes(published.find(*args)) == 3
-  _equal(published.load(*args, module, variables), variables)
+  chex.assert_trees_all_equal(
+    published.load(*args, module, variables), variables
+  )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,9 @@ def test_old_names_as_published(name, old, tmp_path):
     },
   )
   assert published.num_classes(path) == 3
-  _equal(published.load(name, 1.0, 224, tmp_path, module, variables), variables)
+  chex.assert_trees_all_equal(
+    published.load(name, 1.0, 224, tmp_path, module, variables), variables
+  )
 
 
 def test_torchvision_layout(tmp_path):
@@ -173,14 +176,16 @@ def test_torchvision_layout(tmp_path):
     height, width, ins, out = at
     expected = state['layer1.0.conv2.weight'][out, ins, height, width]
     assert kernel[at] == expected
-  _equal(params['fc'], {'kernel': theirs.T, 'bias': state['fc.bias']})
+  chex.assert_trees_all_equal(
+    params['fc'], {'kernel': theirs.T, 'bias': state['fc.bias']}
+  )
   for collection, ours, leaf in [
     (params, 'scale', 'weight'),
     (params, 'bias', 'bias'),
     (statistics, 'mean', 'running_mean'),
     (statistics, 'var', 'running_var'),
   ]:
-    _equal(
+    chex.assert_trees_all_equal(
       collection['layer1_0_downsample_1'][ours],
       state[f'layer1.0.downsample.1.{leaf}'],
     )
@@ -208,7 +213,7 @@ def test_all_names_of_torchvision(name, tmp_path):
     module,
     variables,
   )
-  _equal(found, variables)
+  chex.assert_trees_all_equal(found, variables)
 
 
 def _torch_file(path, variables):
@@ -236,7 +241,9 @@ def test_own_files(tmp_path):
   native.write_variables(tmp_path / 'vgg11_0.05_32.npz', variables)
   args = 'vgg11', 0.05, 32, tmp_path
   assert published.num_classes(published.find(*args)) == 7
-  _equal(published.load(*args, module, variables), variables)
+  chex.assert_trees_all_equal(
+    published.load(*args, module, variables), variables
+  )
 
 
 @pytest.mark.parametrize(
@@ -494,7 +501,7 @@ def test_weights_of_the_published_stem_are_refused_for_another_one(tmp_path):
   # Weights of our own were trained with the stem that they are read for.
   native.write_variables(file, variables)
   found = published.load('mobilenet', 0.0625, 32, file, module, variables)
-  _equal(found, variables)
+  chex.assert_trees_all_equal(found, variables)
 
 
 def test_files_without_a_classifier_are_named(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import chex
 import h5py
 import jax
 import jax.numpy as jnp
@@ -51,14 +52,12 @@ def _keras_arrays(variables):
   return arrays
 
 
-def _equal(left, right):
-  jax.tree.map(np.testing.assert_array_equal, left, right)
-
-
 def test_npz_with_keras_names(small, tmp_path):
   module, variables = small
   np.savez(tmp_path / 'w.npz', **_keras_arrays(variables))
-  _equal(keras.load_npz(tmp_path / 'w.npz', module, variables), variables)
+  chex.assert_trees_all_equal(
+    keras.load_npz(tmp_path / 'w.npz', module, variables), variables
+  )
   assert published.num_classes(tmp_path / 'w.npz') == 3
 
 
@@ -77,7 +76,9 @@ def test_h5_of_keras_2(small, tmp_path):
             names[-1] = names[-1].replace('/kernel', '/depthwise_kernel')
           group[names[-1]] = value
       group.attrs['weight_names'] = [name.encode() for name in names]
-  _equal(keras.load_h5(tmp_path / 'w.h5', module, variables), variables)
+  chex.assert_trees_all_equal(
+    keras.load_h5(tmp_path / 'w.h5', module, variables), variables
+  )
   (tmp_path / 'broken.h5').write_bytes(b'not h5')
   with pytest.raises(DataError, match='broken.h5'):
     keras.load_h5(tmp_path / 'broken.h5', module, variables)
@@ -99,7 +100,7 @@ def test_own_files(small, tmp_path):
   _, variables = small
   path = tmp_path / 'own.npz'
   native.write_variables(path, variables)
-  _equal(native.read_variables(path, variables), variables)
+  chex.assert_trees_all_equal(native.read_variables(path, variables), variables)
   less = {'params': variables['params']}
   with pytest.raises(UserError, match='left over'):
     native.read_variables(path, less)

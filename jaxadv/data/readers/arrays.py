@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxadv import inputs
-from jaxadv.data.readers.records import Fetched, Opened, Records
+from jaxadv.data.readers.records import Fetched, Opened, Range, Records
 from jaxadv.errors import DataError, UserError
 from jaxadv.storage import read_npz
 
@@ -48,7 +48,7 @@ def open_npz(path: Path) -> Opened:
   except (UserError, DataError) as error:
     raise type(error)(f'{path}: {error}') from error
 
-  def records(ranges):
+  def records(ranges: Sequence[Range]) -> Records:
     chosen = np.concatenate(
       [np.arange(start, stop) for _, start, stop in ranges]
     )

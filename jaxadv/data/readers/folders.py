@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from jaxadv.data.listing import Listing, listing, visible, warn_of_others
-from jaxadv.data.readers.records import Fetched, Opened, Records
+from jaxadv.data.readers.records import Fetched, Opened, Range, Records
 from jaxadv.errors import DataError, DoubtWarning, UserError
 
 _SPLIT = re.compile(
@@ -76,14 +76,14 @@ def open_folder(root: Path) -> Opened:
   warn_of_others(root, found.others)
   index = {name: position for position, name in enumerate(class_names)}
 
-  def records(ranges):
+  def records(ranges: Sequence[Range]) -> Records:
     chosen = [
       entry
       for split, start, stop in ranges
       for entry in files[split][start:stop]
     ]
 
-    def fetch(rows):
+    def fetch(rows: Sequence[int]) -> Fetched:
       entries = [chosen[row] for row in rows]
       try:
         encoded = [file.read_bytes() for file, _ in entries]

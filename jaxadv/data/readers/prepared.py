@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxadv.data.readers.records import Fetched, Opened, Records
+from jaxadv.data.readers.records import Fetched, Opened, Range, Records
 from jaxadv.errors import DataError, UserError
 
 # Splits whose labels are kept secret: TFDS stores -1 there.
@@ -92,7 +92,7 @@ def open_tfds(name: str, folder: Path) -> Opened:
     if split not in unlabelled
   }
 
-  def records(ranges):
+  def records(ranges: Sequence[Range]) -> Records:
     split = '+'.join(f'{name}[{start}:{stop}]' for name, start, stop in ranges)
     return _records(builder, split, image_key, label_key)
 
@@ -153,7 +153,7 @@ def _records(
     names = ', '.join(str(file) for file, _, _ in files)
     raise DataError(f'cannot open {names}: {error}') from error
 
-  def fetch(rows):
+  def fetch(rows: Sequence[int]) -> Fetched:
     try:
       examples = source.__getitems__([int(row) for row in rows])
       encoded = [example[image_key] for example in examples]

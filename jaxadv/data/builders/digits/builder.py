@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
@@ -43,11 +46,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       disable_shuffling=True,
     )
 
-  def _split_generators(self, dl_manager):
+  def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
     del dl_manager  # Nothing to download.
     return {'train': self._generate_examples()}
 
-  def _generate_examples(self):
+  def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
     digits = load_digits()
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     pictures = images.with_channels(images.resize(grey, SIZE), 3)
