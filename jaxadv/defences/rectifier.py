@@ -418,7 +418,9 @@ def masked_copies(
 
   def make(rows: np.ndarray, images: Images) -> tuple[jax.Array, ...]:
     # A key for each copy of each picture.
-    keys = jax.vmap(picture_keys, in_axes=(0, None))(copy_keys, rows)
+    keys = jax.vmap(picture_keys, in_axes=(0, None))(
+      copy_keys, jnp.asarray(rows)
+    )
     made = _copies(
       keys, score, images, alpha, mask_rule=mask_rule, probability=probability
     )
