@@ -373,14 +373,13 @@ def load_network(
     DataError: If it is broken.
   """
   network = parse_network(config.model)
-  size = network.size_for(config.image_size)
-  path = published.find(network.name, network.width, size, config.weights)
-  count = published.num_classes(path)
+  path = published.find(network, config.image_size, config.weights)
+  module, classifier = load_classifier(
+    network, config.image_size, path, preprocess_of(config)
+  )
+  count = module.num_classes
   ids = imagenet.wnids()
   if count == len(ids) and set(pictures.class_names) <= set(ids):
     pictures = imagenet.relabel(pictures)  # They may be of some classes only.
   published.check_classes(path, count, pictures.class_names, config.dataset)
-  _, classifier = load_classifier(
-    network, config.image_size, path, preprocess_of(config)
-  )
   return classifier, pictures

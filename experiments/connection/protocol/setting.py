@@ -235,8 +235,7 @@ def weight_file(config: Config, network: str) -> str | None:
   others = set(PUBLISHED) - {BACKBONES[wanted.name].published}
   # Names of weights that are of other networks come last.
   for text in sorted(places, key=others.__contains__):
-    size = wanted.size_for(config.image_size)
-    return str(published.find(wanted.name, wanted.width, size, text))
+    return str(published.find(wanted, config.image_size, text))
   return None
 
 

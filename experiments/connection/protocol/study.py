@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from experiments import conduct
 from experiments.connection.protocol import features, networks, pictures
@@ -297,7 +296,7 @@ def save_cell(
     folder: Where the cache keeps their variables.
   """
   config, name = study.config, parse_network(cell.settings['network'])
-  stacked = storage.read_npz(folder / 'detectors.npz')
+  stacked = native.read_variables(folder / 'detectors.npz')
   for kind in config.attacks:
     member = scores.trained.index(kind)
     about = saved.About(
@@ -309,14 +308,11 @@ def save_cell(
       num_classes=len(study.heldout.class_names),
       auc=auc_of(*scores.positives(kind, kind)[:2]),
     )
-    variables = traverse_util.unflatten_dict(
-      {path: leaf[member] for path, leaf in stacked.items()}, sep='/'
-    )
     saved.save(
       study.workdir / 'detectors' / cell.name / kind,
       design,
       classifier,
-      variables,
+      jax.tree.map(lambda leaf, member=member: leaf[member], stacked),
       about,
     )
 

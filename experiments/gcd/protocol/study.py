@@ -189,8 +189,7 @@ def trained_victim(
   """
   network = parse_network(config.victim)
   if config.weights:
-    size = network.size_for(config.image_size)
-    path = published.find(network.name, network.width, size, config.weights)
+    path = published.find(network, config.image_size, config.weights)
     module, classifier = load_classifier(network, config.image_size, path)
     if module.num_classes == len(imagenet.wnids()) != len(train.class_names):
       classes = imagenet.labels_of(train.class_names)
