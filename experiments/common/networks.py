@@ -57,9 +57,7 @@ def find_weights(network: str, image_size: int, place: str) -> str:
   Raises:
     UserError: If they cannot be had.
   """
-  name = parse_network(network)
-  size = name.size_for(image_size)
-  return str(published.find(name.name, name.width, size, place))
+  return str(published.find(parse_network(network), image_size, place))
 
 
 def published_network(

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from experiments.common.networks import Network
 from experiments.common.options import cache_dir
@@ -298,7 +297,7 @@ def save_cell(
     folder: Where the cache keeps their variables.
   """
   config, name = inputs.config, parse_network(cell.settings['network'])
-  stacked = storage.read_npz(folder / 'detectors.npz')
+  stacked = native.read_variables(folder / 'detectors.npz')
   for kind in config.attacks:
     member = scores.trained.index(kind)
     about = saved.About(
@@ -310,14 +309,11 @@ def save_cell(
       num_classes=len(inputs.heldout.class_names),
       auc=auc_estimate(*scores.positives(kind, kind)).value / 100,
     )
-    variables = traverse_util.unflatten_dict(
-      {path: leaf[member] for path, leaf in stacked.items()}, sep='/'
-    )
     saved.save(
       inputs.workdir / 'detectors' / cell.name / kind,
       design,
       classifier,
-      variables,
+      jax.tree.map(lambda leaf, member=member: leaf[member], stacked),
       about,
     )
 

@@ -352,16 +352,17 @@ def load_network(
     DataError: If it is broken.
   """
   path = find_weights(config.model, config.image_size, config.weights)
-  ids = imagenet.wnids()
-  if published.num_classes(path) == len(ids):
-    if set(pictures.class_names) <= set(ids):
-      pictures = imagenet.relabel(pictures)  # Of some classes only, perhaps.
   network = published_network(
     config.model,
     path,
     pictures,
     image_size=config.image_size,
     dataset=config.dataset,
+    must_fit=False,
     preprocess=preprocess_of(config),
   )
+  ids, count = imagenet.wnids(), network.module.num_classes
+  if count == len(ids) and set(pictures.class_names) <= set(ids):
+    pictures = imagenet.relabel(pictures)  # They may be of some classes only.
+  published.check_classes(path, count, pictures.class_names, config.dataset)
   return network.classifier, network.fingerprint, pictures

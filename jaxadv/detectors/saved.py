@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import traverse_util
 
 from jaxadv import models
 from jaxadv.classifier import (
@@ -32,7 +31,7 @@ from jaxadv.detectors.backbone import Design, backbone_detector
 from jaxadv.detectors.fitted import FittedDetector
 from jaxadv.errors import DataError, UserError
 from jaxadv.models.weights import native
-from jaxadv.storage import read_json, read_npz, write_json
+from jaxadv.storage import read_json, write_json
 from jaxadv.training import TrainState
 from jaxadv.types import Detector, Images, Keys, PyTree, Scores
 
@@ -156,7 +155,7 @@ def load(folder: str | os.PathLike[str]) -> tuple[FittedDetector, About]:
     )
     design = Design(module, **_as_tuples(found['design']))
     preprocess = _preprocess(found['preprocess'])
-    variables = traverse_util.unflatten_dict(read_npz(weights), sep='/')
+    variables = native.read_variables(weights)
     prefix, detector = variables['prefix'], variables['detector']
   except (KeyError, TypeError) as error:
     raise DataError(

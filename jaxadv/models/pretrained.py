@@ -1,10 +1,12 @@
-"""Classifiers made of a backbone's name and a file of weights."""
+"""Classifiers made of a backbone's name and a file of weights.
+
+`load_classifier` is the whole way of weights, step by step.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -13,9 +15,9 @@ import numpy as np
 
 from jaxadv import models
 from jaxadv.classifier import Classifier, Resized, from_linen
+from jaxadv.errors import UserError
 from jaxadv.models.names import NetworkName
-from jaxadv.models.weights import published
-from jaxadv.storage import read_npz
+from jaxadv.models.weights import formats, published
 
 Preprocess = Callable[[jax.Array], jax.Array]
 
@@ -23,7 +25,7 @@ Preprocess = Callable[[jax.Array], jax.Array]
 def load_classifier(
   network: NetworkName,
   image_size: int,
-  path: str | os.PathLike[str],
+  where: str | os.PathLike[str],
   preprocess: Preprocess | None = None,
 ) -> tuple[nn.Module, Classifier]:
   """Loads a network with its weights and its preprocessing.
@@ -32,7 +34,8 @@ def load_classifier(
     network: The backbone, its width and the size of its pictures.
     image_size: Side of the pictures that the classifier is given, in pixels;
       it resizes them if the network takes others.
-    path: A file (.h5, .npz or .safetensors).
+    where: A file (.h5, .npz or .safetensors), a folder, or the name of
+      published weights; see `published.find`.
     preprocess: From [0, 1] to what the weights expect; None for what the
       published weights of the backbone do.
 
@@ -40,22 +43,43 @@ def load_classifier(
     The module and the classifier.
 
   Raises:
-    DataError: If the file is absent or broken.
-    UserError: If names or shapes in the file do not fit.
+    DataError: If the file is broken or was changed, or a value is not finite.
+    UserError: If there is no such file, it holds no classifier, or its names
+      or shapes do not fit.
   """
   name, width, _ = network
   size = network.size_for(image_size)
+
+  # Find and read.
+  path = published.find(network, image_size, where)
+  layout, arrays = formats.read(path)
+
+  # Build the network that they are of.
+  own = layout == 'own'
+  # The published VGGs have no BatchNorm; those trained here do.
+  trained_here = own and any(n.startswith('batch_stats/') for n in arrays)
   module = models.build(
     name,
-    num_classes=published.num_classes(path),
+    num_classes=formats.num_classes(arrays, source=path),
     width=width,
     image_size=size,
-    **_options(name, path),
+    **(models.BACKBONES[name].from_scratch if trained_here else {}),
   )
+  if not own and getattr(module, 'small_input', False):
+    # Every shape fits, but the network is another function.
+    raise UserError(
+      f'{path} holds weights of {name} with a stem of stride 2, but for '
+      f'pictures of {size} pixels it has stride 1; let it enlarge them, as in '
+      f'{name}:{width:g}:64'
+    )
+
+  # Convert by name and check.
   template = jax.eval_shape(
     lambda: models.init_variables(jax.random.key(0), module, size)
   )
-  variables = published.load(name, width, size, path, module, template)
+  variables = formats.to_variables(layout, arrays, template, source=path)
+
+  # Preprocess.
   preprocess = preprocess or models.BACKBONES[name].preprocess
   return module, from_linen(
     module, variables, preprocess=resized(image_size, size, preprocess)
@@ -98,15 +122,3 @@ def resized(image_size: int, size: int, preprocess: Preprocess) -> Preprocess:
     preprocess: The network's own preprocessing.
   """
   return preprocess if size == image_size else Resized(size, preprocess)
-
-
-def _options(name: str, path: str | os.PathLike[str]) -> dict:
-  """Gives the options of a network that was trained from scratch here.
-
-  The published VGGs have no BatchNorm, so its statistics tell them apart.
-  """
-  if Path(path).suffix == '.npz' and any(
-    key.startswith('batch_stats/') for key in read_npz(path)
-  ):
-    return models.BACKBONES[name].from_scratch
-  return {}

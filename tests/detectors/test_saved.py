@@ -216,8 +216,15 @@ def test_8_bit_pictures_score_as_the_same_in_floats(folder):
 
 def test_scores_that_are_nan_never_leave(copy, fitted):
   design, classifier, variables = fitted
-  broken = jax.tree.map(lambda leaf: leaf * jnp.nan, variables)
-  saved.save(copy, design, classifier, broken, ABOUT)
+
+  def save(factor):
+    broken = jax.tree.map(lambda leaf: leaf * factor, variables)
+    saved.save(copy, design, classifier, broken, ABOUT)
+
+  save(jnp.nan)
+  with pytest.raises(DataError, match='variables.npz .*not finite'):
+    saved.load(copy)
+  save(1e30)  # Finite, but what is computed with it is not.
   score, _ = saved.load(copy)
   with pytest.raises(DataError, match='5 of 5 scores are NaN'):
     score(pictures())

@@ -14,7 +14,7 @@ from flax import traverse_util
 from jaxadv import models
 from jaxadv.errors import UserError
 from jaxadv.models import inception, xception
-from jaxadv.models.weights import keras
+from jaxadv.models.weights import formats
 
 NAMES = ('inceptionv3', 'xception')
 
@@ -170,16 +170,20 @@ def _write(path, arrays, weight_name):
       group.attrs['weight_names'] = [name.encode() for name in names]
 
 
+def _load(path, template):
+  return formats.to_variables(*formats.read(path), template, source=path)
+
+
 def test_published_files(network, tmp_path):
-  _, module, variables = network
+  _, _, variables = network
   arrays = _keras_arrays(variables)
   path = tmp_path / 'w.h5'
   _write(path, arrays, lambda layer, leaf: f'{layer}/{leaf}:0')
-  chex.assert_trees_all_equal(keras.load_h5(path, module, variables), variables)
+  chex.assert_trees_all_equal(_load(path, variables), variables)
 
 
 def test_files_of_keras_1(network, tmp_path):
-  _, module, variables = network
+  _, _, variables = network
   old = {'moving_mean': 'running_mean', 'moving_variance': 'running_std'}
   arrays = {
     (
@@ -192,7 +196,7 @@ def test_files_of_keras_1(network, tmp_path):
   }
   path = tmp_path / 'w.h5'
   _write(path, arrays, lambda layer, leaf: f'{layer}_{leaf}_1:0')
-  chex.assert_trees_all_equal(keras.load_h5(path, module, variables), variables)
+  chex.assert_trees_all_equal(_load(path, variables), variables)
 
 
 def _in_a_long_process(variables):
@@ -214,22 +218,22 @@ def _in_a_long_process(variables):
 
 
 def test_automatic_names_count_from_anywhere(network):
-  _, module, variables = network
+  _, _, variables = network
   for arrays in _in_a_long_process(variables):
-    found = keras.from_arrays(arrays, module, variables, source='here')
+    found = formats.to_variables('keras', arrays, variables, source='here')
     chex.assert_trees_all_equal(found, variables)
 
 
 def test_automatic_names_that_do_not_fit(network):
-  _, module, variables = network
+  _, _, variables = network
   arrays, _ = _in_a_long_process(variables)
   fewer = {name: v for name, v in arrays.items() if name != 'conv2d_2/kernel'}
   with pytest.raises(UserError, match=r'missing: conv2d_(4|94)/kernel'):
-    keras.from_arrays(fewer, module, variables, source='here')
+    formats.to_variables('keras', fewer, variables, source='here')
   a, b = 'conv2d_1/kernel', 'conv2d_2/kernel'
   swapped = arrays | {a: arrays[b], b: arrays[a]}
   with pytest.raises(UserError, match=r'conv2d_\d/kernel of here has the sh'):
-    keras.from_arrays(swapped, module, variables, source='here')
+    formats.to_variables('keras', swapped, variables, source='here')
 
 
 @pytest.mark.parametrize('name, least', [('inceptionv3', 75), ('xception', 71)])

@@ -14,9 +14,11 @@ import requests
 import safetensors.numpy
 from flax import traverse_util
 
-from jaxadv import models
+from jaxadv import models, storage
 from jaxadv.errors import DataError, DoubtWarning, UserError
-from jaxadv.models.weights import native, published, torchvision
+from jaxadv.models.names import NetworkName, parse_network
+from jaxadv.models.pretrained import load_classifier
+from jaxadv.models.weights import formats, native, published
 
 VGG16 = 'vgg16_weights_tf_dim_ordering_tf_kernels.h5'
 
@@ -50,6 +52,20 @@ def _variables(name, width, image_size, num_classes=3, **options):
     lambda: models.init_variables(jax.random.key(0), module, image_size)
   )
   return module, _random(template)
+
+
+def _find(name, width, image_size, where):
+  network = NetworkName(name, width, image_size)
+  return published.find(network, image_size, where)
+
+
+def _load(path, template):
+  return formats.to_variables(*formats.read(path), template, source=path)
+
+
+def _num_classes(path):
+  _, arrays = formats.read(path)
+  return formats.num_classes(arrays, source=path)
 
 
 def _write_h5(path, weights):
@@ -90,12 +106,10 @@ def test_vgg_as_published(tmp_path):
       for layer, arrays in _as_keras(variables).items()
     },
   )
-  path = published.find('vgg16', 1, 224, tmp_path)
+  path = _find('vgg16', 1, 224, tmp_path)
   assert path == tmp_path / VGG16
-  assert published.num_classes(path) == 3
-  chex.assert_trees_all_equal(
-    published.load('vgg16', 1, 224, path, module, variables), variables
-  )
+  assert _num_classes(path) == 3
+  chex.assert_trees_all_equal(_load(path, variables), variables)
 
 
 def test_mobilenet_as_published(tmp_path):
@@ -106,10 +120,8 @@ def test_mobilenet_as_published(tmp_path):
   }
   _write_h5(tmp_path / 'mobilenet_2_5_128_tf.h5', weights)
   args = 'mobilenet', 0.25, 128, tmp_path
-  assert published.num_classes(published.find(*args)) == 3
-  chex.assert_trees_all_equal(
-    published.load(*args, module, variables), variables
-  )
+  assert _num_classes(_find(*args)) == 3
+  chex.assert_trees_all_equal(_load(_find(*args), variables), variables)
 
 
 @pytest.mark.parametrize(
@@ -139,9 +151,9 @@ def test_old_names_as_published(name, old, tmp_path):
       for layer, arrays in layers.items()
     },
   )
-  assert published.num_classes(path) == 3
+  assert _num_classes(path) == 3
   chex.assert_trees_all_equal(
-    published.load(name, 1.0, 224, tmp_path, module, variables), variables
+    _load(_find(name, 1.0, 224, tmp_path), variables), variables
   )
 
 
@@ -168,8 +180,8 @@ def test_torchvision_layout(tmp_path):
   path = tmp_path / 'resnet18-f37072fd.safetensors'
   safetensors.numpy.save_file(state, path)
   args = 'resnet18', 1.0, 224, tmp_path
-  assert published.num_classes(published.find(*args)) == 3
-  loaded = published.load(*args, module, template)
+  assert _num_classes(_find(*args)) == 3
+  loaded = _load(_find(*args), template)
   params, statistics = loaded['params'], loaded['batch_stats']
   kernel, theirs = params['layer1_0_conv2']['kernel'], state['fc.weight']
   for at in np.ndindex(3, 2, 3, 4):
@@ -195,25 +207,18 @@ def test_torchvision_layout(tmp_path):
     UserError,
     match=r'layer1\.0\.conv3\.weight; missing: layer1\.0\.conv2\.weight',
   ):
-    torchvision.from_arrays(state, module, template, source='here')
+    formats.to_variables('torchvision', state, template, source='here')
   state['layer1.0.conv2.weight'] = np.zeros((4, 3, 5, 5), np.float32)
   del state['layer1.0.conv3.weight']
   with pytest.raises(UserError, match=r'conv2\.weight.*\(5, 5, 3, 4\)'):
-    torchvision.from_arrays(state, module, template, source='here')
+    formats.to_variables('torchvision', state, template, source='here')
 
 
 @pytest.mark.parametrize('name', ['resnet18', 'resnext50', 'resnet32'])
 def test_all_names_of_torchvision(name, tmp_path):
   module, variables = _variables(name, 0.0625, 64)
-  found = published.load(
-    name,
-    1,
-    64,
-    _torch_file(tmp_path / 'w.safetensors', variables),
-    module,
-    variables,
-  )
-  chex.assert_trees_all_equal(found, variables)
+  path = _torch_file(tmp_path / 'w.safetensors', variables)
+  chex.assert_trees_all_equal(_load(path, variables), variables)
 
 
 def _torch_file(path, variables):
@@ -240,10 +245,40 @@ def test_own_files(tmp_path):
   module, variables = _variables('vgg11', 0.05, 32, num_classes=7)
   native.write_variables(tmp_path / 'vgg11_0.05_32.npz', variables)
   args = 'vgg11', 0.05, 32, tmp_path
-  assert published.num_classes(published.find(*args)) == 7
-  chex.assert_trees_all_equal(
-    published.load(*args, module, variables), variables
-  )
+  assert _num_classes(_find(*args)) == 7
+  chex.assert_trees_all_equal(_load(_find(*args), variables), variables)
+
+
+def test_a_file_is_read_once_and_tells_how_the_network_was_trained(
+  tmp_path, monkeypatch
+):
+  scratch = models.BACKBONES['vgg11'].from_scratch
+  _, variables = _variables('vgg11', 0.05, 32, num_classes=7, **scratch)
+  native.write_variables(tmp_path / 'vgg11_0.05_32.npz', variables)
+  reads = []
+
+  def read_npz(path):
+    reads.append(path)
+    return storage.read_npz(path)
+
+  monkeypatch.setattr(formats, 'read_npz', read_npz)
+  # Resized by the classifier from 48 pixels.
+  network = parse_network('vgg11:0.05:32')
+  module, classifier = load_classifier(network, 48, tmp_path)
+  assert module.batch_norm and module.num_classes == 7
+  chex.assert_trees_all_equal(classifier.variables, variables)
+  assert classifier.preprocess.size == 32
+  assert reads == [tmp_path / 'vgg11_0.05_32.npz']
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, 'many'])
+def test_values_that_are_no_finite_numbers_are_named(value, tmp_path):
+  _, variables = _variables('vgg11', 0.05, 32)
+  flat = traverse_util.flatten_dict(variables, sep='/')
+  name = 'params/head/predictions/bias'
+  np.savez(tmp_path / 'w.npz', **flat | {name: np.array([0, value, 0])})
+  with pytest.raises(DataError, match=f'{name} of .*w.npz .*not finite'):
+    load_classifier(parse_network('vgg11:0.05'), 32, tmp_path / 'w.npz')
 
 
 @pytest.mark.parametrize(
@@ -280,17 +315,17 @@ def test_the_best_name_in_a_folder(name, width, image_size, files, tmp_path):
   (tmp_path / 'mobilenet_v1_0.25_128.npz').touch()  # of another width
   for file in files:
     (tmp_path / file).touch()
-    assert published.find(name, width, image_size, tmp_path).name == file
+    assert _find(name, width, image_size, tmp_path).name == file
 
 
 def test_what_is_not_found_is_listed(tmp_path):
   (tmp_path / 'notes.txt').touch()
   with pytest.raises(UserError, match=f'{VGG16}.*vgg16_1.0_224.npz.*notes.txt'):
-    published.find('vgg16', 1, 224, tmp_path)
+    _find('vgg16', 1, 224, tmp_path)
   (tmp_path / 'resnet18-a.safetensors').touch()
   (tmp_path / 'resnet18-b.safetensors').touch()
   with pytest.raises(UserError, match='several.*resnet18-a.*resnet18-b'):
-    published.find('resnet18', 1, 224, tmp_path)
+    _find('resnet18', 1, 224, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +340,7 @@ def test_what_is_not_found_is_listed(tmp_path):
 def test_what_is_no_file_of_weights(where, message, tmp_path):
   (tmp_path / 'notes.txt').touch()
   with pytest.raises(UserError, match=message):
-    published.find('resnet18', 1, 224, tmp_path / where)
+    _find('resnet18', 1, 224, tmp_path / where)
 
 
 def _whole(path):
@@ -341,7 +376,7 @@ def test_broken_weights_are_named_in_a_sentence(tmp_path, suffix, broken):
   path = tmp_path / f'bad{suffix}'
   path.write_bytes(broken(_whole(path)))
   with pytest.raises(DataError, match=f'cannot read .*bad{suffix}'):
-    published.num_classes(path)
+    _num_classes(path)
 
 
 def _other_layers(file):
@@ -372,16 +407,16 @@ def test_an_h5_of_something_else_is_named(tmp_path, fill):
   with h5py.File(tmp_path / 'other.h5', 'w') as file:
     fill(file)
   with pytest.raises(DataError, match='other.h5 as Keras weights'):
-    published.num_classes(tmp_path / 'other.h5')
+    _num_classes(tmp_path / 'other.h5')
 
 
 def test_headless_files(tmp_path):
   np.savez(tmp_path / 'notop.npz', **{'fc1/bias': np.zeros(3)})
   with pytest.raises(UserError, match='predictions'):
-    published.num_classes(tmp_path / 'notop.npz')
+    _num_classes(tmp_path / 'notop.npz')
   safetensors.numpy.save_file({}, tmp_path / 'vgg.safetensors')
   with pytest.raises(UserError, match='resnet18, resnext50, resnet20'):
-    published.load('vgg16', 1, 224, tmp_path / 'vgg.safetensors', None, {})
+    _find('vgg16', 1, 224, tmp_path / 'vgg.safetensors')
 
 
 @pytest.fixture
@@ -404,7 +439,7 @@ def shop(monkeypatch, tmp_path):
 
 
 def test_downloads_are_checked_against_the_listed_hash(shop, tmp_path):
-  path = published.find('resnet50', 1.0, 224, 'imagenet')
+  path = _find('resnet50', 1.0, 224, 'imagenet')
   assert path.parent == tmp_path / 'jaxadv' / 'weights'
   assert shop.calls == [
     (
@@ -418,7 +453,7 @@ def test_downloads_are_checked_against_the_listed_hash(shop, tmp_path):
 
 def test_a_download_without_listed_hash_may_not_change(shop):
   def find():
-    return published.find('mobilenet', 0.25, 128, 'imagenet')
+    return _find('mobilenet', 0.25, 128, 'imagenet')
 
   path = find()
   assert shop.calls[0][0].endswith('mobilenet/mobilenet_2_5_128_tf.h5')
@@ -443,7 +478,7 @@ def test_a_failed_download_says_how_to_do_without(error, shop, monkeypatch):
 
   monkeypatch.setattr(pooch, 'retrieve', retrieve)
   with pytest.raises(UserError) as caught:
-    published.find('vgg19', 1, 224, 'imagenet')
+    _find('vgg19', 1, 224, 'imagenet')
   message = str(caught.value)
   for part in (
     'https://storage.googleapis.com/',
@@ -457,16 +492,16 @@ def test_a_failed_download_says_how_to_do_without(error, shop, monkeypatch):
 
 def test_the_folder_in_the_environment_comes_first(shop, monkeypatch, tmp_path):
   monkeypatch.setenv(published.WEIGHTS_DIR, str(tmp_path))
-  assert published.find('vgg16', 1, 224, 'imagenet').parent != tmp_path
+  assert _find('vgg16', 1, 224, 'imagenet').parent != tmp_path
   (tmp_path / VGG16).touch()
-  assert published.find('vgg16', 1, 224, 'imagenet') == tmp_path / VGG16
+  assert _find('vgg16', 1, 224, 'imagenet') == tmp_path / VGG16
   assert len(shop.calls) == 1
   (tmp_path / 'resnet20_cifar10.safetensors').touch()
-  found = published.find('resnet20', 1, 32, 'cifar10')
+  found = _find('resnet20', 1, 32, 'cifar10')
   assert found.parent == tmp_path
   monkeypatch.setenv(published.WEIGHTS_DIR, str(tmp_path / 'absent'))
   with pytest.raises(UserError, match='no folder'):
-    published.find('vgg16', 1, 224, 'imagenet')
+    _find('vgg16', 1, 224, 'imagenet')
 
 
 @pytest.mark.parametrize(
@@ -488,26 +523,26 @@ def test_the_folder_in_the_environment_comes_first(shop, monkeypatch, tmp_path):
 def test_what_is_not_published(name, width, image_size, message, shop):
   where = 'cifar10' if image_size == 32 and name != 'resnet20' else 'imagenet'
   with pytest.raises(UserError, match=message):
-    published.find(name, width, image_size, where)
+    _find(name, width, image_size, where)
   assert not shop.calls
 
 
 def test_weights_of_the_published_stem_are_refused_for_another_one(tmp_path):
-  module, variables = _variables('mobilenet', 0.0625, 32)
-  file = tmp_path / 'w.npz'
+  _, variables = _variables('mobilenet', 0.0625, 32)
+  network, file = parse_network('mobilenet:0.0625'), tmp_path / 'w.npz'
   np.savez(file, **{'conv_preds/bias': np.zeros(3)})
   with pytest.raises(UserError, match='stride 1; let it enlarge.*0.0625:64'):
-    published.load('mobilenet', 0.0625, 32, file, module, variables)
+    load_classifier(network, 32, file)
   # Weights of our own were trained with the stem that they are read for.
   native.write_variables(file, variables)
-  found = published.load('mobilenet', 0.0625, 32, file, module, variables)
-  chex.assert_trees_all_equal(found, variables)
+  _, classifier = load_classifier(network, 32, file)
+  chex.assert_trees_all_equal(classifier.variables, variables)
 
 
 def test_files_without_a_classifier_are_named(tmp_path):
   np.savez(tmp_path / 'digits.npz', images=np.zeros(3), labels=np.zeros(3))
   with pytest.raises(UserError, match='digits.npz does not hold'):
-    published.num_classes(tmp_path / 'digits.npz')
+    _num_classes(tmp_path / 'digits.npz')
 
 
 def test_classes_that_are_not_those_of_the_weights_are_told(tmp_path):

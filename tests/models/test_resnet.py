@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxadv import models
-from jaxadv.models.weights import torchvision
+from jaxadv.models.weights import formats
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'resnet_golden.npz'
 
@@ -32,8 +32,8 @@ def test_logits_equal_those_of_pytorch(name):
     }
   expected = arrays.pop('logits')
   module = models.build(name, num_classes=10, width=1 / 16, image_size=64)
-  variables = torchvision.from_arrays(
-    arrays, module, _shapes(module, 64), source=name
+  variables = formats.to_variables(
+    'torchvision', arrays, _shapes(module, 64), source=name
   )
   logits = jax.jit(module.apply)(variables, images)
   assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
@@ -141,8 +141,8 @@ def test_logits_for_cifar_equal_those_written_out():
   module = models.build(
     'resnet20', num_classes=10, width=0.35, image_size=18, depth=1
   )
-  variables = torchvision.from_arrays(
-    state, module, _shapes(module, 18), source='here'
+  variables = formats.to_variables(
+    'torchvision', state, _shapes(module, 18), source='here'
   )
 
   x = np.maximum(_unit(state, '', 1, images.transpose(0, 3, 1, 2)), 0)

@@ -18,7 +18,7 @@ from jaxadv.data import sources
 from jaxadv.errors import DataError, UserError
 from jaxadv.models import pretrained
 from jaxadv.models.names import parse_network
-from jaxadv.models.weights import keras, native, published
+from jaxadv.models.weights import formats, native, published
 
 
 @pytest.fixture(scope='module')
@@ -52,17 +52,20 @@ def _keras_arrays(variables):
   return arrays
 
 
+def _load(path, template):
+  return formats.to_variables(*formats.read(path), template, source=path)
+
+
 def test_npz_with_keras_names(small, tmp_path):
-  module, variables = small
+  _, variables = small
   np.savez(tmp_path / 'w.npz', **_keras_arrays(variables))
-  chex.assert_trees_all_equal(
-    keras.load_npz(tmp_path / 'w.npz', module, variables), variables
-  )
-  assert published.num_classes(tmp_path / 'w.npz') == 3
+  chex.assert_trees_all_equal(_load(tmp_path / 'w.npz', variables), variables)
+  _, arrays = formats.read(tmp_path / 'w.npz')
+  assert formats.num_classes(arrays, source='w.npz') == 3
 
 
 def test_h5_of_keras_2(small, tmp_path):
-  module, variables = small
+  _, variables = small
   arrays = _keras_arrays(variables)
   with h5py.File(tmp_path / 'w.h5', 'w') as file:
     file.attrs['layer_names'] = sorted({name.split('/')[0] for name in arrays})
@@ -76,24 +79,22 @@ def test_h5_of_keras_2(small, tmp_path):
             names[-1] = names[-1].replace('/kernel', '/depthwise_kernel')
           group[names[-1]] = value
       group.attrs['weight_names'] = [name.encode() for name in names]
-  chex.assert_trees_all_equal(
-    keras.load_h5(tmp_path / 'w.h5', module, variables), variables
-  )
+  chex.assert_trees_all_equal(_load(tmp_path / 'w.h5', variables), variables)
   (tmp_path / 'broken.h5').write_bytes(b'not h5')
   with pytest.raises(DataError, match='broken.h5'):
-    keras.load_h5(tmp_path / 'broken.h5', module, variables)
+    _load(tmp_path / 'broken.h5', variables)
 
 
 def test_names_and_shapes_that_do_not_fit(small):
-  module, variables = small
+  _, variables = small
   arrays = _keras_arrays(variables)
   arrays['conv_more/kernel'] = arrays.pop('conv1/kernel')
   with pytest.raises(UserError, match=r'conv_more/kernel.*missing: conv1/ker'):
-    keras.from_arrays(arrays, module, variables, source='here')
+    formats.to_variables('keras', arrays, variables, source='here')
   arrays['conv1/kernel'] = np.zeros((5, 5, 3, 3))
   del arrays['conv_more/kernel']
   with pytest.raises(UserError, match=r'conv1/kernel.*\(5, 5, 3, 3\)'):
-    keras.from_arrays(arrays, module, variables, source='here')
+    formats.to_variables('keras', arrays, variables, source='here')
 
 
 def test_own_files(small, tmp_path):
@@ -101,6 +102,7 @@ def test_own_files(small, tmp_path):
   path = tmp_path / 'own.npz'
   native.write_variables(path, variables)
   chex.assert_trees_all_equal(native.read_variables(path, variables), variables)
+  chex.assert_trees_all_equal(native.read_variables(path), variables)
   less = {'params': variables['params']}
   with pytest.raises(UserError, match='left over'):
     native.read_variables(path, less)
@@ -140,7 +142,7 @@ def test_published_accuracy(file, size, width, top1, top5):
   )
   classifier = from_linen(
     module,
-    keras.load_npz(path, module, template),
+    _load(path, template),
     preprocess=models.BACKBONES['mobilenet'].preprocess,
   )
   source = tfds.data_source(
@@ -183,8 +185,9 @@ def test_published_accuracy_on_cifar10(name, accuracy):
     or 'JAXADV_DATA_DIR' not in os.environ
   ):
     pytest.skip(f'weights of {name} or JAXADV_DATA_DIR are not here')
-  path = published.find(name, 1.0, 32, folder)
-  _, classifier = pretrained.load_classifier(parse_network(name), 32, path)
+  network = parse_network(name)
+  path = published.find(network, 32, folder)
+  _, classifier = pretrained.load_classifier(network, 32, path)
   pictures = sources.load('cifar10', 'test')
   published.check_classes(path, 10, pictures.class_names, 'cifar10')
   right = predict(classifier, pictures.images, 100).argmax(-1)
@@ -233,7 +236,8 @@ def test_logits_equal_those_of_keras(name, theirs, width, size, monkeypatch):
   template = jax.eval_shape(
     lambda: models.init_variables(jax.random.key(0), module, size)
   )
-  variables = keras.from_model(theirs, module, template)
+  arrays = {weight.path: np.asarray(weight) for weight in theirs.weights}
+  variables = formats.to_variables('keras', arrays, template, source='Keras')
   images = random.uniform(-1, 1, (2, size, size, 3)).astype(np.float32)
   expected = np.asarray(theirs(images, training=False))
   logits = jax.jit(module.apply)(variables, images)

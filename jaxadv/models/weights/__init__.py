@@ -1,1 +1,5 @@
-"""Published weights, one file a source, and our own files."""
+"""Files of weights: found, read and converted.
+
+`published` finds a file, `formats` reads it and converts it by name, `native`
+writes and reads our own. `jaxadv.models.pretrained` takes these steps in order.
+"""

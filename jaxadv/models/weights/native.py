@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 
-import jax.numpy as jnp
 from flax import traverse_util
 
-from jaxadv.errors import UserError
+from jaxadv.models.weights import formats
 from jaxadv.storage import read_npz, write_npz
 from jaxadv.types import PyTree
 
@@ -25,51 +24,24 @@ def write_variables(path: str | os.PathLike[str], variables: PyTree) -> None:
   write_npz(path, **traverse_util.flatten_dict(variables, sep='/'))
 
 
-def read_variables(path: str | os.PathLike[str], template: PyTree) -> PyTree:
+def read_variables(
+  path: str | os.PathLike[str], template: PyTree | None = None
+) -> PyTree:
   """Reads variables.
 
   Args:
     path: A file of `write_variables`.
-    template: Variables of the shapes to expect, or their `jax.eval_shape`.
+    template: Variables of the shapes to expect, or their `jax.eval_shape`;
+      None for those of the file.
 
   Returns:
     The variables, in the structure of the template.
 
   Raises:
-    DataError: If the file is absent or broken.
+    DataError: If the file is absent or broken, or a value is not finite.
     UserError: If names or shapes differ from the template's.
   """
-  found = read_npz(path)
-  wanted = traverse_util.flatten_dict(template, sep='/')
-  check_names(path, found, wanted)
-  for name, leaf in wanted.items():
-    if found[name].shape != leaf.shape:
-      raise UserError(
-        f'{name} in {path} has the shape {found[name].shape}, but the network '
-        f'needs {leaf.shape}; look at its width and number of classes'
-      )
-  arrays = {n: jnp.asarray(found[n], leaf.dtype) for n, leaf in wanted.items()}
-  return traverse_util.unflatten_dict(arrays, sep='/')
-
-
-def check_names(path, found, wanted) -> None:
-  """Refuses weights of which any name is left over or missing.
-
-  Args:
-    path: The file, for the error.
-    found: Names in the file.
-    wanted: Names that the network needs.
-
-  Raises:
-    UserError: Listing both sides.
-  """
-  left, missing = (
-    sorted(set(found) - set(wanted)),
-    sorted(set(wanted) - set(found)),
-  )
-  if left or missing:
-    raise UserError(
-      f'{path} does not fit the network: left over in the file: '
-      f'{", ".join(left) or "nothing"}; missing: '
-      f'{", ".join(missing) or "nothing"}'
-    )
+  arrays = read_npz(path)
+  if template is None:
+    template = traverse_util.unflatten_dict(arrays, sep='/')
+  return formats.to_variables('own', arrays, template, source=path)

@@ -1,4 +1,4 @@
-"""Finds published weights, on disk or on the network, and loads them.
+"""Finds weights, on disk or on the network.
 
 Three sources are known. `keras.applications` publishes .h5 files, which are
 downloaded on demand. Torchvision and the ResNets for CIFAR-10 are published as
@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import flax.linen as nn
 import pooch
 
 from jaxadv.errors import DataError, DoubtWarning, UserError
 from jaxadv.models import BACKBONES, PUBLISHED
-from jaxadv.models.weights import keras, native, torchvision
-from jaxadv.storage import explain_full_disk, read_npz, replacing
-from jaxadv.types import PyTree
+from jaxadv.models.names import NetworkName
+from jaxadv.storage import explain_full_disk, replacing
 
 WEIGHTS_DIR = 'JAXADV_WEIGHTS_DIR'
 """The environment variable with the folder where 'imagenet' looks first."""
@@ -89,7 +86,6 @@ _NETWORKS = {
   'cifar10': tuple(_CIFAR),
 }
 _SUFFIXES = ('.h5', '.npz', '.safetensors')
-_CLASSIFIERS = ('predictions', 'conv_preds', 'fc', 'linear')
 _CONVERT = (
   'torchvision publishes pickles, which are not opened here; convert one with '
   'PyTorch: `import torch, safetensors.torch`, `state = torch.load("{0}.pth", '
@@ -106,60 +102,8 @@ _CONVERT_CIFAR = (
 )
 
 
-def load(
-  name: str,
-  width: float,
-  image_size: int,
-  where: str | os.PathLike[str],
-  module: nn.Module,
-  template: PyTree,
-) -> PyTree:
-  """Loads the weights of a backbone.
-
-  Args:
-    name: The backbone's name in the registry.
-    width: Its width multiplier.
-    image_size: Side of its images, in pixels.
-    where: As for `find`.
-    module: The backbone.
-    template: Its variables, or their `jax.eval_shape`.
-
-  Returns:
-    Variables in the structure of the template. They expect the backbone's own
-    preprocessing.
-
-  Raises:
-    DataError: If the file is broken.
-    UserError: If there is no such file, or if its names or shapes do not fit.
-  """
-  path = find(name, width, image_size, where)
-  own = path.suffix == '.npz' and any(
-    key.startswith('params/') for key in read_npz(path)
-  )
-  if own:
-    return native.read_variables(path, template)
-  if getattr(module, 'small_input', False):
-    # Every shape fits, but the network is another function.
-    raise UserError(
-      f'{path} holds weights of {name} with a stem of stride 2, but for '
-      f'pictures of {image_size} pixels it has stride 1; let it enlarge them, '
-      f'as in {name}:{width:g}:64'
-    )
-  if path.suffix == '.h5':
-    return keras.load_h5(path, module, template)
-  if path.suffix == '.safetensors':
-    if name not in _SAFETENSORS:
-      raise UserError(
-        f'{path} was given for {name}, but .safetensors files are read for '
-        f'{", ".join(_SAFETENSORS)} only, in the layout of PyTorch; give an '
-        '.h5 or .npz file'
-      )
-    return torchvision.load(path, module, template)
-  return keras.load_npz(path, module, template)
-
-
 def find(
-  name: str, width: float, image_size: int, where: str | os.PathLike[str]
+  network: NetworkName, image_size: int, where: str | os.PathLike[str]
 ) -> Path:
   """Finds the file with the weights of a backbone.
 
@@ -176,9 +120,9 @@ def find(
   differs from it later is refused (trust on first use).
 
   Args:
-    name: The backbone's name in the registry.
-    width: Its width multiplier.
-    image_size: Side of its images, in pixels.
+    network: The backbone, its width and the size of its pictures.
+    image_size: Side of the pictures of the run, in pixels, which the network
+      takes if it has no size of its own.
     where: A file (.h5, .npz or .safetensors), a folder, or one of
       `jaxadv.models.PUBLISHED`: then the folder that the environment variable
       `JAXADV_WEIGHTS_DIR` names, if it does and the file is there, else a
@@ -189,23 +133,25 @@ def find(
 
   Raises:
     DataError: If a downloaded file has changed, or the disk is full.
-    UserError: If there is no such file, no such weights are published, or the
-      download fails.
+    UserError: If there is no such file or it is of no kind that the network
+      is read from, no such weights are published, or the download fails.
   """
+  name, width, _ = network
+  size = network.size_for(image_size)
   where = os.fspath(where)
   if where not in PUBLISHED:
     path = Path(where)
     if path.is_dir():
-      found = _search(name, width, image_size, path)
+      found = _search(name, width, size, path)
       if found is None:
         raise UserError(
-          f'no weights of {name} (width {width}, {image_size} pixels) in the '
+          f'no weights of {name} (width {width}, {size} pixels) in the '
           f'folder {path}: looked for '
-          f'{" or ".join(_patterns(name, width, image_size))}, it holds '
+          f'{" or ".join(_patterns(name, width, size))}, it holds '
           f'{_listing(path)}; give the file itself or give it such a name'
         )
       return found
-    return _checked_file(path)
+    return _checked_file(path, name)
   own = BACKBONES[name].published
   if where != own:
     known = f'ask for {own} or ' if name in _NETWORKS[own] else ''
@@ -221,39 +167,13 @@ def find(
         f'{WEIGHTS_DIR} is {folder!r}, which is no folder; set it to the '
         'folder of the weights, or unset it'
       )
-    found = _search(name, width, image_size, Path(folder))
+    found = _search(name, width, size, Path(folder))
     if found is not None:
       return found
-  file = _official(name, width, image_size)
+  file = _official(name, width, size)
   if file is None:
-    raise UserError(_unpublished(name, width, image_size))
+    raise UserError(_unpublished(name, width, size))
   return _download(file)
-
-
-def num_classes(path: str | os.PathLike[str]) -> int:
-  """Gives the number of classes of the network in a file of weights.
-
-  Args:
-    path: A file (.h5, .npz or .safetensors); see `find`.
-
-  Raises:
-    DataError: If the file is absent or broken.
-    UserError: If it is of another kind or does not hold a classifier.
-  """
-  path = _checked_file(Path(path))
-  read = {
-    '.h5': keras.read_h5,
-    '.npz': read_npz,
-    '.safetensors': torchvision.read,
-  }[path.suffix]
-  for name, array in read(path).items():
-    *_, layer, leaf = '', *re.split('[/.]', name)
-    if layer in _CLASSIFIERS and leaf == 'bias':
-      return len(array)
-  raise UserError(
-    f'{path} does not hold the classifier on top ('
-    f'{", ".join(_CLASSIFIERS)}); give weights that include it'
-  )
 
 
 def check_classes(
@@ -293,7 +213,8 @@ def check_classes(
     )
 
 
-def _checked_file(path: Path) -> Path:
+def _checked_file(path: Path, name: str) -> Path:
+  """Refuses what is no file of weights, or none of the kind for a network."""
   if path.suffix == '.th':
     # They are called resnet20-12fca82f.th and the like.
     made = f'{path.stem.partition("-")[0]}_cifar10.safetensors'
@@ -304,6 +225,12 @@ def _checked_file(path: Path) -> Path:
     raise UserError(
       f'{path} is no file of weights; give {", ".join(map(repr, PUBLISHED))}, '
       f'a folder, or a file that ends in {", ".join(_SUFFIXES)}'
+    )
+  if path.suffix == '.safetensors' and name not in _SAFETENSORS:
+    raise UserError(
+      f'{path} was given for {name}, but .safetensors files are read for '
+      f'{", ".join(_SAFETENSORS)} only, in the layout of PyTorch; give an '
+      '.h5 or .npz file'
     )
   return path
 
