@@ -143,7 +143,7 @@ def task():
     lambda key, data, member: net.init(key, IMAGES),
     linen_apply(net),
     gather_images(),
-  )._replace(judge=lambda found: -found['loss'].mean())
+  )._replace(selection_metric=lambda found: -found['loss'].mean())
 
 
 def train(schedule, optimizer='adam'):

@@ -6,12 +6,12 @@ an attack has to have to be in `ATTACKS`.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from jaxadv import specs
 from jaxadv.attacks.apgd import apgd, apgd_t
 from jaxadv.attacks.auto import auto_attack
 from jaxadv.attacks.carlini_wagner import carlini_wagner, carlini_wagner_linf
@@ -26,7 +26,7 @@ from jaxadv.attacks.noise_inherent import ni
 from jaxadv.attacks.patch import lavan, patch
 from jaxadv.attacks.pgd import bim, fgsm, pgd
 from jaxadv.attacks.square import square
-from jaxadv.errors import UserError, near_names
+from jaxadv.errors import UserError
 from jaxadv.norms import ball
 from jaxadv.types import Attack
 
@@ -53,13 +53,6 @@ ATTACKS: dict[str, Callable[..., Attack | Composite]] = {
 }
 # The radius of an attack that is asked for without one.
 EPSILON = 8 / 255
-_WORDS = {'true': True, 'false': False, 'none': None}
-_KINDS = {
-  bool: 'true or false',
-  int: 'a whole number',
-  float: 'a number, such as 0.01 or 2/255',
-  str: 'a word',
-}
 
 
 def hyperparameters(name: str) -> dict[str, Any]:
@@ -77,11 +70,7 @@ def hyperparameters(name: str) -> dict[str, Any]:
   Raises:
     UserError: If there is no such attack.
   """
-  if name not in ATTACKS:
-    raise UserError(
-      f'attack is {name!r} but must be one of {", ".join(ATTACKS)}'
-      f'{_meant(str(name), ATTACKS)}'
-    )
+  specs.check_name('attack', name, ATTACKS)
   parameters = inspect.signature(ATTACKS[name]).parameters
   found: dict[str, Any] = {'norm': 'linf'} if 'ball' in parameters else {}
   for key, parameter in parameters.items():
@@ -122,7 +111,7 @@ def make(spec: str, **hyper) -> Attack | Composite:
   name, given = read(spec)
   known = hyperparameters(name)
   for key, value in hyper.items():
-    _check_known(name, key, known)
+    specs.check_key('attack', name, key, known)
     # Any word would count as yes.
     if isinstance(known[key], bool) and not isinstance(value, bool):
       raise UserError(f'{key} is {value!r} but must be True or False')
@@ -160,64 +149,9 @@ def read(spec: str) -> tuple[str, dict[str, Any]]:
     UserError: If the attack or a hyperparameter is unknown, or a value is of
       another kind than the default.
   """
-  name, *parts = spec.split(':') if isinstance(spec, str) else [spec]
+  return specs.read(spec, 'attack', _kinds)
+
+
+def _kinds(name: str) -> dict[str, specs.Kinds]:
   known = hyperparameters(name)
-  given = {}
-  for part in parts:
-    key, equals, text = part.partition('=')
-    if not equals:
-      raise UserError(
-        f'{spec!r} has {part!r}; hyperparameters are given as {name}:KEY=VALUE'
-      )
-    _check_known(name, key, known)
-    given[key] = _value(spec, key, text, known[key])
-  return name, given
-
-
-def read_number(text: str) -> float:
-  """Reads a number, `0.03` or `8/255`.
-
-  Raises:
-    UserError: If it is none.
-  """
-  above, slash, below = text.partition('/')
-  try:
-    return float(above) / (float(below) if slash else 1)
-  except (ValueError, ZeroDivisionError):
-    raise UserError(f'{text!r} is no number; write 8/255 or 0.03') from None
-
-
-def _value(spec: str, key: str, text: str, default: Any) -> Any:
-  """Reads a value as what its default is.
-
-  Raises:
-    UserError: If it is of another kind.
-  """
-  value: Any = _WORDS.get(text.lower(), text)
-  if isinstance(value, str):
-    for reader in (int, read_number):
-      with contextlib.suppress(ValueError):
-        value = reader(text)
-        break
-  for kind, wanted in _KINDS.items():
-    if type(default) is kind:
-      numeric = kind is float and type(value) is int
-      nothing = kind is not bool and value is None
-      if nothing or type(value) is kind or numeric:
-        return value
-      raise UserError(f'{spec!r}: {key} is {text!r} but must be {wanted}')
-  return value
-
-
-def _check_known(name: str, key: str, known: Mapping[str, Any]) -> None:
-  if key not in known:
-    raise UserError(
-      f'attack {name} has no hyperparameter {key}; it has '
-      f'{", ".join(known) or "none"}{_meant(key, known)}'
-    )
-
-
-def _meant(word: str, known: Collection[str]) -> str:
-  """Asks for a name like the word given, if there is one."""
-  near = [name for name in known if word in name] or near_names(word, known)
-  return f'; did you mean {near[0]}?' if near else ''
+  return {key: specs.kinds_of(default) for key, default in known.items()}

@@ -434,16 +434,18 @@ class Held(NamedTuple):
   keeps: float
 
 
-def _judge(num_masked: int, keeps: float) -> Callable[..., jax.Array]:
+def _selection_metric(
+  num_masked: int, keeps: float
+) -> Callable[..., jax.Array]:
   """Prefers whoever keeps clean pictures, of these who recovers most."""
 
-  def judge(measured):
+  def metric(measured):
     accuracy = measured['accuracy']
     kept = accuracy[num_masked:].mean()
     recovered = accuracy[:num_masked].mean()
     return jnp.where(kept >= keeps, 1 + recovered, kept)
 
-  return judge
+  return metric
 
 
 def _as_deployed(module) -> Callable[..., Any]:
@@ -465,7 +467,11 @@ def _task(module, preprocess, num_masked: int, keeps: float) -> Task:
     _as_deployed(module),
     gather_images(preprocess=preprocess),
   )
-  return task._replace(judge=_judge(num_masked, keeps)) if num_masked else task
+  return (
+    task._replace(selection_metric=_selection_metric(num_masked, keeps))
+    if num_masked
+    else task
+  )
 
 
 def fine_tune(

@@ -205,10 +205,10 @@ def _task(module: nn.Module) -> Task:
     found = task.measure(params, batch_stats, examples)
     return found | {'attacked': examples['labels'][:, None] > 0}
 
-  def judge(measured):
+  def selection_metric(measured):
     return _auc(measured['logits'][:, 0], measured['attacked'][:, 0])
 
-  return task._replace(measure=measure, judge=judge)
+  return task._replace(measure=measure, selection_metric=selection_metric)
 
 
 def _auc(scores: jax.Array, positive: jax.Array) -> jax.Array:

@@ -36,7 +36,7 @@ from jaxadv.storage import read_json, read_npz, write_json
 from jaxadv.training import TrainState
 from jaxadv.types import PyTree
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Of a Linen module, what is no setting of the network.
 _LINEN_FIELDS = ('parent', 'name')
 
@@ -87,7 +87,7 @@ def save(
   """
   folder = Path(folder)
   prefix, _ = models.split_variables(
-    design.module, classifier.variables, design.split
+    design.module, classifier.variables, design.frozen_until
   )
   settings = {
     'module': _settings(design.module, _LINEN_FIELDS),

@@ -42,7 +42,7 @@ from jaxadv.training.state import (
 from jaxadv.training.tasks import Task
 from jaxadv.types import PyTree
 
-How = Literal['map', 'vmap']
+MemberMode = Literal['map', 'vmap']
 History = dict[str, np.ndarray]
 # The batch size of a training is part of its recipe: no flag changes it.
 _ADVICE = (
@@ -60,7 +60,7 @@ class FitResult(NamedTuple):
     state: The state after the last epoch, with the weights of the best one if
       the task judges them; of several members stacked, every leaf [E, ...].
     history: By name ('train_loss', 'learning_rate', 'valid_loss', 'valid_...'
-      of what the task measures, 'valid_judged' if it judges), float32[epochs],
+      of what the task measures, 'valid_selection_metric' if it judges), float32[epochs],
       or float32[epochs, E].
   """
 
@@ -127,7 +127,7 @@ def fit_members(
   config: TrainConfig,
   *,
   members: Any = None,
-  how: How | None = None,
+  member_mode: MemberMode | None = None,
   mesh: Mesh | None = None,
   checkpoint_dir: str | os.PathLike[str] | None = None,
   checkpoint_every: int = 5,
@@ -150,7 +150,7 @@ def fit_members(
     valid_indices: int[E, m] or int[m]; None for no validation.
     config: The settings.
     members: int[E], the numbers that the task is told; default 0 to E - 1.
-    how: 'map' or 'vmap'; default 'map' on CPU and for one member.
+    member_mode: 'map' or 'vmap'; default 'map' on CPU and for one member.
     mesh: Splits each batch over its devices; default no splitting.
     checkpoint_dir: A folder for checkpoints of this training alone, from which
       it resumes, unless the code of the loop has changed (nothing is known of
@@ -180,7 +180,7 @@ def fit_members(
         "the schedule 'plateau' watches the validation loss: pass "
         "valid_indices, or choose the schedule 'constant' or 'cosine'"
       )
-    if task.judge is not None:
+    if task.selection_metric is not None:
       raise UserError(
         'the task judges its epochs by the validation rows: pass valid_indices'
       )
@@ -190,7 +190,7 @@ def fit_members(
   check_batch_size(config.batch_size, mesh)
   numbers = np.arange(num_members) if members is None else np.asarray(members)
   numbers = numbers.astype(np.int32)
-  how = _choose(how, num_members)
+  member_mode = _choose(member_mode, num_members)
 
   with contextlib.ExitStack() as stack:
     manager = None
@@ -229,7 +229,7 @@ def fit_members(
         task=task,
         config=config,
         mesh=mesh,
-        how=how,
+        member_mode=member_mode,
       )
       row = {name: np.asarray(values) for name, values in found.items()}
       _check_finite(row, epoch, np.asarray(numbers))
@@ -258,7 +258,7 @@ def measure_members(
   *,
   batch_size: int,
   members: Any = None,
-  how: How | None = None,
+  member_mode: MemberMode | None = None,
   mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
   """Applies a task's `measure` to many rows, for several trained networks.
@@ -270,7 +270,7 @@ def measure_members(
     indices: int[E, n], or int[n] for all members alike.
     batch_size: Rows at a time.
     members: As in `fit_members`.
-    how: As in `fit_members`.
+    member_mode: As in `fit_members`.
     mesh: As in `fit_members`.
 
   Returns:
@@ -296,7 +296,7 @@ def measure_members(
       task=task,
       batch_size=batch_size,
       mesh=mesh,
-      how=_choose(how, num_members),
+      member_mode=_choose(member_mode, num_members),
     )
     return jax.tree.map(np.asarray, found)
 
@@ -314,10 +314,10 @@ def take_member(state: TrainState, member: int) -> TrainState:
   return jax.tree.map(lambda leaf: leaf[member], state)
 
 
-def _choose(how: How | None, num_members: int) -> How:
+def _choose(member_mode: MemberMode | None, num_members: int) -> MemberMode:
   """Picks the way to run members where the caller leaves it open."""
-  if how is not None:
-    return how
+  if member_mode is not None:
+    return member_mode
   # vmap turns convolutions into grouped ones, 5x slower on a CPU.
   alone = num_members == 1 or jax.default_backend() == 'cpu'
   return 'map' if alone else 'vmap'
@@ -370,8 +370,10 @@ def _check_weights(
     )
 
 
-def _over_members(how: How, function: Callable[..., Any], *stacked: PyTree):
-  if how == 'vmap':
+def _over_members(
+  member_mode: MemberMode, function: Callable[..., Any], *stacked: PyTree
+):
+  if member_mode == 'vmap':
     return jax.vmap(function)(*stacked)
   return jax.lax.map(lambda one: function(*one), stacked)
 
@@ -396,7 +398,9 @@ def _create_members(keys, data, members, *, task, config, mesh) -> TrainState:
     # Epochs use keys folded with 0, 1, ...: the start takes another branch.
     init_key = jax.random.fold_in(key, np.uint32(0xFFFFFFFF))
     return create_state(
-      task.init(init_key, data, member), config, judged=task.judge is not None
+      task.init(init_key, data, member),
+      config,
+      keep_best=task.selection_metric is not None,
     )
 
   return constrain_replicated(jax.lax.map(create, (keys, members)), mesh)
@@ -404,11 +408,22 @@ def _create_members(keys, data, members, *, task, config, mesh) -> TrainState:
 
 @functools.partial(
   jax.jit,
-  static_argnames=('task', 'config', 'mesh', 'how'),
+  static_argnames=('task', 'config', 'mesh', 'member_mode'),
   donate_argnames='state',
 )
 def _train_epoch(
-  state, keys, data, train, valid, members, epoch, *, task, config, mesh, how
+  state,
+  keys,
+  data,
+  train,
+  valid,
+  members,
+  epoch,
+  *,
+  task,
+  config,
+  mesh,
+  member_mode,
 ):
   """Trains all members for one epoch and validates them.
 
@@ -421,7 +436,9 @@ def _train_epoch(
       state, key, data, train, valid, member, epoch, task, config, mesh
     )
 
-  state, found = _over_members(how, run, state, keys, train, valid, members)
+  state, found = _over_members(
+    member_mode, run, state, keys, train, valid, members
+  )
   return constrain_replicated((state, found), mesh)
 
 
@@ -473,20 +490,22 @@ def _member_epoch(
       if values.ndim == 1
     }
     state = end_epoch(state, found['valid_loss'], config)
-    if task.judge is not None:
-      found['valid_judged'] = task.judge(measured)
-      state = keep_best(state, found['valid_judged'])
+    if task.selection_metric is not None:
+      found['valid_selection_metric'] = task.selection_metric(measured)
+      state = keep_best(state, found['valid_selection_metric'])
   return state, found
 
 
 @functools.partial(
-  jax.jit, static_argnames=('task', 'batch_size', 'mesh', 'how')
+  jax.jit, static_argnames=('task', 'batch_size', 'mesh', 'member_mode')
 )
-def _measure(state, data, indices, members, *, task, batch_size, mesh, how):
+def _measure(
+  state, data, indices, members, *, task, batch_size, mesh, member_mode
+):
   def run(state, indices, member):
     return _member_measure(state, data, indices, member, task, batch_size, mesh)
 
-  found = _over_members(how, run, state, indices, members)
+  found = _over_members(member_mode, run, state, indices, members)
   return constrain_replicated(found, mesh)
 
 

@@ -291,9 +291,9 @@ def test_validation_pictures_pick_the_epoch():
 
 
 def test_an_epoch_has_to_keep_clean_pictures_before_it_recovers_others():
-  judge = rectifier._judge(2, 0.5)
+  metric = rectifier._selection_metric(2, 0.5)
   judged = [
-    float(judge({'accuracy': jnp.array(accuracy)}))
+    float(metric({'accuracy': jnp.array(accuracy)}))
     for accuracy in (
       [1.0, 1.0, 0.0, 0.0, 0.0, 1.0],
       [0.0, 0.0, 0.0, 0.0, 1.0, 0.0],

@@ -60,7 +60,7 @@ def fit_some(keys, pool, members=slice(None), **options):
 
 @pytest.fixture(scope='module')
 def fitted(keys, pool):
-  return fit_some(keys, pool, how='map').state
+  return fit_some(keys, pool, member_mode='map').state
 
 
 def assert_close(found, wanted, **tolerance):
@@ -80,18 +80,18 @@ def test_side_by_side_equals_one_after_the_other(keys, pool):
   one, other = (
     score_detectors(
       design,
-      fit_some(keys, pool, recipe=recipe, how=how).state,
+      fit_some(keys, pool, recipe=recipe, member_mode=member_mode).state,
       features,
-      how=how,
+      member_mode=member_mode,
     )
-    for how in ('map', 'vmap')
+    for member_mode in ('map', 'vmap')
   )
   assert np.ptp(one, axis=0).min() > 1e-3
   np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4)
 
 
 def test_a_member_equals_the_detector_fitted_alone(keys, pool, fitted):
-  alone = fit_some(keys, pool, slice(1, 2), how='map').state
+  alone = fit_some(keys, pool, slice(1, 2), member_mode='map').state
   assert_close(take_member(alone, 0), take_member(fitted, 1), rtol=0, atol=1e-6)
 
 
@@ -131,10 +131,13 @@ def test_features_are_those_of_the_whole_network(pool):
   whole = apply(
     classifier.variables,
     cases.pictures(0, NUM, 0.5).images,
-    stop=design.features,
+    stop=design.last_stage,
   )
   suffix = apply(
-    classifier.variables, features, start=design.split, stop=design.features
+    classifier.variables,
+    features,
+    start=design.frozen_until,
+    stop=design.last_stage,
   )
   np.testing.assert_allclose(suffix, whole, rtol=1e-5, atol=1e-5)
 

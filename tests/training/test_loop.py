@@ -44,7 +44,7 @@ def data():
 
 @pytest.fixture(scope='module')
 def three(data):
-  return fit_members(KEYS, TASK, data, TRAIN, VALID, CONFIG, how='map')
+  return fit_members(KEYS, TASK, data, TRAIN, VALID, CONFIG, member_mode='map')
 
 
 def row_task(loss, start):
@@ -134,7 +134,9 @@ def test_members_learn_their_own_labels(three):
 
 
 def test_vmap_equals_map(data, three):
-  other = fit_members(KEYS, TASK, data, TRAIN, VALID, CONFIG, how='vmap')
+  other = fit_members(
+    KEYS, TASK, data, TRAIN, VALID, CONFIG, member_mode='vmap'
+  )
   assert_close(other.state, three.state, atol=2e-5)
   for name, values in three.history.items():
     np.testing.assert_allclose(other.history[name], values, atol=2e-5)
@@ -174,17 +176,17 @@ def test_members_may_have_their_own_rows(data):
   )
 
 
-@pytest.mark.parametrize('how', ['map', 'vmap'])
-def test_split_over_devices_equals_one_device(data, three, how):
+@pytest.mark.parametrize('member_mode', ['map', 'vmap'])
+def test_split_over_devices_equals_one_device(data, three, member_mode):
   if jax.device_count() < 8:
     pytest.skip('needs 8 devices')
   mesh = data_mesh(jax.devices()[:8])
   split = fit_members(
-    KEYS, TASK, data, TRAIN, VALID, CONFIG, how=how, mesh=mesh
+    KEYS, TASK, data, TRAIN, VALID, CONFIG, member_mode=member_mode, mesh=mesh
   )
   assert split.state.step.sharding.device_set == set(mesh.devices.flat)
   assert_close(split.state, three.state, atol=1e-5)
-  kwargs = dict(batch_size=16, mesh=mesh, how=how)
+  kwargs = dict(batch_size=16, mesh=mesh, member_mode=member_mode)
   assert_close(
     measure_members(TASK, split.state, data, VALID, **kwargs),
     measure_members(TASK, three.state, data, VALID, batch_size=30),
@@ -209,7 +211,7 @@ def test_batches_are_really_split(data):
 
 
 def test_same_key_same_bits_other_key_other_result(data, three):
-  again = fit_members(KEYS, TASK, data, TRAIN, VALID, CONFIG, how='map')
+  again = fit_members(KEYS, TASK, data, TRAIN, VALID, CONFIG, member_mode='map')
   assert_close(again.state, three.state, rtol=0, atol=0)
   other = fit(KEYS[1], TASK, data, TRAIN, VALID, CONFIG)
   kernel = other.state.params['Dense_0']['kernel']
