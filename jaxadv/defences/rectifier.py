@@ -47,7 +47,7 @@ Combine = Literal['mean', 'vote']
 FINE_TUNING = TrainConfig(
   num_epochs=10,
   batch_size=128,
-  optimizer='sgd',
+  optimizer='sgd:momentum=0.9',
   learning_rate=1e-3,
   schedule='constant',
 )

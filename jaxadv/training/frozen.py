@@ -36,9 +36,9 @@ class Design:
     module: The backbone, a Linen chain of stages (`jaxadv.models`).
     frozen_until: Its last frozen stage.
     last_stage: The last of its stages that are kept.
-    batch_norm: Whether BatchNorm after the frozen stages trains on the statistics of
-      the batch. False keeps it in inference mode, as networks need whose
-      published weights have BatchNorm folded into the convolutions.
+    batch_norm: Whether BatchNorm after the frozen stages trains on the
+      statistics of the batch. False keeps it in inference mode, as networks
+      need whose published weights have BatchNorm folded into the convolutions.
     hidden: Widths of the dense layers before the output; the default is that of
       Agarwal et al. (2022), section 4.
   """

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from jaxadv.errors import DataError, UserError, explain_out_of_memory
 from jaxadv.hosts import own_copy
-from jaxadv.storage import code_version, fingerprint
+from jaxadv.storage import as_plain, code_version, fingerprint
 from jaxadv.training import checkpoints
 from jaxadv.training.mesh import (
   check_batch_size,
@@ -29,15 +29,16 @@ from jaxadv.training.mesh import (
   constrain_replicated,
   replicate,
 )
+from jaxadv.training.optimizers import is_plateau
 from jaxadv.training.state import (
   TrainConfig,
   TrainState,
+  apply_gradients,
   create_state,
   end_epoch,
   keep_best,
   learning_rate,
   take_best,
-  update_state,
 )
 from jaxadv.training.tasks import Task
 from jaxadv.types import PyTree
@@ -58,10 +59,12 @@ class FitResult(NamedTuple):
 
   Attributes:
     state: The state after the last epoch, with the weights of the best one if
-      the task judges them; of several members stacked, every leaf [E, ...].
-    history: By name ('train_loss', 'learning_rate', 'valid_loss', 'valid_...'
-      of what the task measures, 'valid_selection_metric' if it judges), float32[epochs],
-      or float32[epochs, E].
+      the task has a `selection_metric`; of several members stacked, every leaf
+      [E, ...].
+    history: By name ('train_loss' or those of the task's players,
+      'learning_rate', 'valid_loss', 'valid_...' of what the task measures,
+      'valid_selection_metric' if it has one), float32[epochs], or
+      float32[epochs, E].
   """
 
   state: TrainState
@@ -166,8 +169,9 @@ def fit_members(
     The final states, stacked, and the history.
 
   Raises:
-    UserError: If there are no rows, the batch does not fit the mesh, 'plateau'
-      or the task's judge has nothing to watch, or the checkpoints are of
+    UserError: If there are no rows, the batch does not fit the mesh, schedule
+      or selection metric have nothing to watch, players or groups have no
+      parameters, or the checkpoints are of
       another training.
     DataError: If a loss or a weight at the end is not finite (names epoch and
       member), or memory does not suffice (says what to try).
@@ -175,14 +179,15 @@ def fit_members(
   num_members = keys.shape[0]
   train = _rows('train_indices', train_indices, num_members)
   if valid_indices is None:
-    if config.schedule == 'plateau':
+    if is_plateau(config.schedule):
       raise UserError(
-        "the schedule 'plateau' watches the validation loss: pass "
+        'the schedule reduce_on_plateau watches the validation loss: pass '
         "valid_indices, or choose the schedule 'constant' or 'cosine'"
       )
     if task.selection_metric is not None:
       raise UserError(
-        'the task judges its epochs by the validation rows: pass valid_indices'
+        'the selection_metric of the task is one of the validation rows: pass '
+        'valid_indices'
       )
     valid = np.zeros((num_members, 0), np.int32)
   else:
@@ -197,7 +202,7 @@ def fit_members(
     if checkpoint_dir is not None:
       identity = {
         'code': code_version(__name__),
-        'config': config,
+        'config': _identity(config),
         'keys': keys,
         'members': numbers,
         'train_indices': train,
@@ -314,6 +319,18 @@ def take_member(state: TrainState, member: int) -> TrainState:
   return jax.tree.map(lambda leaf: leaf[member], state)
 
 
+def _identity(config: TrainConfig) -> Any:
+  """Gives the settings as checkpoints know them."""
+  try:
+    return as_plain(config)
+  except TypeError as error:
+    raise UserError(
+      'checkpoints tell trainings apart by their settings, which an optimizer '
+      'or a schedule that is built hides: give its text or a function of a '
+      'module that builds it, or leave out checkpoint_dir'
+    ) from error
+
+
 def _choose(member_mode: MemberMode | None, num_members: int) -> MemberMode:
   """Picks the way to run members where the caller leaves it open."""
   if member_mode is not None:
@@ -341,8 +358,9 @@ def _rows(name: str, indices: Any, num_members: int) -> np.ndarray:
 def _check_finite(
   row: dict[str, np.ndarray], epoch: int, members: np.ndarray
 ) -> None:
-  for name in ('train_loss', 'valid_loss'):
-    if name not in row or np.isfinite(row[name]).all():
+  for name in row:
+    watched = name.startswith('train_') or name == 'valid_loss'
+    if not watched or np.isfinite(row[name]).all():
       continue
     place = int(np.flatnonzero(~np.isfinite(row[name]))[0])
     rate = float(row['learning_rate'][place])
@@ -400,7 +418,7 @@ def _create_members(keys, data, members, *, task, config, mesh) -> TrainState:
     return create_state(
       task.init(init_key, data, member),
       config,
-      keep_best=task.selection_metric is not None,
+      with_best=task.selection_metric is not None,
     )
 
   return constrain_replicated(jax.lax.map(create, (keys, members)), mesh)
@@ -448,38 +466,32 @@ def _member_epoch(
   order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch))
   order = jax.random.permutation(order_key, train)
   batches, masks = _in_batches(order, config.batch_size)
-  num_steps = batches.shape[0] * config.num_epochs
-  rate = learning_rate(state, config, num_steps)
+  steps_per_epoch = batches.shape[0]
+  rate = learning_rate(state, config, steps_per_epoch)
+  descend = functools.partial(
+    apply_gradients, config=config, steps_per_epoch=steps_per_epoch
+  )
 
   def step(state, batch):
     indices, mask, number = batch
     indices, mask = constrain_batch((indices, mask), mesh)
-    gather_key, loss_key = jax.random.split(
+    gather_key, update_key = jax.random.split(
       jax.random.fold_in(step_key, number)
     )
     examples = constrain_batch(
       task.gather(data, indices, member, gather_key), mesh
     )
+    state, losses = task.update(state, examples, mask, update_key, descend)
+    totals = {
+      f'train_{name}': jnp.where(mask, values, 0).sum()
+      for name, values in losses.items()
+    }
+    return state._replace(step=state.step + 1), totals
 
-    def mean_loss(params):
-      losses, batch_stats = task.loss(
-        params, state.batch_stats, examples, mask, loss_key
-      )
-      total = jnp.where(mask, losses, 0).sum()
-      return total / mask.sum(), (total, batch_stats)
-
-    gradients, (total, batch_stats) = jax.grad(mean_loss, has_aux=True)(
-      state.params
-    )
-    state = update_state(state, gradients, batch_stats, config, num_steps)
-    return state, total
-
-  numbers = jnp.arange(batches.shape[0])
+  numbers = jnp.arange(steps_per_epoch)
   state, totals = jax.lax.scan(step, state, (batches, masks, numbers))
-  found = {
-    'train_loss': totals.sum() / train.shape[0],
-    'learning_rate': rate,
-  }
+  found = {name: total.sum() / train.shape[0] for name, total in totals.items()}
+  found['learning_rate'] = rate
   if valid.shape[0]:
     measured = _member_measure(
       state, data, valid, member, task, config.batch_size, mesh
@@ -489,7 +501,8 @@ def _member_epoch(
       for name, values in measured.items()
       if values.ndim == 1
     }
-    state = end_epoch(state, found['valid_loss'], config)
+    if is_plateau(config.schedule):
+      state = end_epoch(state, found['valid_loss'], config)
     if task.selection_metric is not None:
       found['valid_selection_metric'] = task.selection_metric(measured)
       state = keep_best(state, found['valid_selection_metric'])

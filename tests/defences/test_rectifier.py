@@ -236,7 +236,7 @@ def test_fine_tuning_is_one_step_on_masked_and_clean_alike():
     labels,
     clean,
     clean_labels,
-    TrainConfig(1, 16, 'sgd', 0.1, 'constant', momentum=0.0),
+    TrainConfig(1, 16, 'sgd', 0.1, 'constant'),
     preprocess=scale,
   )
 
@@ -280,7 +280,7 @@ def test_validation_pictures_pick_the_epoch():
       ones,
       images,
       ones,
-      TrainConfig(12, 16, 'sgd', 0.003, 'constant', momentum=0.0),
+      TrainConfig(12, 16, 'sgd', 0.003, 'constant'),
       held=held,
     )
     return net.apply(found, images / np.float32(255)).argmax(-1)

@@ -74,7 +74,10 @@ def test_side_by_side_equals_one_after_the_other(keys, pool):
   # Not Adam, which makes full steps of gradients that are zero but for
   # rounding.
   recipe = TrainConfig(
-    num_epochs=2, batch_size=16, learning_rate=1e-2, optimizer='sgd'
+    num_epochs=2,
+    batch_size=16,
+    learning_rate=1e-2,
+    optimizer='sgd:momentum=0.9',
   )
   design, _, features, _ = pool
   one, other = (
@@ -167,4 +170,6 @@ def test_recipe_is_that_of_the_paper():
   recipe = TrainConfig()
   assert (recipe.optimizer, recipe.learning_rate) == ('adam', 1e-4)
   assert (recipe.num_epochs, recipe.batch_size) == (30, 32)
-  assert (recipe.schedule, recipe.weight_decay) == ('plateau', 0.0)
+  assert recipe.schedule == (
+    'reduce_on_plateau:factor=0.5:patience=3:min_scale=0.01'
+  )

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from jaxadv.errors import UserError
-from jaxadv.training import Task, TrainConfig, fit, fit_members
+from jaxadv.training import Task, TrainConfig, fit, fit_members, minimise
 
 CONFIG = TrainConfig(
   num_epochs=5,
   batch_size=4,
   optimizer='sgd',
-  momentum=0.0,
   learning_rate=0.1,
   schedule='constant',
 )
@@ -28,7 +27,9 @@ def _gather(data, indices, member, key):
 TASK = Task(
   init=lambda key, data, member: {'params': jnp.zeros(())},
   gather=_gather,
-  loss=lambda params, stats, rows, mask, key: (-params + 0 * rows, stats),
+  update=minimise(
+    lambda params, stats, rows, mask, key: (-params + 0 * rows, stats)
+  ),
   measure=lambda params, stats, rows: {
     'loss': -params + 0 * rows,
     'distance': jnp.abs(params - rows),
