@@ -418,6 +418,7 @@ def _create_members(keys, data, members, *, task, config, mesh) -> TrainState:
     return create_state(
       task.init(init_key, data, member),
       config,
+      players=task.players,
       with_best=task.selection_metric is not None,
     )
 

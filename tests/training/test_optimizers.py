@@ -12,7 +12,12 @@ from optax.contrib import reduce_on_plateau
 from jaxadv.errors import UserError
 from jaxadv.storage import as_plain
 from jaxadv.training import Group, Task, TrainConfig, fit, minimise
-from jaxadv.training.optimizers import OPTIMIZERS, SCHEDULES, build_schedule
+from jaxadv.training.optimizers import (
+  OPTIMIZERS,
+  SCHEDULES,
+  build_optimizer,
+  build_schedule,
+)
 from tests.training.nets import assert_close
 
 KEY = jax.random.key(0)
@@ -46,13 +51,14 @@ def train(num_epochs=5, batch_size=8, **settings):
 
 
 def by_hand(optimizer, num_steps=5):
-  params = START
-  state = optimizer.init(params)
-  for _ in range(num_steps):
+  def step(_, carry):
+    params, state = carry
     gradients = jax.grad(lambda p: losses_of(p, ROWS).mean())(params)
     updates, state = optimizer.update(gradients, state, params)
-    params = optax.apply_updates(params, updates)
-  return params
+    return optax.apply_updates(params, updates), state
+
+  run = jax.jit(lambda start: jax.lax.fori_loop(0, num_steps, step, start))
+  return run((START, optimizer.init(START)))[0]
 
 
 def matrices(params):
@@ -88,17 +94,11 @@ def test_what_is_written_is_what_optax_does(spec):
 
 
 @pytest.mark.parametrize('name', OPTIMIZERS)
-def test_every_optimizer_takes_steps(name):
-  found = train(optimizer=name).state.params
-  wanted = by_hand(OPTIMIZERS[name](0.1, **masks(name)))
-  assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-  assert not np.allclose(found['head']['kernel'], 1.0)
-
-
-def masks(name):
-  key = {'adafactor': 'weight_decay_mask', 'lars': 'weight_decay_mask'}
-  known = ('adamaxw', 'adamw', 'lamb', 'lion', 'nadamw', *key)
-  return {key.get(name, 'mask'): matrices} if name in known else {}
+def test_every_optimizer_moves_parameters(name):
+  found = by_hand(build_optimizer(name, 0.1), 1)
+  assert not np.allclose(found['head']['kernel'], 1.0, atol=1e-5, rtol=0)
+  bare = by_hand(OPTIMIZERS[name](0.1), 1)
+  assert_close(found['head'], bare['head'], rtol=1e-5)
 
 
 def test_from_python_an_optimizer_may_be_built_or_a_function():
@@ -136,8 +136,13 @@ def test_schedules_are_those_of_optax_in_epochs(spec):
   schedule = build_schedule(spec, 0.1, 5, 4)
   found = [schedule(step) for step in range(21)]
   np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_the_history_has_the_rate_of_each_epoch():
+  spec = 'piecewise_constant:2=0.1:3.5=1/2'
   history = train(batch_size=2, schedule=spec).history
-  np.testing.assert_allclose(history['learning_rate'], wanted[:20:4], rtol=1e-6)
+  wanted = [0.1, 0.1, 0.01, 0.01, 0.005]
+  np.testing.assert_allclose(history['learning_rate'], wanted, rtol=1e-6)
 
 
 def test_a_schedule_moves_an_optimizer_as_in_optax():
@@ -267,7 +272,7 @@ def test_frozen_groups_wait_for_their_epoch():
   for now, before in zip(kernels(3), start, strict=True):
     assert np.abs(now - before).max() > 0.15
   bias = train(1, **settings).state.params['conv']['bias']
-  assert np.abs(bias - 1).max() > 0.1
+  assert np.abs(bias - 1).max() > 0.01
 
 
 def test_groups_without_parameters_are_refused():
@@ -284,20 +289,19 @@ def test_groups_without_parameters_are_refused():
 def test_groups_and_functions_are_resumed(tmp_path):
   groups = (Group('head', 0.5, 'adam', frozen_epochs=2),)
 
-  def run(num_checkpoints, **changes):
+  def run(**changes):
     settings = dict(optimizer=optax.lion, groups=groups, learning_rate=0.1)
     config = TrainConfig(4, 4, schedule='constant', **settings | changes)
-    kwargs = {'checkpoint_dir': tmp_path} if num_checkpoints else {}
     return fit(
-      KEY, TASK, ROWS, np.arange(8), None, config, checkpoint_every=1, **kwargs
+      KEY, TASK, ROWS, np.arange(8), None, config, checkpoint_dir=tmp_path
     )
 
-  first, again = run(1), run(1)
+  first, again = run(), run()
   assert_close(again.state, first.state, rtol=0, atol=0)
-  with pytest.raises(UserError, match=r'groups.*0.5 there, 0.25 now'):
-    run(1, groups=(Group('head', 0.25, 'adam', frozen_epochs=2),))
+  with pytest.raises(UserError, match=r'another training \(config.groups'):
+    run(groups=(Group('head', 0.25, 'adam', frozen_epochs=2),))
   with pytest.raises(UserError, match='leave out checkpoint_dir'):
-    run(1, optimizer=optax.lion(0.1), learning_rate=None)
+    run(optimizer=optax.lion(0.1), learning_rate=None)
 
 
 def test_settings_are_told_apart_by_value():
