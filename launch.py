@@ -38,8 +38,8 @@ from experiments.common.options import (
   result_config,
 )
 from jaxadv import hosts
-from jaxadv.attacks.registry import read_number
 from jaxadv.errors import DataError, DoubtWarning, UserError, check_choices
+from jaxadv.specs import read_number
 from jaxadv.utils import keep_freed_memory
 
 ROOT = pathlib.Path(__file__).resolve().parent

@@ -52,7 +52,10 @@ def main(folder, address=None, num_hosts=1, index=0):
       nets.VALID,
       # SGD: Adam turns gradients that are nothing but rounding into steps.
       TrainConfig(
-        num_epochs=2, batch_size=16, learning_rate=0.01, optimizer='sgd'
+        num_epochs=2,
+        batch_size=16,
+        learning_rate=0.01,
+        optimizer='sgd:momentum=0.9',
       ),
       mesh=mesh,
       checkpoint_dir=work,

@@ -10,6 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # From the foundations up; a part may import from any part before it.
 ORDER = (
   'errors',
+  'specs',
   'units',
   'inputs',
   'contracts',

@@ -23,7 +23,7 @@ from jaxadv.sets.natural import crop_to_saliency
 from jaxadv.training import TrainConfig, fit
 from jaxadv.training.frozen import pool_logits
 from jaxadv.training.state import create_state
-from jaxadv.training.tasks import Task
+from jaxadv.training.tasks import Task, minimise
 from jaxadv.types import Batch, picture_keys
 
 RNG = np.random.default_rng(0)
@@ -194,7 +194,7 @@ def _task(breaks):
   return Task(
     init=lambda key, data, member: {'params': {'w': jnp.ones(2)}},
     gather=lambda data, rows, member, key: data[rows],
-    loss=loss,
+    update=minimise(loss),
     measure=lambda params, batch_stats, examples: {'loss': examples},
   )
 

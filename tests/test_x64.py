@@ -144,7 +144,7 @@ def task():
     lambda key, data, member: net.init(key, IMAGES),
     linen_apply(net),
     gather_images(),
-  )._replace(judge=lambda found: -found['loss'].mean())
+  )._replace(selection_metric=lambda found: -found['loss'].mean())
 
 
 def train(schedule, optimizer='adam'):
@@ -206,7 +206,8 @@ def identify(classifier):
   return unit.identify(None, backbone, state, IMAGES)
 
 
-ONCE = TrainConfig(num_epochs=1, batch_size=20, schedule='exponential')
+EXPONENTIAL = 'exponential:decay_rate=0.999'
+ONCE = TrainConfig(num_epochs=1, batch_size=20, schedule=EXPONENTIAL)
 SMALL = PixelCNN(num_filters=3, num_blocks=0, num_mixtures=2, dropout=0.0)
 TWS = tws_detector(0.1, 1e-2, 1.0, targeted_cap=4, untargeted_cap=4)
 
@@ -234,9 +235,9 @@ UNITS: dict[str, Callable[..., Any]] = {
   'tvm_released': purify(total_variance(num_steps=3, objective='released')),
   'rectifier_mean': guard('threshold', 'mean'),
   'rectifier_vote': guard('fraction', 'vote'),
-  'plateau': train('plateau'),
+  'plateau': train('reduce_on_plateau'),
   'cosine': train('cosine'),
-  'exponential': train('exponential', 'sgd'),
+  'exponential': train(EXPONENTIAL, 'sgd:momentum=0.9'),
   'adversarial_training': train_adversarially,
   'gradcam': explain,
   'augmentation': augment,

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from jaxadv import models
-from jaxadv.attacks.registry import read_number
 from jaxadv.errors import UserError, check_choices
 from jaxadv.models.names import parse_network
 from jaxadv.runs import shard_of
+from jaxadv.specs import read_number
 
 VARIANTS = ('quick', 'small', 'paper')
 # Of an option: each value is `name:width:size` of a network.

@@ -118,8 +118,8 @@ def backbone_design(
   known = models.BACKBONES[network.name]
   return network, detectors.Design(
     network.module,
-    split=known.split,
-    features=known.features,
+    frozen_until=known.split,
+    last_stage=known.features,
     batch_norm=network.batch_norm,
   )
 

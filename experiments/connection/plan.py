@@ -182,8 +182,8 @@ def _needs(config: Config, network: str) -> Needs:
   preprocess = resized(config.image_size, size, known.preprocess)
   classifier = from_linen(module, variables, preprocess=preprocess)
   design = Design(module, known.split, known.features)
-  _, rest = models.split_variables(module, variables, design.split)
-  suffix, _ = models.split_variables(module, rest, design.features)
+  _, rest = models.split_variables(module, variables, design.frozen_until)
+  suffix, _ = models.split_variables(module, rest, design.last_stage)
   features = jax.eval_shape(
     functools.partial(prefix_features, design),
     classifier,

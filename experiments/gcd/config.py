@@ -20,6 +20,7 @@ from jaxadv.attacks import make, registry
 from jaxadv.errors import UserError, check_choices
 from jaxadv.models import PUBLISHED
 from jaxadv.norms import usual_step
+from jaxadv.specs import write as write_spec
 from jaxadv.types import Attack
 
 # Attacks as the paper names them: U untargeted, T targeted.
@@ -252,7 +253,7 @@ class Config(Options):
         'white_attacks': self.white_settings,
         'training_attacks': self.training_settings,
       }[name]
-      written = tuple(registry.write(n, settings(n)) for n in specs)
+      written = tuple(write_spec(n, settings(n)) for n in specs)
       object.__setattr__(self, name, written)
     if not self.attacks:
       raise UserError('--attacks is empty; give at least one')

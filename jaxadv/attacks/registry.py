@@ -6,12 +6,12 @@ an attack has to have to be in `ATTACKS`.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxadv import specs
 from jaxadv.attacks.apgd import apgd, apgd_t
 from jaxadv.attacks.auto import auto_attack
 from jaxadv.attacks.carlini_wagner import carlini_wagner, carlini_wagner_linf
@@ -26,7 +26,7 @@ from jaxadv.attacks.noise_inherent import ni
 from jaxadv.attacks.patch import lavan, patch
 from jaxadv.attacks.pgd import bim, fgsm, pgd
 from jaxadv.attacks.square import square
-from jaxadv.errors import UserError, near_names
+from jaxadv.errors import UserError
 from jaxadv.norms import ball
 from jaxadv.types import Attack
 
@@ -53,13 +53,6 @@ ATTACKS: dict[str, Callable[..., Attack | Composite]] = {
 }
 # The radius of an attack that is asked for without one.
 EPSILON = 8 / 255
-_WORDS = {'true': True, 'false': False, 'none': None}
-_KINDS = {
-  bool: 'true or false',
-  int: 'a whole number',
-  float: 'a number, such as 0.01 or 2/255',
-  str: 'a word',
-}
 
 
 def hyperparameters(name: str) -> dict[str, Any]:
@@ -77,11 +70,7 @@ def hyperparameters(name: str) -> dict[str, Any]:
   Raises:
     UserError: If there is no such attack.
   """
-  if name not in ATTACKS:
-    raise UserError(
-      f'attack is {name!r} but must be one of {", ".join(ATTACKS)}'
-      f'{_meant(str(name), ATTACKS)}'
-    )
+  specs.check_name('attack', name, ATTACKS)
   parameters = _parameters(name)
   found: dict[str, Any] = {'norm': 'linf'} if 'ball' in parameters else {}
   for key, parameter in parameters.items():
@@ -122,7 +111,7 @@ def make(spec: str, **hyper: Any) -> Attack | Composite:
   name, given = read(spec)
   known = hyperparameters(name)
   for key, value in hyper.items():
-    _check_known(name, key, known)
+    specs.check_key('attack', name, key, known)
     # Any word would count as yes.
     if isinstance(known[key], bool) and not isinstance(value, bool):
       raise UserError(f'{key} is {value!r} but must be True or False')
@@ -160,93 +149,21 @@ def read(spec: str) -> tuple[str, dict[str, Any]]:
     UserError: If the attack or a hyperparameter is unknown, or a value is of
       another kind than the default.
   """
-  name, *parts = spec.split(':') if isinstance(spec, str) else [spec]
-  given: dict[str, Any] = {}
+  name, colon, rest = (
+    spec.partition(':') if isinstance(spec, str) else (spec, '', '')
+  )
   base = str(name).removesuffix('_t')
-  if name not in ATTACKS and 'targeted' in _parameters(base):
-    name, given = base, {'targeted': True}
+  if name in ATTACKS or 'targeted' not in _parameters(base):
+    return specs.read(spec, 'attack', _kinds)
+  name, given = specs.read(base + colon + rest, 'attack', _kinds)
+  return name, {'targeted': True} | given
+
+
+def _kinds(name: str) -> dict[str, specs.Kinds]:
   known = hyperparameters(name)
-  for part in parts:
-    key, equals, text = part.partition('=')
-    if not equals:
-      raise UserError(
-        f'{spec!r} has {part!r}; hyperparameters are given as {name}:KEY=VALUE'
-      )
-    _check_known(name, key, known)
-    given[key] = _value(spec, key, text, known[key])
-  return name, given
-
-
-def write(name: str, hyper: Mapping[str, Any]) -> str:
-  """Writes an attack as `read` reads it.
-
-  Args:
-    name: Of the attack.
-    hyper: Its hyperparameters: numbers, words, bools and None.
-  """
-  parts = [f'{key}={write_number(value)}' for key, value in hyper.items()]
-  return ':'.join([name, *parts])
-
-
-def write_number(value: Any) -> str:
-  """Writes a value as `read_number` reads it, whole numbers of 255 as such."""
-  if not isinstance(value, float):
-    return str(value).lower()
-  if float(f'{value:.6g}') == value:
-    return f'{value:.6g}'
-  levels = round(255 * value, 6)
-  return f'{levels:g}/255' if levels / 255 == value else repr(value)
+  return {key: specs.kinds_of(default) for key, default in known.items()}
 
 
 def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
   factory = ATTACKS.get(name)
   return inspect.signature(factory).parameters if factory else {}
-
-
-def read_number(text: str) -> float:
-  """Reads a number, `0.03` or `8/255`.
-
-  Raises:
-    UserError: If it is none.
-  """
-  above, slash, below = text.partition('/')
-  try:
-    return float(above) / (float(below) if slash else 1)
-  except (ValueError, ZeroDivisionError):
-    raise UserError(f'{text!r} is no number; write 8/255 or 0.03') from None
-
-
-def _value(spec: str, key: str, text: str, default: Any) -> Any:
-  """Reads a value as what its default is.
-
-  Raises:
-    UserError: If it is of another kind.
-  """
-  value: Any = _WORDS.get(text.lower(), text)
-  if isinstance(value, str):
-    for reader in (int, read_number):
-      with contextlib.suppress(ValueError):
-        value = reader(text)
-        break
-  for kind, wanted in _KINDS.items():
-    if type(default) is kind:
-      numeric = kind is float and type(value) is int
-      nothing = kind is not bool and value is None
-      if nothing or type(value) is kind or numeric:
-        return value
-      raise UserError(f'{spec!r}: {key} is {text!r} but must be {wanted}')
-  return value
-
-
-def _check_known(name: str, key: str, known: Mapping[str, Any]) -> None:
-  if key not in known:
-    raise UserError(
-      f'attack {name} has no hyperparameter {key}; it has '
-      f'{", ".join(known) or "none"}{_meant(key, known)}'
-    )
-
-
-def _meant(word: str, known: Collection[str]) -> str:
-  """Asks for a name like the word given, if there is one."""
-  near = [name for name in known if word in name] or near_names(word, known)
-  return f'; did you mean {near[0]}?' if near else ''

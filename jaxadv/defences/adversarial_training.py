@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -141,11 +141,10 @@ def _phases(
   rates: tuple[float, ...],
   *,
   batch_size: int = 128,
-  weight_decay: float,
-  optimizer: Literal['adam', 'sgd'] = 'sgd',
+  optimizer: str,
   num_natural: int = 0,
 ) -> tuple[Phase, ...]:
-  """Gives phases of SGD at a constant rate, the first so many natural."""
+  """Gives phases at a constant rate each, the first so many natural."""
   return tuple(
     Phase(
       TrainConfig(
@@ -154,12 +153,16 @@ def _phases(
         optimizer=optimizer,
         learning_rate=rate,
         schedule='constant',
-        weight_decay=weight_decay,
       ),
       attacked=number >= num_natural,
     )
     for number, (num_epochs, rate) in enumerate(zip(epochs, rates, strict=True))
   )
+
+
+def _sgd(weight_decay: str) -> str:
+  """Gives SGD whose weight decay is a part of the gradient."""
+  return f'add_decayed_weights:weight_decay={weight_decay},sgd:momentum=0.9'
 
 
 _PGD_MNIST = (('epsilon', 0.3), ('step_size', 0.01), ('num_steps', 40))
@@ -177,19 +180,19 @@ _DDN = (('num_steps', 100),)
 # 0.5, CIFAR-10 0.3) belongs to the network.
 RECIPES: dict[str, Recipe] = {
   'pgd_mnist': Recipe(
-    _phases((84,), (1e-4,), batch_size=50, weight_decay=0.0, optimizer='adam'),
+    _phases((84,), (1e-4,), batch_size=50, optimizer='adam'),
     'pgd',
     _PGD_MNIST,
     move_all=True,
   ),
   'pgd_cifar10': Recipe(
-    _phases((102, 51, 51), (0.1, 0.01, 0.001), weight_decay=2e-4),
+    _phases((102, 51, 51), (0.1, 0.01, 0.001), optimizer=_sgd('2e-4')),
     'pgd',
     _PGD_CIFAR10,
     move_all=True,
   ),
   'ddn_mnist': Recipe(
-    _phases((30, 20), (0.01, 0.001), weight_decay=1e-6),
+    _phases((30, 20), (0.01, 0.001), optimizer=_sgd('1e-6')),
     'ddn',
     _DDN,
     max_norm=2.4,
@@ -198,7 +201,7 @@ RECIPES: dict[str, Recipe] = {
     _phases(
       (60, 60, 40, 40, 30),
       (0.1, 0.02, 0.004, 0.0008, 0.0008),
-      weight_decay=5e-4,
+      optimizer=_sgd('5e-4'),
       num_natural=4,
     ),
     'ddn',

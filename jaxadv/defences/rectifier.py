@@ -60,7 +60,7 @@ Combine = Literal['mean', 'vote']
 FINE_TUNING = TrainConfig(
   num_epochs=10,
   batch_size=128,
-  optimizer='sgd',
+  optimizer='sgd:momentum=0.9',
   learning_rate=1e-3,
   schedule='constant',
 )
@@ -455,16 +455,18 @@ class Held(NamedTuple):
   keeps: float
 
 
-def _judge(num_masked: int, keeps: float) -> Callable[..., jax.Array]:
+def _selection_metric(
+  num_masked: int, keeps: float
+) -> Callable[..., jax.Array]:
   """Prefers whoever keeps clean pictures, of these who recovers most."""
 
-  def judge(measured: dict[str, jax.Array]) -> jax.Array:
+  def metric(measured: dict[str, jax.Array]) -> jax.Array:
     accuracy = measured['accuracy']
     kept = accuracy[num_masked:].mean()
     recovered = accuracy[:num_masked].mean()
     return jnp.where(kept >= keeps, 1 + recovered, kept)
 
-  return judge
+  return metric
 
 
 def _as_deployed(module: nn.Module) -> Callable[..., Any]:
@@ -491,7 +493,11 @@ def _task(
     _as_deployed(module),
     gather_images(preprocess=preprocess),
   )
-  return task._replace(judge=_judge(num_masked, keeps)) if num_masked else task
+  return (
+    task._replace(selection_metric=_selection_metric(num_masked, keeps))
+    if num_masked
+    else task
+  )
 
 
 def fine_tune(

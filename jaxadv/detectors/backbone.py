@@ -92,7 +92,7 @@ def score_detectors(
     state: Their stacked states, from `fit_detectors`.
     features: float32[P, h, w, c], `prefix_features` of the pool.
     batch_size: Pictures at a time.
-    **options: As of `jaxadv.training.measure_members` (mesh, how).
+    **options: As of `jaxadv.training.measure_members` (mesh, member_mode).
 
   Returns:
     float32[E, P] logits, higher means more likely attacked.

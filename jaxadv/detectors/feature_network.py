@@ -214,10 +214,10 @@ def _task(module: nn.Module) -> Task:
     found = task.measure(params, batch_stats, examples)
     return found | {'attacked': examples['labels'][:, None] > 0}
 
-  def judge(measured: Any) -> jax.Array:
+  def selection_metric(measured: Any) -> jax.Array:
     return _auc(measured['logits'][:, 0], measured['attacked'][:, 0])
 
-  return task._replace(measure=measure, judge=judge)
+  return task._replace(measure=measure, selection_metric=selection_metric)
 
 
 def _auc(scores: jax.Array, positive: jax.Array) -> jax.Array:

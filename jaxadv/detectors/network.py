@@ -83,9 +83,9 @@ def network_detector(
   detector = backbone_detector(
     Design(
       module,
-      split=models.stage_names(module)[0],
+      frozen_until=models.stage_names(module)[0],
       # Traces of an attack are small and local; later stages cost time only.
-      features=backbone.split,
+      last_stage=backbone.split,
       hidden=(),
     ),
     config,

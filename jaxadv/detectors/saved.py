@@ -35,7 +35,7 @@ from jaxadv.storage import read_json, write_json
 from jaxadv.training import TrainState
 from jaxadv.types import Detector, Images, Keys, PyTree, Scores
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Of a Linen module, what is no setting of the network.
 _LINEN_FIELDS = ('parent', 'name')
 
@@ -86,7 +86,7 @@ def save(
   """
   folder = Path(folder)
   prefix, _ = models.split_variables(
-    design.module, classifier.variables, design.split
+    design.module, classifier.variables, design.frozen_until
   )
   settings = {
     'module': _settings(design.module, _LINEN_FIELDS),

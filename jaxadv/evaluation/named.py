@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxadv import specs
 from jaxadv.attacks import ATTACKS, Attack, Composite, drive, make, registry
 from jaxadv.attacks.inputs import check_attack
 from jaxadv.errors import UserError, check_choices
@@ -364,6 +365,6 @@ def check_attacks(
 
 def _number(flag: str, text: str) -> float:
   try:
-    return registry.read_number(text)
+    return specs.read_number(text)
   except UserError as error:
     raise UserError(f'{flag}: {error}') from error

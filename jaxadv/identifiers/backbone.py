@@ -134,7 +134,7 @@ def identify(
     features: float32[P, h, w, c], prefix features of the pool.
     num_classes: As they were trained with.
     batch_size: Pictures at a time.
-    **options: As of `jaxadv.training.measure_members` (mesh, how).
+    **options: As of `jaxadv.training.measure_members` (mesh, member_mode).
 
   Returns:
     float32[E, P, num_classes], logits of clean and of each kind.

@@ -13,19 +13,24 @@ from jaxadv.training.loop import (
   take_member,
 )
 from jaxadv.training.mesh import data_mesh, replicate
+from jaxadv.training.optimizers import Group
 from jaxadv.training.state import TrainConfig, TrainState
 from jaxadv.training.tasks import (
   Task,
+  alternate,
   classification,
   gather_images,
   linen_apply,
+  minimise,
 )
 
 __all__ = [
   'FitResult',
+  'Group',
   'Task',
   'TrainConfig',
   'TrainState',
+  'alternate',
   'classification',
   'data_mesh',
   'delete_checkpoints',
@@ -34,6 +39,7 @@ __all__ = [
   'gather_images',
   'linen_apply',
   'measure_members',
+  'minimise',
   'replicate',
   'take_member',
 ]

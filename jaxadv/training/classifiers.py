@@ -69,20 +69,16 @@ def _task(
 
   task = classification(init, apply, gather_images(augment))
 
-  def loss(params, batch_stats, examples, mask, key):
-    change_key, loss_key = jax.random.split(key)
-    variables = {'params': params, 'batch_stats': batch_stats}
-    classifier = from_linen(module, variables, preprocess=preprocess)
+  def update(state, examples, mask, key, apply_gradients):
+    change_key, update_key = jax.random.split(key)
+    classifier = from_linen(module, state.variables, preprocess=preprocess)
     changed = perturb(
-      change_key,
-      jax.lax.stop_gradient(classifier),
-      examples['inputs'],
-      examples['labels'],
+      change_key, classifier, examples['inputs'], examples['labels']
     )
-    examples = examples | {'inputs': jax.lax.stop_gradient(changed)}
-    return task.loss(params, batch_stats, examples, mask, loss_key)
+    examples = examples | {'inputs': changed}
+    return task.update(state, examples, mask, update_key, apply_gradients)
 
-  return task._replace(loss=loss)
+  return task._replace(update=update)
 
 
 def fit_classifier(
@@ -172,8 +168,8 @@ def usual_recipe(num_epochs: int, num_pictures: int) -> TrainConfig:
     # Small sets need more steps an epoch than batches of 128 would give.
     batch_size=128 if num_pictures > 5000 else 32,
     learning_rate=1e-3,
+    optimizer='adamw:weight_decay=1e-2',
     schedule='cosine',
-    weight_decay=1e-2,
   )
 
 

@@ -34,18 +34,18 @@ class Design:
 
   Attributes:
     module: The backbone, a Linen chain of stages (`jaxadv.models`).
-    split: Its last frozen stage.
-    features: Its last stage that is kept.
-    batch_norm: Whether BatchNorm after the split trains on the statistics of
-      the batch. False keeps it in inference mode, as networks need whose
-      published weights have BatchNorm folded into the convolutions.
+    frozen_until: Its last frozen stage.
+    last_stage: The last of its stages that are kept.
+    batch_norm: Whether BatchNorm after the frozen stages trains on the
+      statistics of the batch. False keeps it in inference mode, as networks
+      need whose published weights have BatchNorm folded into the convolutions.
     hidden: Widths of the dense layers before the output; the default is that of
       Agarwal et al. (2022), section 4.
   """
 
   module: Any
-  split: str
-  features: str
+  frozen_until: str
+  last_stage: str
   batch_norm: bool = True
   hidden: tuple[int, ...] = HIDDEN
 
@@ -118,16 +118,16 @@ def task(design: Design, num_outputs: int) -> Task:
 def _suffix(
   design: Design, suffix: PyTree, features: jax.Array, train: bool
 ) -> tuple[jax.Array, PyTree]:
-  """Runs the stages between the split and the head."""
+  """Runs the stages between the frozen ones and the head."""
   x, updates = design.module.apply(
     suffix,
     features,
     train and design.batch_norm,
-    start=design.split,
-    stop=design.features,
+    start=design.frozen_until,
+    stop=design.last_stage,
     mutable=['batch_stats'],
   )
-  _check_size(x, design.features)
+  _check_size(x, design.last_stage)
   return x, updates.get('batch_stats', suffix.get('batch_stats', {}))
 
 
@@ -156,11 +156,13 @@ def prefix_features(
   Raises:
     UserError: If the pictures are too small for the prefix.
   """
-  prefix, _ = split_variables(design.module, classifier.variables, design.split)
-  features: jax.Array = design.module.apply(
-    prefix, classifier.preprocess(as_float(images)), stop=design.split
+  prefix, _ = split_variables(
+    design.module, classifier.variables, design.frozen_until
   )
-  _check_size(features, design.split)
+  features: jax.Array = design.module.apply(
+    prefix, classifier.preprocess(as_float(images)), stop=design.frozen_until
+  )
+  _check_size(features, design.frozen_until)
   return features.astype(jnp.float32)
 
 
@@ -196,8 +198,10 @@ def fit_heads(
   Returns:
     The stacked states and histories.
   """
-  _, rest = split_variables(design.module, classifier.variables, design.split)
-  suffix, _ = split_variables(design.module, rest, design.features)
+  _, rest = split_variables(
+    design.module, classifier.variables, design.frozen_until
+  )
+  suffix, _ = split_variables(design.module, rest, design.last_stage)
   if weights is None:
     weights = np.ones((keys.shape[0], max(num_outputs, 2)))
   data = {
@@ -235,7 +239,7 @@ def pool_logits(
     features: float32[P, h, w, c], `prefix_features` of the pool.
     num_outputs: As they were trained with.
     batch_size: Pictures at a time.
-    **options: As of `measure_members` (mesh, how).
+    **options: As of `measure_members` (mesh, member_mode).
 
   Returns:
     float32[E, P, num_outputs].

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from jaxadv.errors import DataError, UserError, explain_out_of_memory
 from jaxadv.hosts import own_copy
-from jaxadv.storage import code_version, fingerprint
+from jaxadv.storage import as_plain, code_version, fingerprint
 from jaxadv.training import checkpoints
 from jaxadv.training.mesh import (
   check_batch_size,
@@ -29,20 +29,21 @@ from jaxadv.training.mesh import (
   constrain_replicated,
   replicate,
 )
+from jaxadv.training.optimizers import is_plateau
 from jaxadv.training.state import (
   TrainConfig,
   TrainState,
+  apply_gradients,
   create_state,
   end_epoch,
   keep_best,
   learning_rate,
   take_best,
-  update_state,
 )
 from jaxadv.training.tasks import Task
 from jaxadv.types import PyTree
 
-How = Literal['map', 'vmap']
+MemberMode = Literal['map', 'vmap']
 History = dict[str, np.ndarray]
 # The batch size of a training is part of its recipe: no flag changes it.
 _ADVICE = (
@@ -58,10 +59,12 @@ class FitResult(NamedTuple):
 
   Attributes:
     state: The state after the last epoch, with the weights of the best one if
-      the task judges them; of several members stacked, every leaf [E, ...].
-    history: By name ('train_loss', 'learning_rate', 'valid_loss', 'valid_...'
-      of what the task measures, 'valid_judged' if it judges), float32[epochs],
-      or float32[epochs, E].
+      the task has a `selection_metric`; of several members stacked, every leaf
+      [E, ...].
+    history: By name ('train_loss' or those of the task's players,
+      'learning_rate', 'valid_loss', 'valid_...' of what the task measures,
+      'valid_selection_metric' if it has one), float32[epochs], or
+      float32[epochs, E].
   """
 
   state: TrainState
@@ -127,7 +130,7 @@ def fit_members(
   config: TrainConfig,
   *,
   members: Any = None,
-  how: How | None = None,
+  member_mode: MemberMode | None = None,
   mesh: Mesh | None = None,
   checkpoint_dir: str | os.PathLike[str] | None = None,
   checkpoint_every: int = 5,
@@ -150,7 +153,7 @@ def fit_members(
     valid_indices: int[E, m] or int[m]; None for no validation.
     config: The settings.
     members: int[E], the numbers that the task is told; default 0 to E - 1.
-    how: 'map' or 'vmap'; default 'map' on CPU and for one member.
+    member_mode: 'map' or 'vmap'; default 'map' on CPU and for one member.
     mesh: Splits each batch over its devices; default no splitting.
     checkpoint_dir: A folder for checkpoints of this training alone, from which
       it resumes, unless the code of the loop has changed (nothing is known of
@@ -166,8 +169,9 @@ def fit_members(
     The final states, stacked, and the history.
 
   Raises:
-    UserError: If there are no rows, the batch does not fit the mesh, 'plateau'
-      or the task's judge has nothing to watch, or the checkpoints are of
+    UserError: If there are no rows, the batch does not fit the mesh, schedule
+      or selection metric have nothing to watch, players or groups have no
+      parameters, or the checkpoints are of
       another training.
     DataError: If a loss or a weight at the end is not finite (names epoch and
       member), or memory does not suffice (says what to try).
@@ -175,14 +179,15 @@ def fit_members(
   num_members = keys.shape[0]
   train = _rows('train_indices', train_indices, num_members)
   if valid_indices is None:
-    if config.schedule == 'plateau':
+    if is_plateau(config.schedule):
       raise UserError(
-        "the schedule 'plateau' watches the validation loss: pass "
+        'the schedule reduce_on_plateau watches the validation loss: pass '
         "valid_indices, or choose the schedule 'constant' or 'cosine'"
       )
-    if task.judge is not None:
+    if task.selection_metric is not None:
       raise UserError(
-        'the task judges its epochs by the validation rows: pass valid_indices'
+        'the selection_metric of the task is one of the validation rows: pass '
+        'valid_indices'
       )
     valid = np.zeros((num_members, 0), np.int32)
   else:
@@ -190,14 +195,14 @@ def fit_members(
   check_batch_size(config.batch_size, mesh)
   numbers = np.arange(num_members) if members is None else np.asarray(members)
   numbers = numbers.astype(np.int32)
-  how = _choose(how, num_members)
+  member_mode = _choose(member_mode, num_members)
 
   with contextlib.ExitStack() as stack:
     manager = None
     if checkpoint_dir is not None:
       identity = {
         'code': code_version(__name__),
-        'config': config,
+        'config': _identity(config),
         'keys': keys,
         'members': numbers,
         'train_indices': train,
@@ -229,7 +234,7 @@ def fit_members(
         task=task,
         config=config,
         mesh=mesh,
-        how=how,
+        member_mode=member_mode,
       )
       row = {name: np.asarray(values) for name, values in found.items()}
       _check_finite(row, epoch, np.asarray(numbers))
@@ -258,7 +263,7 @@ def measure_members(
   *,
   batch_size: int,
   members: Any = None,
-  how: How | None = None,
+  member_mode: MemberMode | None = None,
   mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
   """Applies a task's `measure` to many rows, for several trained networks.
@@ -270,7 +275,7 @@ def measure_members(
     indices: int[E, n], or int[n] for all members alike.
     batch_size: Rows at a time.
     members: As in `fit_members`.
-    how: As in `fit_members`.
+    member_mode: As in `fit_members`.
     mesh: As in `fit_members`.
 
   Returns:
@@ -296,7 +301,7 @@ def measure_members(
       task=task,
       batch_size=batch_size,
       mesh=mesh,
-      how=_choose(how, num_members),
+      member_mode=_choose(member_mode, num_members),
     )
     return jax.tree.map(np.asarray, found)
 
@@ -314,10 +319,22 @@ def take_member(state: TrainState, member: int) -> TrainState:
   return jax.tree.map(lambda leaf: leaf[member], state)
 
 
-def _choose(how: How | None, num_members: int) -> How:
+def _identity(config: TrainConfig) -> Any:
+  """Gives the settings as checkpoints know them."""
+  try:
+    return as_plain(config)
+  except TypeError as error:
+    raise UserError(
+      'checkpoints tell trainings apart by their settings, which an optimizer '
+      'or a schedule that is built hides: give its text or a function of a '
+      'module that builds it, or leave out checkpoint_dir'
+    ) from error
+
+
+def _choose(member_mode: MemberMode | None, num_members: int) -> MemberMode:
   """Picks the way to run members where the caller leaves it open."""
-  if how is not None:
-    return how
+  if member_mode is not None:
+    return member_mode
   # vmap turns convolutions into grouped ones, 5x slower on a CPU.
   alone = num_members == 1 or jax.default_backend() == 'cpu'
   return 'map' if alone else 'vmap'
@@ -341,8 +358,9 @@ def _rows(name: str, indices: Any, num_members: int) -> np.ndarray:
 def _check_finite(
   row: dict[str, np.ndarray], epoch: int, members: np.ndarray
 ) -> None:
-  for name in ('train_loss', 'valid_loss'):
-    if name not in row or np.isfinite(row[name]).all():
+  for name in row:
+    watched = name.startswith('train_') or name == 'valid_loss'
+    if not watched or np.isfinite(row[name]).all():
       continue
     place = int(np.flatnonzero(~np.isfinite(row[name]))[0])
     rate = float(row['learning_rate'][place])
@@ -370,8 +388,10 @@ def _check_weights(
     )
 
 
-def _over_members(how: How, function: Callable[..., Any], *stacked: PyTree):
-  if how == 'vmap':
+def _over_members(
+  member_mode: MemberMode, function: Callable[..., Any], *stacked: PyTree
+):
+  if member_mode == 'vmap':
     return jax.vmap(function)(*stacked)
   return jax.lax.map(lambda one: function(*one), stacked)
 
@@ -396,7 +416,10 @@ def _create_members(keys, data, members, *, task, config, mesh) -> TrainState:
     # Epochs use keys folded with 0, 1, ...: the start takes another branch.
     init_key = jax.random.fold_in(key, np.uint32(0xFFFFFFFF))
     return create_state(
-      task.init(init_key, data, member), config, judged=task.judge is not None
+      task.init(init_key, data, member),
+      config,
+      players=task.players,
+      with_best=task.selection_metric is not None,
     )
 
   return constrain_replicated(jax.lax.map(create, (keys, members)), mesh)
@@ -404,11 +427,22 @@ def _create_members(keys, data, members, *, task, config, mesh) -> TrainState:
 
 @functools.partial(
   jax.jit,
-  static_argnames=('task', 'config', 'mesh', 'how'),
+  static_argnames=('task', 'config', 'mesh', 'member_mode'),
   donate_argnames='state',
 )
 def _train_epoch(
-  state, keys, data, train, valid, members, epoch, *, task, config, mesh, how
+  state,
+  keys,
+  data,
+  train,
+  valid,
+  members,
+  epoch,
+  *,
+  task,
+  config,
+  mesh,
+  member_mode,
 ):
   """Trains all members for one epoch and validates them.
 
@@ -421,7 +455,9 @@ def _train_epoch(
       state, key, data, train, valid, member, epoch, task, config, mesh
     )
 
-  state, found = _over_members(how, run, state, keys, train, valid, members)
+  state, found = _over_members(
+    member_mode, run, state, keys, train, valid, members
+  )
   return constrain_replicated((state, found), mesh)
 
 
@@ -431,38 +467,32 @@ def _member_epoch(
   order_key, step_key = jax.random.split(jax.random.fold_in(key, epoch))
   order = jax.random.permutation(order_key, train)
   batches, masks = _in_batches(order, config.batch_size)
-  num_steps = batches.shape[0] * config.num_epochs
-  rate = learning_rate(state, config, num_steps)
+  steps_per_epoch = batches.shape[0]
+  rate = learning_rate(state, config, steps_per_epoch)
+  descend = functools.partial(
+    apply_gradients, config=config, steps_per_epoch=steps_per_epoch
+  )
 
   def step(state, batch):
     indices, mask, number = batch
     indices, mask = constrain_batch((indices, mask), mesh)
-    gather_key, loss_key = jax.random.split(
+    gather_key, update_key = jax.random.split(
       jax.random.fold_in(step_key, number)
     )
     examples = constrain_batch(
       task.gather(data, indices, member, gather_key), mesh
     )
+    state, losses = task.update(state, examples, mask, update_key, descend)
+    totals = {
+      f'train_{name}': jnp.where(mask, values, 0).sum()
+      for name, values in losses.items()
+    }
+    return state._replace(step=state.step + 1), totals
 
-    def mean_loss(params):
-      losses, batch_stats = task.loss(
-        params, state.batch_stats, examples, mask, loss_key
-      )
-      total = jnp.where(mask, losses, 0).sum()
-      return total / mask.sum(), (total, batch_stats)
-
-    gradients, (total, batch_stats) = jax.grad(mean_loss, has_aux=True)(
-      state.params
-    )
-    state = update_state(state, gradients, batch_stats, config, num_steps)
-    return state, total
-
-  numbers = jnp.arange(batches.shape[0])
+  numbers = jnp.arange(steps_per_epoch)
   state, totals = jax.lax.scan(step, state, (batches, masks, numbers))
-  found = {
-    'train_loss': totals.sum() / train.shape[0],
-    'learning_rate': rate,
-  }
+  found = {name: total.sum() / train.shape[0] for name, total in totals.items()}
+  found['learning_rate'] = rate
   if valid.shape[0]:
     measured = _member_measure(
       state, data, valid, member, task, config.batch_size, mesh
@@ -472,21 +502,24 @@ def _member_epoch(
       for name, values in measured.items()
       if values.ndim == 1
     }
-    state = end_epoch(state, found['valid_loss'], config)
-    if task.judge is not None:
-      found['valid_judged'] = task.judge(measured)
-      state = keep_best(state, found['valid_judged'])
+    if is_plateau(config.schedule):
+      state = end_epoch(state, found['valid_loss'], config)
+    if task.selection_metric is not None:
+      found['valid_selection_metric'] = task.selection_metric(measured)
+      state = keep_best(state, found['valid_selection_metric'])
   return state, found
 
 
 @functools.partial(
-  jax.jit, static_argnames=('task', 'batch_size', 'mesh', 'how')
+  jax.jit, static_argnames=('task', 'batch_size', 'mesh', 'member_mode')
 )
-def _measure(state, data, indices, members, *, task, batch_size, mesh, how):
+def _measure(
+  state, data, indices, members, *, task, batch_size, mesh, member_mode
+):
   def run(state, indices, member):
     return _member_measure(state, data, indices, member, task, batch_size, mesh)
 
-  found = _over_members(how, run, state, indices, members)
+  found = _over_members(member_mode, run, state, indices, members)
   return constrain_replicated(found, mesh)
 
 

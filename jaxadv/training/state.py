@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from optax.contrib import reduce_on_plateau
 
 from jaxadv.errors import UserError
+from jaxadv.training import optimizers
+from jaxadv.training.optimizers import Group, Optimizer, Schedule
 from jaxadv.types import PyTree
-
-_CHOICES = {
-  'optimizer': ('adam', 'sgd'),
-  'schedule': ('constant', 'cosine', 'plateau', 'exponential'),
-}
-_DECAY = 0.999995  # of 'exponential', a step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,77 +22,68 @@ class TrainConfig:
   Attributes:
     num_epochs: Passes over the training rows, at least 1.
     batch_size: Rows a step over all devices, at least 1.
-    optimizer: 'adam' (weight decay decoupled from the gradient) or 'sgd' (with
-      momentum; weight decay added to the gradient).
-    learning_rate: Initial value, above 0.
-    schedule: 'constant'; 'cosine', to 0 at the last step; 'plateau', times
-      `plateau_factor` whenever the validation loss has not improved by a
-      relative 1e-4 for `plateau_patience` epochs; 'exponential', times
-      0.999995 a step, as PixelCNN++ is trained.
-    momentum: Of 'sgd', in [0, 1).
-    betas: Of 'adam', what its averages of the gradient and of its square keep
-      a step, each in [0, 1).
-    weight_decay: On parameters with two or more axes (not on biases, not on
-      normalisation), at least 0.
-    plateau_factor: In (0, 1).
-    plateau_patience: In epochs, at least 1.
-    min_learning_rate: Where 'plateau' stops, at least 0.
+    optimizer: As `jaxadv.training.optimizers` reads it, 'adam' or
+      'add_decayed_weights:weight_decay=5e-4,sgd:momentum=0.9'; a function that
+      builds one from a learning rate, such as `optax.adabelief`; or one that is
+      built, which only a training without checkpoints can have.
+    learning_rate: The largest or first of the schedule, above 0. None if the
+      optimizer is built, with a learning rate of its own, by which the schedule
+      is then multiplied.
+    schedule: As `jaxadv.training.optimizers` reads it, 'constant', 'cosine',
+      'warmup_cosine:warmup_epochs=5'; or a function from the steps done to a
+      multiple of the learning rate.
+    groups: Parameters with a learning rate or an optimizer of their own, or
+      frozen at first; of several that fit, the first counts.
 
   Raises:
-    UserError: If a value is outside its range.
+    UserError: If a value is outside its range, or there is no such optimizer
+      or schedule.
   """
 
   num_epochs: int = 30
   batch_size: int = 32
-  optimizer: Literal['adam', 'sgd'] = 'adam'
-  learning_rate: float = 1e-4
-  schedule: Literal['constant', 'cosine', 'plateau', 'exponential'] = 'plateau'
-  momentum: float = 0.9
-  betas: tuple[float, float] = (0.9, 0.999)
-  weight_decay: float = 0.0
-  plateau_factor: float = 0.5
-  plateau_patience: int = 3
-  min_learning_rate: float = 1e-6
+  optimizer: Optimizer = 'adam'
+  learning_rate: float | None = 1e-4
+  schedule: Schedule = 'reduce_on_plateau:factor=0.5:patience=3:min_scale=0.01'
+  groups: tuple[Group, ...] = ()
 
   def __post_init__(self):
     """Checks the ranges."""
-    for name, choices in _CHOICES.items():
-      if getattr(self, name) not in choices:
-        raise UserError(
-          f'{name} must be one of {", ".join(choices)}; got '
-          f'{getattr(self, name)!r}'
-        )
-    ranges = {
-      'num_epochs': (self.num_epochs >= 1, 'at least 1'),
-      'batch_size': (self.batch_size >= 1, 'at least 1'),
-      'learning_rate': (self.learning_rate > 0, 'above 0'),
-      'momentum': (0 <= self.momentum < 1, 'in [0, 1)'),
-      'betas': (
-        len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-        'two numbers in [0, 1)',
-      ),
-      'weight_decay': (self.weight_decay >= 0, 'at least 0'),
-      'plateau_factor': (0 < self.plateau_factor < 1, 'in (0, 1)'),
-      'plateau_patience': (self.plateau_patience >= 1, 'at least 1'),
-      'min_learning_rate': (self.min_learning_rate >= 0, 'at least 0'),
-    }
-    for name, (good, allowed) in ranges.items():
-      if not good:
-        raise UserError(
-          f'{name} must be {allowed}; got {getattr(self, name)!r}'
-        )
+    for name in ('num_epochs', 'batch_size'):
+      if not getattr(self, name) >= 1:
+        raise UserError(f'{name} must be at least 1; got {getattr(self, name)}')
+    optimizers.check_optimizer(self.optimizer)
+    if optimizers.is_built(self.optimizer) != (self.learning_rate is None):
+      raise UserError(
+        'learning_rate must be None if the optimizer is built, which has one '
+        f'of its own, and else a number above 0; got {self.learning_rate!r}'
+      )
+    if self.learning_rate is not None and not self.learning_rate > 0:
+      raise UserError(
+        f'learning_rate must be above 0; got {self.learning_rate!r}'
+      )
+    # Lengths are checked as if an epoch had any number of steps.
+    self.build_schedule(1000)
+
+  def build_schedule(self, steps_per_epoch: int) -> optax.Schedule:
+    """Gives the learning rate by the steps done, see `optimizers`."""
+    rate = 1.0 if self.learning_rate is None else self.learning_rate
+    return optimizers.build_schedule(
+      self.schedule, rate, self.num_epochs, steps_per_epoch
+    )
 
 
 class Best(NamedTuple):
-  """The weights of the best epoch so far, of a task that judges its epochs.
+  """The weights of the best epoch so far, of a task with a selection metric.
 
   Attributes:
-    judged: float32[], what the task's `judge` gave, -inf before the first.
+    metric: float32[], what the task's `selection_metric` gave, -inf before the
+      first.
     params: As of `TrainState`.
     batch_stats: As of `TrainState`.
   """
 
-  judged: jax.Array
+  metric: jax.Array
   params: PyTree
   batch_stats: PyTree
 
@@ -109,12 +93,12 @@ class TrainState(NamedTuple):
 
   Attributes:
     step: int32[], steps done.
-    params: What is trained.
+    params: What is trained; of several players, {player: what it trains}.
     batch_stats: Running statistics, {} for a network without.
-    opt_state: Moments of the optimizer.
+    opt_state: State of the optimizer; of several players, {player: state}.
     plateau: State of the plateau schedule; its `scale` multiplies the
       learning rate.
-    best: A `Best` while a task that judges its epochs is trained, else None.
+    best: A `Best` while a task with a selection metric is trained, else None.
   """
 
   step: jax.Array
@@ -130,103 +114,112 @@ class TrainState(NamedTuple):
     return {'params': self.params, 'batch_stats': self.batch_stats}
 
 
-def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
-  """Gives the direction of a step; `update_state` scales it."""
-  decay = optax.add_decayed_weights(
-    config.weight_decay,
-    mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
-  )
-  if config.optimizer == 'adam':
-    return optax.chain(optax.scale_by_adam(*config.betas), decay)
-  return optax.chain(decay, optax.trace(config.momentum))
-
-
-def _plateau(config: TrainConfig) -> optax.GradientTransformationExtraArgs:
-  floor = min(config.min_learning_rate / config.learning_rate, 1.0)
-  return reduce_on_plateau(
-    factor=config.plateau_factor,
-    patience=config.plateau_patience,
-    min_scale=floor,
-  )
-
-
 def create_state(
-  variables: dict[str, PyTree], config: TrainConfig, *, judged: bool = False
+  variables: dict[str, PyTree],
+  config: TrainConfig,
+  *,
+  players: tuple[str, ...] = (),
+  with_best: bool = False,
 ) -> TrainState:
   """Makes the state before the first step.
 
   Args:
     variables: 'params', float32, and 'batch_stats' if the network has any.
     config: The settings.
-    judged: Whether the weights of the best epoch are kept, see `keep_best`.
+    players: As of the task.
+    with_best: Whether the weights of the best epoch are kept, see `keep_best`.
 
   Returns:
     The state.
+
+  Raises:
+    UserError: If players have no parameters, or a group of the settings.
   """
   params, batch_stats = variables['params'], variables.get('batch_stats', {})
+  if players and set(players) != set(params):
+    raise UserError(
+      f'the players are {", ".join(players)} but the parameters are those of '
+      f'{", ".join(params)}; each player needs its own'
+    )
+  owned = {player: params[player] for player in players} or {'': params}
+  paths = {
+    player: optimizers.paths_of(own, player) for player, own in owned.items()
+  }
+  optimizers.check_groups(config.groups, sum(paths.values(), []))
+  opt_states = {
+    player: optimizers.build_optimizer(
+      config.optimizer, jnp.zeros(()), config.groups, player=player
+    ).init(own)
+    for player, own in owned.items()
+  }
+  plateau = optimizers.plateau_of(config.schedule)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     batch_stats=batch_stats,
-    opt_state=_optimizer(config).init(params),
-    plateau=_plateau(config).init(jnp.zeros((), jnp.float32)),
-    best=Best(jnp.float32(-jnp.inf), params, batch_stats) if judged else None,
+    opt_state=opt_states if players else opt_states[''],
+    plateau=plateau.init(jnp.zeros((), jnp.float32)),
+    best=Best(jnp.float32(-jnp.inf), params, batch_stats)
+    if with_best
+    else None,
   )
 
 
 def learning_rate(
-  state: TrainState, config: TrainConfig, num_steps: int
+  state: TrainState, config: TrainConfig, steps_per_epoch: int
 ) -> jax.Array:
   """Gives the learning rate of the next step.
 
   Args:
     state: The state.
     config: The settings.
-    num_steps: Steps of the whole training, for 'cosine'.
+    steps_per_epoch: At least 1.
 
   Returns:
     float32[].
   """
-  if config.schedule == 'cosine':
-    decay = optax.cosine_decay_schedule(config.learning_rate, num_steps)
-    return jnp.asarray(decay(state.step), jnp.float32)
-  if config.schedule == 'exponential':
-    # Not a power of a float32, which would be off by 1e-3 after many steps.
-    decay = jnp.exp(state.step * np.float32(math.log(_DECAY)))
-    return config.learning_rate * decay
-  return config.learning_rate * state.plateau.scale
+  rate = config.build_schedule(steps_per_epoch)(state.step)
+  return jnp.asarray(rate, jnp.float32) * state.plateau.scale
 
 
-def update_state(
+def apply_gradients(
   state: TrainState,
   gradients: PyTree,
-  batch_stats: PyTree,
+  player: str | None = None,
+  *,
   config: TrainConfig,
-  num_steps: int,
+  steps_per_epoch: int,
 ) -> TrainState:
-  """Takes one step of the optimizer.
+  """Takes one step of an optimizer.
 
   Args:
     state: The state.
-    gradients: Of the mean loss with respect to `state.params`.
-    batch_stats: The running statistics after this step.
+    gradients: With respect to `state.params`, or to what the player trains.
+    player: Whose parameters are moved, by its own optimizer; None in a task
+      without players.
     config: The settings.
-    num_steps: Steps of the whole training.
+    steps_per_epoch: At least 1.
 
   Returns:
-    The state after the step.
+    The state with other parameters; `step` is as it was.
   """
-  rate = learning_rate(state, config, num_steps)
-  direction, opt_state = _optimizer(config).update(
-    gradients, state.opt_state, state.params
+  alone = player is None
+  params = state.params if alone else state.params[player]
+  opt_state = state.opt_state if alone else state.opt_state[player]
+  optimizer = optimizers.build_optimizer(
+    config.optimizer,
+    learning_rate(state, config, steps_per_epoch),
+    config.groups,
+    state.step,
+    steps_per_epoch,
+    player or '',
   )
-  updates = jax.tree.map(lambda leaf: -rate * leaf, direction)
-  return state._replace(
-    step=state.step + 1,
-    params=optax.apply_updates(state.params, updates),
-    batch_stats=batch_stats,
-    opt_state=opt_state,
-  )
+  updates, opt_state = optimizer.update(gradients, opt_state, params)
+  params = optax.apply_updates(params, updates)
+  if not alone:
+    params = state.params | {player: params}
+    opt_state = state.opt_state | {player: opt_state}
+  return state._replace(params=params, opt_state=opt_state)
 
 
 def end_epoch(
@@ -237,32 +230,30 @@ def end_epoch(
   Args:
     state: The state.
     valid_loss: float32[].
-    config: The settings; schedules other than 'plateau' ignore it.
+    config: The settings, whose schedule is 'reduce_on_plateau'.
 
   Returns:
     The state, perhaps with a smaller learning rate.
   """
-  if config.schedule != 'plateau':
-    return state
-  _, plateau = _plateau(config).update(
+  _, plateau = optimizers.plateau_of(config.schedule).update(
     jnp.ones(()), state.plateau, value=valid_loss
   )
   return state._replace(plateau=plateau)
 
 
-def keep_best(state: TrainState, judged: jax.Array) -> TrainState:
-  """Remembers the weights after an epoch if none was judged as high before.
+def keep_best(state: TrainState, metric: jax.Array) -> TrainState:
+  """Remembers the weights after an epoch if none was as good before.
 
   Args:
     state: The state after the epoch, its `best` not None.
-    judged: float32[], how good it is.
+    metric: float32[], how good it is.
 
   Returns:
     The state with an updated `best`.
   """
   assert state.best is not None
-  now = Best(judged, state.params, state.batch_stats)
-  better = judged > state.best.judged
+  now = Best(metric, state.params, state.batch_stats)
+  better = metric > state.best.metric
   return state._replace(
     best=jax.tree.map(
       lambda new, old: jnp.where(better, new, old), now, state.best

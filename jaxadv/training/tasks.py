@@ -1,4 +1,4 @@
-"""What is trained: how rows are read, and what their loss is."""
+"""What is trained: how rows are read, and what a step does with them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxadv.training.state import TrainState
 from jaxadv.types import PyTree
+
+# `(params, batch_stats, examples, mask, key) -> (losses, batch_stats)`.
+Loss = Callable[..., tuple[jax.Array, PyTree]]
+# `(state, examples, mask, key, apply_gradients) -> (state, {name: losses})`.
+Update = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
 class Task(NamedTuple):
@@ -28,23 +34,87 @@ class Task(NamedTuple):
     gather: `(data, indices, member, key) -> examples`; reads the rows
       `indices`, int32[B], as a pytree of arrays [B, ...]. `key` is for random
       augmentation and None outside of training. No gradient flows through it.
-    loss: `(params, batch_stats, examples, mask, key) -> (losses, batch_stats)`
-      in training mode; losses float32[B], of which the loop takes the mean
-      over the rows where `mask`, bool[B], holds. Rows that are masked out are
-      real rows seen a second time, so BatchNorm may use them.
+    update: What a step does: `minimise` of a loss, `alternate` of the losses
+      of several players, or another function
+      `(state, examples, mask, key, apply_gradients) -> (state, losses)`.
+      `apply_gradients(state, gradients, player=None)` takes a step of an
+      optimizer and may be called more than once; the rest of the `TrainState`
+      but `step` is the update's to replace. `losses` has by name float32[B],
+      or float32[] of the whole batch; the history has the mean of each over
+      the rows of an epoch where `mask`, bool[B], holds, as 'train_' and the
+      name, and the training stops if one is not finite.
     measure: `(params, batch_stats, examples) -> {'loss': float32[B], ...}` in
       inference mode; anything else with a row an example may be added.
-    judge: `(measured) -> float32[]`, how good a network is on the validation
-      rows as a whole, from what `measure` gives for all of them. The training
-      then ends with the weights of the epoch that was judged best (the first
-      of equals); with None, with those of the last epoch.
+    selection_metric: `(measured) -> float32[]`, how good a network is on the
+      validation rows as a whole, from what `measure` gives for all of them.
+      The training then ends with the weights of the best epoch (the first of
+      equals); with None, with those of the last epoch.
+    players: Names of the parts of `params`, a dict, that have an optimizer
+      each; () if one optimizer moves all.
   """
 
   init: Callable[..., dict[str, PyTree]]
   gather: Callable[..., PyTree]
-  loss: Callable[..., tuple[jax.Array, PyTree]]
+  update: Update
   measure: Callable[..., dict[str, jax.Array]]
-  judge: Callable[[dict[str, jax.Array]], jax.Array] | None = None
+  selection_metric: Callable[[dict[str, jax.Array]], jax.Array] | None = None
+  players: tuple[str, ...] = ()
+
+
+def minimise(loss: Loss, player: str | None = None) -> Update:
+  """Makes the usual update: a step down the gradient of the mean loss.
+
+  Args:
+    loss: `(params, batch_stats, examples, mask, key) -> (losses, batch_stats)`
+      in training mode; losses float32[B], of which the mean is taken over the
+      rows where `mask`, bool[B], holds. Rows that are masked out are real rows
+      seen a second time, so BatchNorm may use them.
+    player: Who moves; the others' parameters are constants. None if the task
+      has no players.
+
+  Returns:
+    The update; its losses are named 'loss', or as the player.
+  """
+
+  def update(state, examples, mask, key, apply_gradients):
+    def mean_loss(own):
+      params = own if player is None else state.params | {player: own}
+      losses, batch_stats = loss(params, state.batch_stats, examples, mask, key)
+      total = jnp.where(mask, losses, 0).sum()
+      return total / mask.sum(), (losses, batch_stats)
+
+    own = state.params if player is None else state.params[player]
+    gradients, (losses, batch_stats) = jax.grad(mean_loss, has_aux=True)(own)
+    state = state._replace(batch_stats=batch_stats)
+    return apply_gradients(state, gradients, player), {player or 'loss': losses}
+
+  return update
+
+
+def alternate(**losses: Loss) -> Update:
+  """Makes the update of players who move in turn, each by its own loss.
+
+  Args:
+    **losses: As of `minimise`, by player, in the order of their moves; `params`
+      is what all players have, after the moves before.
+
+  Returns:
+    The update of a task with these players; its losses are named as they are.
+
+  Example:
+    >>> update = alternate(discriminator=tells_apart, generator=deceives)
+  """
+  moves = [minimise(loss, player) for player, loss in losses.items()]
+
+  def update(state, examples, mask, key, apply_gradients):
+    found: dict[str, jax.Array] = {}
+    keys = jax.random.split(key, len(moves))
+    for move, own_key in zip(moves, keys, strict=True):
+      state, losses = move(state, examples, mask, own_key, apply_gradients)
+      found |= losses
+    return state, found
+
+  return update
 
 
 def classification(
@@ -92,7 +162,7 @@ def classification(
       'logits': logits,
     }
 
-  return Task(init, gather, loss, measure)
+  return Task(init, gather, minimise(loss), measure)
 
 
 def linen_apply(module: nn.Module, **arguments: Any) -> Callable[..., Any]:

@@ -34,10 +34,9 @@ PREPROCESS = Normalise((0.5,) * 3, (0.2,) * 3)
 DESCENT = TrainConfig(
   num_epochs=3,
   batch_size=16,
-  optimizer='sgd',
+  optimizer='add_decayed_weights:weight_decay=1e-2,sgd:momentum=0.9',
   learning_rate=0.1,
   schedule='constant',
-  weight_decay=1e-2,
 )
 
 

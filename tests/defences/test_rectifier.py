@@ -239,7 +239,7 @@ def test_fine_tuning_is_one_step_on_masked_and_clean_alike():
     labels,
     clean,
     clean_labels,
-    TrainConfig(1, 16, 'sgd', 0.1, 'constant', momentum=0.0),
+    TrainConfig(1, 16, 'sgd', 0.1, 'constant'),
     preprocess=scale,
   )
 
@@ -280,7 +280,7 @@ def test_validation_pictures_pick_the_epoch():
       ones,
       images,
       ones,
-      TrainConfig(12, 16, 'sgd', 0.003, 'constant', momentum=0.0),
+      TrainConfig(12, 16, 'sgd', 0.003, 'constant'),
       held=held,
     )
     return net.apply(found, images / np.float32(255)).argmax(-1)
@@ -291,9 +291,9 @@ def test_validation_pictures_pick_the_epoch():
 
 
 def test_an_epoch_has_to_keep_clean_pictures_before_it_recovers_others():
-  judge = rectifier._judge(2, 0.5)
+  metric = rectifier._selection_metric(2, 0.5)
   judged = [
-    float(judge({'accuracy': jnp.array(accuracy)}))
+    float(metric({'accuracy': jnp.array(accuracy)}))
     for accuracy in (
       [1.0, 1.0, 0.0, 0.0, 0.0, 1.0],
       [0.0, 0.0, 0.0, 0.0, 1.0, 0.0],

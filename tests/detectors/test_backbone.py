@@ -61,7 +61,7 @@ def fit_some(keys, pool, members=slice(None), **options):
 
 @pytest.fixture(scope='module')
 def fitted(keys, pool):
-  return fit_some(keys, pool, how='map').state
+  return fit_some(keys, pool, member_mode='map').state
 
 
 def differ(one, other):
@@ -72,24 +72,27 @@ def test_side_by_side_equals_one_after_the_other(keys, pool):
   # Not Adam, which makes full steps of gradients that are zero but for
   # rounding.
   recipe = TrainConfig(
-    num_epochs=2, batch_size=16, learning_rate=1e-2, optimizer='sgd'
+    num_epochs=2,
+    batch_size=16,
+    learning_rate=1e-2,
+    optimizer='sgd:momentum=0.9',
   )
   design, _, features, _ = pool
   one, other = (
     score_detectors(
       design,
-      fit_some(keys, pool, recipe=recipe, how=how).state,
+      fit_some(keys, pool, recipe=recipe, member_mode=member_mode).state,
       features,
-      how=how,
+      member_mode=member_mode,
     )
-    for how in ('map', 'vmap')
+    for member_mode in ('map', 'vmap')
   )
   assert np.ptp(one, axis=0).min() > 1e-3
   np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4)
 
 
 def test_a_member_equals_the_detector_fitted_alone(keys, pool, fitted):
-  alone = fit_some(keys, pool, slice(1, 2), how='map').state
+  alone = fit_some(keys, pool, slice(1, 2), member_mode='map').state
   chex.assert_trees_all_close(
     take_member(alone, 0), take_member(fitted, 1), rtol=0, atol=1e-6
   )
@@ -130,10 +133,13 @@ def test_features_are_those_of_the_whole_network(pool):
   whole = apply(
     classifier.variables,
     cases.pictures(0, NUM, 0.5).images,
-    stop=design.features,
+    stop=design.last_stage,
   )
   suffix = apply(
-    classifier.variables, features, start=design.split, stop=design.features
+    classifier.variables,
+    features,
+    start=design.frozen_until,
+    stop=design.last_stage,
   )
   np.testing.assert_allclose(suffix, whole, rtol=1e-5, atol=1e-5)
 
@@ -162,4 +168,6 @@ def test_recipe_is_that_of_the_paper():
   recipe = TrainConfig()
   assert (recipe.optimizer, recipe.learning_rate) == ('adam', 1e-4)
   assert (recipe.num_epochs, recipe.batch_size) == (30, 32)
-  assert (recipe.schedule, recipe.weight_decay) == ('plateau', 0.0)
+  assert recipe.schedule == (
+    'reduce_on_plateau:factor=0.5:patience=3:min_scale=0.01'
+  )

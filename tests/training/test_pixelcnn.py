@@ -12,6 +12,7 @@ from jaxadv.training import pixelcnn as unit
 from jaxadv.training.pixelcnn import (
   RECIPE,
   clean_pictures,
+  decay,
   fit_pixelcnn,
   measure_bits,
   pixelcnn_task,
@@ -24,7 +25,7 @@ MODULE = PixelCNN(
   num_filters=3, num_blocks=0, num_mixtures=2, channels=1, dropout=0.1
 )
 CONFIG = TrainConfig(
-  num_epochs=6, batch_size=16, learning_rate=0.02, schedule='exponential'
+  num_epochs=6, batch_size=16, learning_rate=0.02, schedule=decay
 )
 
 
@@ -86,8 +87,10 @@ def test_average_forgets_the_start_and_then_moves_by_the_papers_share():
 
 
 def test_recipe_is_that_of_the_paper():
-  assert (RECIPE.optimizer, RECIPE.learning_rate) == ('adam', 1e-3)
-  assert RECIPE.betas == (0.95, 0.9995)
+  assert (RECIPE.optimizer, RECIPE.learning_rate) == (
+    'adam:b1=0.95:b2=0.9995',
+    1e-3,
+  )
   state = create_state({'params': {'w': jnp.ones(2)}}, RECIPE)
   later = state._replace(step=jnp.int32(100_000))
   assert learning_rate(state, RECIPE, 1) == pytest.approx(1e-3)
