@@ -20,8 +20,9 @@ from jaxadv.evaluation import (
   record,
   robustness,
 )
+from jaxadv.experiment import stream
 from jaxadv.norms import linf_ball
-from jaxadv.storage import read_json, read_npz
+from jaxadv.storage import as_plain, read_json, read_npz
 from jaxadv.training.classifiers import standardise
 from tests.experiments.conftest import NETWORKS
 
@@ -139,8 +140,8 @@ def files(finished, verified, tmp_path_factory):
   folder = tmp_path_factory.mktemp('files')
   for entry in (finished.parent / 'cache' / 'classifier').iterdir():
     made = read_json(entry / 'entry.json')['config']
-    # The victim's; backbones have fewer pictures a step.
-    if made['module']['depths'][0] == 1 and made['recipe']['batch_size'] == 32:
+    # The victim's; backbones of the same form have keys of their own.
+    if made['key'] == as_plain(stream(0, 'train vgg11:0.125')):
       shutil.copy(entry / 'variables.npz', folder / 'net.npz')
   digits = sources.load('digits', image_size=16)
   rows = read_npz(verified / 'arrays.npz')['source']
