@@ -171,8 +171,7 @@ def fit_members(
   Raises:
     UserError: If there are no rows, the batch does not fit the mesh, schedule
       or selection metric have nothing to watch, players or groups have no
-      parameters, or the checkpoints are of
-      another training.
+      parameters, or the checkpoints are of another training.
     DataError: If a loss or a weight at the end is not finite (names epoch and
       member), or memory does not suffice (says what to try).
   """

@@ -52,11 +52,15 @@ class TrainConfig:
     for name in ('num_epochs', 'batch_size'):
       if not getattr(self, name) >= 1:
         raise UserError(f'{name} must be at least 1; got {getattr(self, name)}')
+    object.__setattr__(self, 'groups', tuple(self.groups))
     optimizers.check_optimizer(self.optimizer)
-    if optimizers.is_built(self.optimizer) != (self.learning_rate is None):
+    own = [group.optimizer for group in self.groups if group.optimizer]
+    built = [optimizers.is_built(each) for each in (self.optimizer, *own)]
+    if any(each != (self.learning_rate is None) for each in built):
       raise UserError(
-        'learning_rate must be None if the optimizer is built, which has one '
-        f'of its own, and else a number above 0; got {self.learning_rate!r}'
+        'learning_rate must be None if optimizers are built, which have one of '
+        'their own, those of groups as well, and else a number above 0; got '
+        f'{self.learning_rate!r}'
       )
     if self.learning_rate is not None and not self.learning_rate > 0:
       raise UserError(

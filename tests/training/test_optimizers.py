@@ -210,10 +210,13 @@ def test_unknown_schedules_are_refused_with_what_there_is(spec):
 
 
 def test_a_learning_rate_is_given_once():
-  with pytest.raises(UserError, match='must be None if the optimizer is built'):
+  refused = pytest.raises(UserError, match='must be None if optimizers are')
+  with refused:
     TrainConfig(optimizer=optax.adam(0.1))
-  with pytest.raises(UserError, match='must be None if the optimizer is built'):
+  with refused:
     TrainConfig(learning_rate=None)
+  with refused:
+    TrainConfig(groups=[Group('head', optimizer=optax.adam(0.1))])
 
 
 def test_the_plateau_is_that_of_optax():

@@ -1,5 +1,7 @@
 """Training of a density: bits, the averaged weights, several devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,10 +77,14 @@ def test_average_forgets_the_start_and_then_moves_by_the_papers_share():
   start = jax.jit(lambda key: task.init(key, None, 0))(jax.random.key(1))
   params = jax.tree.map(lambda leaf: leaf + 1.0, start['params'])
   images = jnp.zeros((1, 4, 4, 1))
-  loss = jax.jit(task.loss)
+  keep = lambda state, gradients, player: state
+  update = jax.jit(functools.partial(task.update, apply_gradients=keep))
   for count, share in ((0, 0.9), (10, 9 / 20), (1e6, 0.0005)):
     stats = start['batch_stats'] | {'count': jnp.float32(count)}
-    _, after = loss(params, stats, images, None, jax.random.key(2))
+    variables = {'params': params, 'batch_stats': stats}
+    state = create_state(variables, CONFIG)
+    state, _ = update(state, images, jnp.array([True]), jax.random.key(2))
+    after = state.batch_stats
     assert after['count'] == count + 1
     wanted = jax.tree.map(
       lambda leaf, share=share: leaf + share, start['params']
