@@ -59,7 +59,7 @@ class FitResult(NamedTuple):
   Attributes:
     state: The state after the last epoch, with the weights of the best one if
       the task judges them; of several members stacked, every leaf [E, ...].
-    history: By name ('train_loss', 'learning_rate', 'valid_loss', 'valid_...'
+    history: By name ('train_loss', 'learning_rate', 'valid_loss', `valid_...`
       of what the task measures, 'valid_judged' if it judges), float32[epochs],
       or float32[epochs, E].
   """
