@@ -1,5 +1,7 @@
 """Settings of Sphinx: `python -m sphinx -W docs build/docs`."""
 
+import inspect
+
 import jaxadv
 
 project = 'jaxadv'
@@ -27,13 +29,15 @@ napoleon_custom_sections = [('Attributes', 'params_style')]
 
 
 def _leave_out_fields(app, what, name, value, skip, options):
-  """Leaves out the fields of named tuples, which 'Attributes' describes."""
+  """Leaves out fields of classes, which 'Attributes' describes."""
   is_field = (value.__doc__ or '').startswith('Alias for field number')
-  return True if is_field else None
+  # A function that is the default of a field looks like a method.
+  is_default = inspect.isfunction(value) and '.' not in value.__qualname__
+  return True if is_field or (what == 'class' and is_default) else None
 
 
 def _returns_text(app, what, name, value, options, lines):
-  """Marks 'Returns' as text; Napoleon takes what precedes a colon for a type."""
+  """Marks 'Returns' as text; Napoleon would read a type before a colon."""
   lines[:] = [':returns:' if line == 'Returns:' else line for line in lines]
 
 
