@@ -55,9 +55,7 @@ def on_networks():
   variables = module.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
   train, valid = (cases.pictures(seed, 32, cases.STRONG) for seed in (0, 1))
   return {
-    'classifier': from_linen(
-      module, module.init(jax.random.key(0), valid.images)
-    ),
+    'classifier': from_linen(module, variables),
     'images': valid.images,
     'keys': types.picture_keys(jax.random.key(1), valid.source),
     'module': module,
