@@ -146,12 +146,15 @@ def test_commands_parse(name, monkeypatch, tmp_path):
           assert dataclasses.is_dataclass(launch.configure(values, module))
 
 
-@pytest.mark.parametrize('name', (*DOCUMENTS, 'CHANGELOG.md'))
+@pytest.mark.parametrize(
+  'name', (*DOCUMENTS, 'CHANGELOG.md', 'CONTRIBUTING.md')
+)
 def test_links_and_paths_exist(name):
   text, folder = _text(name), (ROOT / name).parent
   for link in re.findall(r'\]\(([^)#]+)\)', text):
     assert '://' in link or (folder / link).exists(), link
-  pattern = r'`((?:jaxadv|experiments|tests|benchmarks)(?:/[\w.]+)+/?)`'
+  folders = 'jaxadv|experiments|tests|benchmarks|docs|examples'
+  pattern = rf'`((?:{folders})(?:/[\w.]+)+/?)`'
   for path in re.findall(pattern, text):
     assert (ROOT / path).exists(), path
   for dotted in re.findall(r'`(jaxadv(?:\.\w+)+)`', text):

@@ -53,7 +53,7 @@ def attacked_batches(
 
   Example:
     >>> perturb = attacked_batches(ddn(100), max_norm=1.0)
-    >>> variables = fit_classifier(..., perturb=perturb)
+    >>> attacked = perturb(key, classifier, images, labels)
 
   References:
     Madry et al., Towards Deep Learning Models Resistant to Adversarial

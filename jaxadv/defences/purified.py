@@ -59,7 +59,8 @@ def purified(
 
   Example:
     >>> network = eot(purified(classifier, total_variance()), num_draws=30)
-    >>> attacked, success = jax.jit(attack)(keys, network, images, labels)
+    >>> attack = jax.jit(pgd(8 / 255, num_steps=10))
+    >>> attacked, success = attack(keys, network, images, labels)
 
   References:
     Athalye et al., Obfuscated Gradients Give a False Sense of Security, 2018,

@@ -289,8 +289,8 @@ def rectified(
     UserError: If a setting lies outside its range.
 
   Example:
-    >>> judge = rectified(tuned, score, 0.5, num_draws=10, combine='vote')
-    >>> labels = judge(images, picture_keys(key, source)).argmax(-1)
+    >>> judge = rectified(classifier, score, 0.5, num_draws=10, combine='vote')
+    >>> predicted = judge(images, keys).argmax(-1)
 
   References:
     Li et al., 2020, section 3; Athalye et al., Obfuscated Gradients Give a

@@ -215,7 +215,7 @@ def input_sensitivity_detector(
     module: As of `feature_detector`.
     config: Epochs, batch size, optimizer and schedule.
     scaling: 'linear', the map g times a constant, so that the mean root mean
-      square is 1; or 'log', sign(g) log(1 + |g| / c) with c the median root
+      square is 1; or 'log', `sign(g) log(1 + |g| / c)` with c the median root
       mean square, which also shows differences among tiny gradients.
     beta: Sharpness of the softplus in place of the classifier's ReLU in the
       gradient of `surrogate`, above 0; None for no surrogate.

@@ -50,9 +50,7 @@ def pixel_detector(
   VGG11 in its place, which is `models.build('vgg11', num_classes=1, ...)`.
 
   Example:
-    >>> net = models.build('vgg11', num_classes=1, width=0.25, image_size=32,
-    ...                    batch_norm=True)
-    >>> detector = pixel_detector(net)
+    >>> detector = pixel_detector(module)
     >>> state = detector.fit(key, None, train, valid)
     >>> scores = detector.score(None, None, state, images)
 

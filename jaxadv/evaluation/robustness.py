@@ -83,11 +83,12 @@ def measure_robustness(
       full.
 
   Example:
-    >>> mine = lambda epsilon: pgd(linf_ball(epsilon), epsilon / 8, 100)
+    >>> mine = lambda epsilon: pgd(epsilon, epsilon / 8, 100)
     >>> measured = measure_robustness(
     ...   my_logits, images, labels, attacks=['apgd', ('my pgd', mine)]
     ... )
-    >>> [share.value for share in measured.worst()]
+    >>> [f'{share.value:.0%}' for share in measured.worst()]
+    ['79%', '75%', '42%', '17%']
   """
   started = time.monotonic()
   check_choices('norm', [norm], named.NORMS)

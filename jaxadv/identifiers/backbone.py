@@ -192,7 +192,8 @@ def backbone_identifier(
     is of a kind that is not among `kinds`, or if a class has no picture.
 
   Example:
-    >>> identifier = backbone_identifier(Design(module, 'a', 'b'), kinds=(4, 5))
+    >>> design = Design(module, 'block3', 'block5')
+    >>> identifier = backbone_identifier(design, kinds=[2])
     >>> state = identifier.fit(key, classifier, train, valid)
     >>> logits = identifier.identify(None, classifier, state, images)
   """

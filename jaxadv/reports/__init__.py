@@ -70,7 +70,7 @@ def write_report(
 
 
 def render(workdir: str | os.PathLike[str]) -> None:
-  """Draws table.md, table.csv, figures/*.png and report.html again.
+  """Draws table.md, table.csv, `figures/*.png` and report.html again.
 
   Args:
     workdir: Folder of a finished run; only results.json and arrays.npz in it

@@ -62,7 +62,7 @@ class FitResult(NamedTuple):
       the task has a `selection_metric`; of several members stacked, every leaf
       [E, ...].
     history: By name ('train_loss' or those of the task's players,
-      'learning_rate', 'valid_loss', 'valid_...' of what the task measures,
+      'learning_rate', 'valid_loss', `valid_...` of what the task measures,
       'valid_selection_metric' if it has one), float32[epochs], or
       float32[epochs, E].
   """
