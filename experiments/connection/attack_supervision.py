@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.common.runner import CellCode, ReportParts, ReportProgress
+from experiments.common.tables import ACCURACY, AUC
 from experiments.connection import claims, detectors, report
 from experiments.connection import config as config_module
 from experiments.connection import plan as matrix_plan
@@ -22,8 +23,6 @@ from experiments.connection.config import Config
 from experiments.connection.detectors import RunInputs
 from experiments.connection.matrix import CellScores, Matrix
 from experiments.connection.report import (
-  ACCURACY,
-  AUC,
   CATEGORIES,
   PAPER_NAME,
 )

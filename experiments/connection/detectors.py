@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common.controls import shuffled_labels
 from experiments.common.networks import Network
 from experiments.common.options import cache_dir
 from experiments.common.runner import CellCode, ReportProgress
@@ -144,7 +145,9 @@ def run_cell(
   names = tuple(sets)
   trained = (*names[1:], 'shuffled')
   sides = split(config, sets)
-  shuffled = shuffled_labels(config, sets, cell.settings['seed'])
+  shuffled = shuffled_labels(
+    [s.source for s in sets.values()], [config.seed, 2, cell.settings['seed']]
+  )
   key = stream(config.seed, f'detectors {cell.name}')
   made_from = {
     'design': design,
@@ -346,19 +349,6 @@ def split(config: Config, sets) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     for mask in masks
   )
   return train, valid, test
-
-
-def shuffled_labels(config: Config, sets, seed: int) -> np.ndarray:
-  """Draws one random label a source picture, bool[S, n], anew for each seed.
-
-  All versions of a picture share their label, so a detector can only learn
-  it if sources lie on both sides of the split.
-  """
-  sources = np.stack([s.source for s in sets.values()])
-  ids, place = np.unique(sources, return_inverse=True)
-  rng = np.random.default_rng([config.seed, 2, seed])
-  labels = rng.permutation(np.arange(len(ids)) % 2 == 0)
-  return labels[place].reshape(sources.shape)
 
 
 def pool_features(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from experiments.common.tables import ACCURACY, AUC, RATE, printed_numbers
 from experiments.connection import networks
 from experiments.connection.config import Config, is_published
 from experiments.connection.detectors import SHARES, RunInputs
@@ -28,10 +28,7 @@ from jaxadv.reports import (
   share_row,
 )
 
-AUC = 'AUC (%)'
 SPREAD = 'standard deviation over seeds (points)'
-RATE = 'success rate (%)'
-ACCURACY = 'accuracy (%)'
 NUM_EXAMPLES = 6
 # Share of the victim's accuracy that a backbone has to have.
 LEARNT = 0.75
@@ -92,15 +89,9 @@ def groups(kinds: Sequence[str]) -> dict[str, list[str]]:
   }
 
 
-def printed(table: str) -> dict[tuple[str, str, str], float]:
-  """Reads the paper's Table 1: {(backbone, trained on, tested on): AUC}."""
-  path = Path(__file__).parent / 'printed' / f'{table}.json'
-  return {
-    (row['backbone'], row['train'], column): value
-    for row in json.loads(path.read_text())['rows']
-    for column, value in row['test'].items()
-    if value is not None
-  }
+def printed(table: str) -> dict[tuple[str, ...], float]:
+  """Reads printed numbers: {(backbone, trained on, tested on): number}."""
+  return printed_numbers(str(Path(__file__).parent), table)
 
 
 def printed_cells(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.runner import CellCode, ReportParts
+from experiments.common.tables import ACCURACY
 from experiments.gcd import detectors, repair, report
 from experiments.gcd.config import PAPER_NAME, Config, get_config
 from experiments.gcd.pictures import RunInputs
@@ -168,13 +169,13 @@ def describe(inputs: RunInputs, found: dict[str, Any]) -> ReportParts:
         keys('kind', 'pictures', PAPER_NAME.get(kind, 'Clean'), line)
         for kind in found
       ],
-      report.ACCURACY,
+      ACCURACY,
       [accuracy[kind, line] for kind in found],
       [n] * len(found),
     )
   rows += estimate_rows(
     [keys('mean', 'goal', goal, line) for goal, line in levels],
-    report.ACCURACY,
+    ACCURACY,
     list(levels.values()),
     n,
   )
@@ -445,7 +446,7 @@ def tables(inputs: RunInputs, alphas) -> list[Table]:
   return [
     Table(
       'Accuracy behind the rectifier alone, mean over attacks',
-      report.ACCURACY,
+      ACCURACY,
       ('goal', 'reading'),
       'alpha',
       columns=rates,
@@ -455,7 +456,7 @@ def tables(inputs: RunInputs, alphas) -> list[Table]:
     ),
     Table(
       'Accuracy behind the rectifier alone',
-      report.ACCURACY,
+      ACCURACY,
       ('reading', 'alpha'),
       'pictures',
       columns=names,

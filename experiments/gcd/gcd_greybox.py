@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from experiments.common import detectors as common
+from experiments.common.controls import clean_against_clean, clean_table
 from experiments.common.detectors import REGIMES
 from experiments.common.runner import CellCode, ReportParts
+from experiments.common.tables import ACCURACY, AUC, estimate_row
 from experiments.gcd import baseline_detectors, detectors, report
 from experiments.gcd.config import (
   MINIMAL,
@@ -24,7 +26,6 @@ from experiments.gcd.run import run_gcd
 from jaxadv.detectors.entropy_ensemble import RULES, temperature
 from jaxadv.metrics.estimates import (
   Estimate,
-  auc_estimate,
   mean,
   over_trainings,
 )
@@ -311,7 +312,7 @@ def detection_rows(inputs, trainings, areas) -> list[Row]:
         }
         for name, regime, attack in places
       ],
-      report.AUC,
+      AUC,
       [areas[place] for place in places],
       [tested(inputs, trainings, *place) for place in places],
     )
@@ -319,7 +320,7 @@ def detection_rows(inputs, trainings, areas) -> list[Row]:
     rows.append(
       share_row(
         {'role': 'unprotected', 'attack': PAPER_NAME[attack]},
-        report.ACCURACY,
+        ACCURACY,
         report.unprotected(inputs, attack),
         paper=paper.get((dataset, PAPER_NAME[attack], 'F_accuracy')),
       )
@@ -345,15 +346,13 @@ def control_rows(inputs: RunInputs, trainings: Trainings) -> list[Row]:
       continue
     clean = [scores[place] for scores in each]
     own = sources[: len(clean[0])]
-    halves = [
-      auc_estimate(part[::2], part[1::2], own[::2], own[1::2]) for part in clean
-    ]
+    halves = [clean_against_clean(part, own) for part in clean]
     keys.append(
       {'role': 'control', 'detector': SHOWN[name], 'pictures': 'clean'}
     )
     found.append(over_trainings(halves) if name in TRAINED else halves[0])
     numbers.append(len(own) // 2)
-  return estimate_rows(keys, report.AUC, found, numbers)
+  return estimate_rows(keys, AUC, found, numbers)
 
 
 def size_rows(inputs: RunInputs, scores: Mapping[str, np.ndarray]) -> list[Row]:
@@ -367,7 +366,7 @@ def size_rows(inputs: RunInputs, scores: Mapping[str, np.ndarray]) -> list[Row]:
       estimate = report.attack_auc(inputs, 'ddn', clean, attacked)
       keys = {'role': 'size', 'detector': SHOWN['mds'], 'change': f'x {times}'}
       n = int(report.succeeded(inputs, 'ddn').sum())
-      rows.append(report.estimate_row(keys, report.AUC, estimate, n=n))
+      rows.append(estimate_row(keys, AUC, estimate, n=n))
   return rows
 
 
@@ -523,7 +522,7 @@ def tables(inputs: RunInputs) -> list[Table]:
   return [
     Table(
       'Detection (Table 2)',
-      report.AUC,
+      AUC,
       ('detector',),
       'attack',
       split='training',
@@ -537,7 +536,7 @@ def tables(inputs: RunInputs) -> list[Table]:
     ),
     Table(
       'Accuracy of the unprotected classifier on the pictures of the attacks',
-      report.ACCURACY,
+      ACCURACY,
       ('role',),
       'attack',
       columns=names,
@@ -555,21 +554,14 @@ def tables(inputs: RunInputs) -> list[Table]:
     ),
     Table(
       'DET_MDS on changes of DDN made larger',
-      report.AUC,
+      AUC,
       ('detector',),
       'change',
       filters={'role': 'size'},
       note='Learnt on changes of that size: a detector that finds only the '
       'larger ones sees their size.',
     ),
-    Table(
-      'Clean against clean: ought to be 50',
-      report.AUC,
-      ('detector',),
-      'pictures',
-      filters={'role': 'control'},
-      control=True,
-    ),
+    clean_table(AUC, 'detector'),
   ]
 
 
@@ -601,7 +593,7 @@ def figures(areas) -> list[Plot]:
       'AUC of the ensemble by what it has learnt: the attack it is tested on, '
       'all attacks, or all others.',
       {
-        'metric': report.AUC,
+        'metric': AUC,
         'category': 'attack',
         'series': 'training',
         'filters': {'role': 'detection', 'detector': SHOWN['gcd']},

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common.runner import CellCode, ReportParts
+from experiments.common.tables import ACCURACY
 from experiments.gcd import (
   baseline_defences,
   detectors,
@@ -370,7 +371,7 @@ def describe(inputs: RunInputs, found: dict[str, Any]) -> ReportParts:
         'the attacks of a norm; pictures attacked for the undefended network. '
         'F: no defence. GCD: what the ensemble flags is rectified.',
         {
-          'metric': report.ACCURACY,
+          'metric': ACCURACY,
           'category': 'pictures',
           'series': 'defence',
           'filters': {'role': 'group'},
@@ -479,7 +480,7 @@ def recovery_rows(measured: Measured, kinds) -> list[Row]:
         add('before rounding', estimate._replace(paper=None), n)
     for parts in cells.values():
       each, estimates, numbers = zip(*parts, strict=True)
-      rows += share_rows(each, report.ACCURACY, estimates, numbers)
+      rows += share_rows(each, ACCURACY, estimates, numbers)
     if defence == 'tvm_printed':
       continue  # A control, which the figure leaves out.
     groups = groups_of(kinds).items()
@@ -488,7 +489,7 @@ def recovery_rows(measured: Measured, kinds) -> list[Row]:
         {'role': 'group', 'defence': title, 'pictures': group}
         for group, _ in groups
       ],
-      report.ACCURACY,
+      ACCURACY,
       [
         mean([measured.accuracy(defence, kind) for kind in own])
         for _, own in groups
@@ -517,7 +518,7 @@ def own_rows(labels) -> list[Row]:
         'defence': DEFENCES[defence],
         'attack': PAPER_NAME[attack],
       },
-      report.ACCURACY,
+      ACCURACY,
       labels[f'{defence}/own/{attack}'],
     )
     for defence in ADVERSARIALLY_TRAINED
@@ -731,7 +732,7 @@ def tables(inputs: RunInputs, chosen: Masking, labels) -> list[Table]:
   def recovery(pictures: str, report_progress: str) -> Table:
     return Table(
       f'Accuracy behind each defence, {pictures} attacked pictures',
-      report.ACCURACY,
+      ACCURACY,
       ('defence',),
       'attack',
       columns=('Clean', *names),
@@ -755,7 +756,7 @@ def tables(inputs: RunInputs, chosen: Masking, labels) -> list[Table]:
     ),
     Table(
       'Accuracy behind each defence, attacked pictures before rounding',
-      report.ACCURACY,
+      ACCURACY,
       ('defence',),
       'attack',
       columns=names,
@@ -765,7 +766,7 @@ def tables(inputs: RunInputs, chosen: Masking, labels) -> list[Table]:
     ),
     Table(
       'Accuracy of adversarially trained networks, attacked themselves',
-      report.ACCURACY,
+      ACCURACY,
       ('defence',),
       'attack',
       columns=names,

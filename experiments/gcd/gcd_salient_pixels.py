@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from experiments.common.runner import CellCode, ReportParts
+from experiments.common.tables import ACCURACY, RATE
 from experiments.gcd import detectors, repair, report
 from experiments.gcd.config import (
   MINIMAL,
@@ -258,7 +259,7 @@ def describe(inputs: RunInputs, found: dict[str, Any]) -> ReportParts:
   rows = []
   for version, parts in cells.items():
     if parts:
-      metric = report.ACCURACY if version == 'clean' else report.RATE
+      metric = ACCURACY if version == 'clean' else RATE
       keys, estimates, numbers = zip(*parts, strict=True)
       rows += share_rows(keys, metric, estimates, numbers)
   examples, drawings = example_pictures(inputs, found, attacks)
@@ -415,7 +416,7 @@ def tables(inputs: RunInputs) -> list[Table]:
   return [
     table(
       'Success of attacks after blackening pixels',
-      report.RATE,
+      RATE,
       EXACT,
       'Of the test pictures that the attack changed with success, as it left '
       'them: share that still has another label than before the attack. '
@@ -427,14 +428,14 @@ def tables(inputs: RunInputs) -> list[Table]:
     ),
     table(
       'The same of pictures that are a success after rounding to 8 bit',
-      report.RATE,
+      RATE,
       ROUNDED,
       'Rounding brings many pictures of a minimal-norm attack back by itself, '
       'so few are left; claims rest on the table above.',
     ),
     table(
       'Accuracy on the clean versions of these pictures, treated alike',
-      report.ACCURACY,
+      ACCURACY,
       'clean',
       'All of them are classified correctly when left alone.',
     ),

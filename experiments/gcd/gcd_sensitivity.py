@@ -12,7 +12,9 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
 from experiments.common import detectors as common
+from experiments.common.controls import clean_table
 from experiments.common.runner import CellCode, ReportParts
+from experiments.common.tables import AUC, estimate_row
 from experiments.gcd import detectors, repair, report
 from experiments.gcd.config import (
   MINIMAL,
@@ -101,26 +103,26 @@ def describe(inputs: RunInputs, found: dict[str, Any]) -> ReportParts:
     for attack in attacks
   }
   rows = [
-    report.estimate_row(
+    estimate_row(
       {
         'role': 'sensitivity',
         'score': SCORES[score],
         'attack': PAPER_NAME[attack],
       },
-      report.AUC,
+      AUC,
       estimate,
       n=int(report.succeeded(inputs, attack).sum()),
     )
     for (score, attack), estimate in areas.items()
   ]
   rows += [
-    report.estimate_row(
+    estimate_row(
       {
         'role': 'exact',
         'score': SCORES[score],
         'attack': PAPER_NAME[attack],
       },
-      report.AUC,
+      AUC,
       report.attack_auc(
         inputs, attack, found[score]['clean'], found[score][f'exact/{attack}']
       ),
@@ -134,13 +136,13 @@ def describe(inputs: RunInputs, found: dict[str, Any]) -> ReportParts:
     if survives_rounding.any():
       scores = found['log_s']
       rows.append(
-        report.estimate_row(
+        estimate_row(
           {
             'role': 'survives_rounding',
             'score': SCORES['log_s'],
             'attack': PAPER_NAME[attack],
           },
-          report.AUC,
+          AUC,
           report.attack_auc(
             inputs, attack, scores['clean'], scores[attack], survives_rounding
           ),
@@ -273,7 +275,7 @@ def tables(inputs: RunInputs) -> list[Table]:
   return [
     Table(
       'AUC of scores without training',
-      report.AUC,
+      AUC,
       ('score',),
       'attack',
       columns=names,
@@ -283,7 +285,7 @@ def tables(inputs: RunInputs) -> list[Table]:
     ),
     Table(
       'AUC of the same on attacked pictures before rounding',
-      report.AUC,
+      AUC,
       ('score',),
       'attack',
       columns=names,
@@ -292,7 +294,7 @@ def tables(inputs: RunInputs) -> list[Table]:
     ),
     Table(
       'AUC of S on pictures that still fool the victim after rounding',
-      report.AUC,
+      AUC,
       ('score',),
       'attack',
       columns=names,
@@ -310,14 +312,7 @@ def tables(inputs: RunInputs) -> list[Table]:
       decimals=6,
     ),
     *report.picture_tables(inputs),
-    Table(
-      'Clean against clean: ought to be 50',
-      report.AUC,
-      ('score',),
-      'pictures',
-      filters={'role': 'control'},
-      control=True,
-    ),
+    clean_table(AUC, 'score'),
     Table(
       'Toy network: rank correlation of S with the distance to the boundary',
       'rank correlation',
@@ -339,7 +334,7 @@ def _control(inputs: RunInputs, clean: np.ndarray) -> list[Row]:
     'score': SCORES['log_s'],
     'pictures': 'halves of the clean ones',
   }
-  return [report.estimate_row(keys, report.AUC, estimate, n=len(clean) // 2)]
+  return [estimate_row(keys, AUC, estimate, n=len(clean) // 2)]
 
 
 def toy() -> tuple[list[Row], dict[str, np.ndarray]]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.runner import CellCode, ReportParts
+from experiments.common.tables import AUC, RATE
 from experiments.gcd import report, white_box
 from experiments.gcd.config import (
   MINIMAL,
@@ -209,7 +210,7 @@ def detector_rows(inputs: RunInputs, white: WhiteBox) -> list[Row]:
   areas = [
     Row(
       {'role': 'validation', 'guard': active, 'pictures': 'validation'},
-      report.AUC,
+      AUC,
       float(areas.mean()),
     )
     for active, areas in white.areas.items()
@@ -610,7 +611,7 @@ def tables(inputs: RunInputs) -> list[Table]:
   return [
     Table(
       'Success of attacks that know the detectors',
-      report.RATE,
+      RATE,
       ('attack',),
       'guard',
       columns=tuple(ACTIVE_DETECTORS),
@@ -641,7 +642,7 @@ def tables(inputs: RunInputs) -> list[Table]:
     ),
     Table(
       'Success of PGD-U within smaller budgets',
-      report.RATE,
+      RATE,
       ('guard',),
       'epsilon',
       columns=tuple(
@@ -652,7 +653,7 @@ def tables(inputs: RunInputs) -> list[Table]:
     ),
     Table(
       'Success against the whole defence, detectors and repair',
-      report.RATE,
+      RATE,
       ('attack',),
       'way',
       filters={'role': 'pipeline'},
@@ -664,7 +665,7 @@ def tables(inputs: RunInputs) -> list[Table]:
     ),
     Table(
       'Success on GCD with fewer steps',
-      report.RATE,
+      RATE,
       ('attack',),
       'steps',
       columns=(*(f'1/{divisor}' for divisor in DIVISORS), 'all'),
@@ -676,7 +677,7 @@ def tables(inputs: RunInputs) -> list[Table]:
     ),
     Table(
       'DET_IS attacked with and without smooth derivatives of ReLU',
-      report.RATE,
+      RATE,
       ('attack',),
       'gradient',
       filters={'role': 'second_order'},
@@ -694,7 +695,7 @@ def tables(inputs: RunInputs) -> list[Table]:
     ),
     Table(
       'Success of attacks that do not know the detectors',
-      report.RATE,
+      RATE,
       ('attack',),
       'guard',
       columns=tuple(ACTIVE_DETECTORS),
@@ -704,7 +705,7 @@ def tables(inputs: RunInputs) -> list[Table]:
     ),
     Table(
       'Success of attacks that know the detectors, after rounding to 8 bit',
-      report.RATE,
+      RATE,
       ('attack',),
       'guard',
       columns=tuple(ACTIVE_DETECTORS),
@@ -720,7 +721,7 @@ def tables(inputs: RunInputs) -> list[Table]:
     ),
     Table(
       'AUC of the detectors on the validation pictures of all attacks',
-      report.AUC,
+      AUC,
       ('pictures',),
       'guard',
       filters={'role': 'validation'},

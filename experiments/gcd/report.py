@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from experiments.common.tables import (
+  attack_rows,
+  attack_tables,
+  printed_numbers,
+  rare_attacks,
+  victim_row,
+)
 from experiments.gcd.config import PAPER_DATASET, PAPER_NAME
 from experiments.gcd.pictures import RunInputs
 from jaxadv.classifier import predict
 from jaxadv.metrics.estimates import Estimate, auc_estimate
-from jaxadv.reports import Row, Table, count_row, share_row
-from jaxadv.reports.rows import FEW_PICTURES
+from jaxadv.reports import Row, Table
+from jaxadv.sets.types import AdversarialSet
 
-AUC = 'AUC (%)'
-ACCURACY = 'accuracy (%)'
-RATE = 'success rate (%)'
 NUM_EXAMPLES = 6
 
 
@@ -28,11 +30,7 @@ def printed(table: str) -> dict[tuple[str, ...], float]:
   The lines of Table 1 are shares of removed pixels, those of the others
   attacks or 'Clean'.
   """
-  path = Path(__file__).parent / 'printed' / f'{table}.json'
-  return {
-    tuple(row['place']): row['value']
-    for row in json.loads(path.read_text())['rows']
-  }
+  return printed_numbers(str(Path(__file__).parent), table)
 
 
 def paper_dataset(inputs: RunInputs) -> str:
@@ -84,118 +82,47 @@ def unprotected(inputs: RunInputs, attack: str) -> np.ndarray:
   return logits.argmax(-1) == inputs.clean['test'].labels
 
 
-def estimate_row(
-  keys: dict[str, Any],
-  metric: str,
-  estimate: Estimate,
-  n: int,
-) -> Row:
-  """Makes the row of a figure."""
-  low, high = estimate.interval
-  return Row(keys, metric, estimate.value, low, high, n=n)
-
-
 def picture_rows(inputs: RunInputs) -> list[Row]:
   """Gives accuracy of the victim, success of the attacks and their size."""
-  n = len(inputs.heldout.labels)
-  rows = [
-    count_row(
-      {'role': 'victim', 'pictures': 'held-out'},
-      ACCURACY,
-      # Known since it was trained.
-      round((inputs.victim.accuracy or 0) * n),
-      n,
-    )
-  ]
-  for attack, sides in inputs.attacked.items():
-    found = sides['test']
-    keys = {'role': 'attack', 'attack': PAPER_NAME[attack]}
-    rows += [
-      share_row(keys | {'judged': 'float'}, RATE, found.success_float),
-      share_row(keys | {'judged': '8 bit'}, RATE, found.success),
-    ]
-    for norm in ('l2', 'linf'):
-      sizes = getattr(found, norm)[found.success_float]
-      if len(sizes):
-        rows.append(
-          Row(
-            keys | {'judged': norm},
-            'median size of the change',
-            float(np.median(sizes)),
-            n=len(sizes),
-          )
-        )
-  return rows
+  victim = victim_row(inputs.victim, len(inputs.heldout.labels))
+  return [victim, *attack_rows(shown_sets(inputs))]
+
+
+def shown_sets(inputs: RunInputs) -> dict[str, AdversarialSet]:
+  """Gives the attacked test pictures by the paper's names of the attacks."""
+  return {
+    PAPER_NAME[attack]: sides['test']
+    for attack, sides in inputs.attacked.items()
+  }
 
 
 def doubts(inputs: RunInputs) -> list[str]:
   """Says which attacks are too weak, or too rare, for what rests on them."""
-  found = {attack: sides['test'] for attack, sides in inputs.attacked.items()}
+  found = shown_sets(inputs)
   sentences = []
-  for costly, cheap in (
-    ('carlini_wagner', 'ddn'),
-    ('carlini_wagner_t', 'ddn_t'),
-  ):
+  for costly, cheap in (('CW-U', 'DDN-U'), ('CW-T', 'DDN-T')):
     if not {costly, cheap} <= found.keys():
       continue
     both = found[costly].success_float & found[cheap].success_float
     if not both.any():
       continue
     sizes = [
-      float(np.median(np.asarray(found[attack].l2)[both]))
-      for attack in (costly, cheap)
+      float(np.median(np.asarray(found[name].l2)[both]))
+      for name in (costly, cheap)
     ]
     if sizes[0] > sizes[1]:
       sentences.append(
-        f'{PAPER_NAME[costly]} is not at its strongest: its median change in '
-        f'L2 is {sizes[0]:.3f} where that of {PAPER_NAME[cheap]} is '
-        f'{sizes[1]:.3f}, on the {both.sum()} test pictures on which both have '
-        'success; give it more binary_search_steps or num_steps.'
+        f'{costly} is not at its strongest: its median change in L2 is '
+        f'{sizes[0]:.3f} where that of {cheap} is {sizes[1]:.3f}, on the '
+        f'{both.sum()} test pictures on which both have success; give it more '
+        'binary_search_steps or num_steps.'
       )
-  rare = [
-    f'{PAPER_NAME[attack]} on {side.success_float.sum()}'
-    for attack, side in found.items()
-    if side.success_float.sum() < FEW_PICTURES
-  ]
-  if rare:
-    sentences.append(
-      f'Attacks with success on fewer than {FEW_PICTURES} of '
-      f'{inputs.config.num_test} test pictures: {", ".join(rare)}.'
-    )
-  return sentences
+  return sentences + rare_attacks(found, inputs.config.num_test)
 
 
 def picture_tables(inputs: RunInputs) -> list[Table]:
   """Lays out `picture_rows`."""
-  names = columns(inputs, inputs.config.attack_names)
-  return [
-    Table(
-      'Accuracy of the victim',
-      ACCURACY,
-      ('role',),
-      'pictures',
-      filters={'role': 'victim'},
-    ),
-    Table(
-      'Success of the attacks on pictures that are classified correctly',
-      RATE,
-      ('judged',),
-      'attack',
-      columns=names,
-      filters={'role': 'attack'},
-      note='8 bit: after rounding the pictures, as they are used everywhere.',
-    ),
-    Table(
-      'Size of successful changes',
-      'median size of the change',
-      ('judged',),
-      'attack',
-      columns=names,
-      filters={'role': 'attack'},
-      note='In image units, before rounding.',
-      decimals=3,
-    ),
-  ]
+  return attack_tables(columns(inputs, inputs.config.attack_names))
 
 
 def columns(inputs: RunInputs, attacks: Sequence[str]) -> tuple[str, ...]:

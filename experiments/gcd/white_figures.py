@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.tables import RATE
 from experiments.gcd import report, white_box
 from experiments.gcd.config import MINIMAL, PAPER_NAME
 from experiments.gcd.pictures import RunInputs
@@ -105,7 +106,7 @@ def curve_drawings(inputs: RunInputs, curves) -> list[Plot]:
       for attack in attacks
       if attack in inputs.config.attack_names
     }
-    options = {'panels': panels, 'xlabel': xlabel, 'ylabel': report.RATE}
+    options = {'panels': panels, 'xlabel': xlabel, 'ylabel': RATE}
     return [Plot(name, 'curves', caption, options)] if panels else []
 
   steps = {
@@ -151,7 +152,7 @@ def curve_drawings(inputs: RunInputs, curves) -> list[Plot]:
           'point an attack of its own: where a curve still rises at its end, '
           'more steps would find more. Of DDN also success within the median '
           'L2 of what the most steps find.',
-          {'panels': steps, 'xlabel': 'steps', 'ylabel': report.RATE},
+          {'panels': steps, 'xlabel': 'steps', 'ylabel': RATE},
         )
       ]
       if steps

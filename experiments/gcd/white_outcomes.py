@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.common.tables import RATE
 from experiments.gcd import report, white_box
 from experiments.gcd.config import PAPER_NAME
 from experiments.gcd.pictures import RunInputs
@@ -278,7 +279,7 @@ def rate_rows(
   sampling = [share_interval(int(success.sum()), n) for _, success in measured]
   return guard_rows(
     [keys for keys, _ in measured],
-    report.RATE,
+    RATE,
     estimates,
     [n] * len(measured),
     sampling,

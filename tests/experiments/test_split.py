@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 
+from experiments.common.controls import shuffled_labels
 from experiments.connection import detectors
 from experiments.connection.config import Config
 from jaxadv.metrics.roc import auc
@@ -27,6 +28,10 @@ def sets():
 
 def config(split, seed=0):
   return Config(num_pictures=NUM, split_by=split, seed=seed)
+
+
+def shuffled(sets, seed):
+  return shuffled_labels([s.source for s in sets.values()], [0, 2, seed])
 
 
 def sources_of(sets, side):
@@ -73,13 +78,13 @@ def test_split_depends_on_the_seed(sets):
 
 
 def test_shuffled_labels_are_those_of_sources(sets):
-  labels = detectors.shuffled_labels(config('source'), sets, 0)
+  labels = shuffled(sets, 0)
   assert labels.shape == (4, NUM)
   np.testing.assert_array_equal(labels[0], labels[1])
   np.testing.assert_array_equal(labels[0], labels[2])
   assert (labels[0] != labels[3]).any()
   assert 2 * labels[[0, 3]].sum() == labels[[0, 3]].size
-  anew = detectors.shuffled_labels(config('source'), sets, 1)
+  anew = shuffled(sets, 1)
   assert 0.3 < (labels == anew).mean() < 0.7
 
 
@@ -95,7 +100,7 @@ def test_shuffled_control_sees_the_leak(sets, split, low, high):
   looks = rng.normal(size=(5000, 20))
   pool = np.concatenate([looks[s.source] for s in sets.values()])
   pool += 0.1 * rng.normal(size=pool.shape)
-  labels = detectors.shuffled_labels(config(split), sets, 0).ravel()
+  labels = shuffled(sets, 0).ravel()
   train, _, test = (
     side[:2].ravel() for side in detectors.split(config(split), sets)
   )
