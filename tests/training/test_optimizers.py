@@ -304,7 +304,7 @@ def test_groups_and_functions_are_resumed(tmp_path):
   with pytest.raises(UserError, match=r'another training \(config.groups'):
     run(groups=(Group('head', 0.25, 'adam', frozen_epochs=2),))
   with pytest.raises(UserError, match='leave out checkpoint_dir'):
-    run(optimizer=optax.lion(0.1), learning_rate=None)
+    run(optimizer=optax.lion(0.1), learning_rate=None, groups=())
 
 
 def test_settings_are_told_apart_by_value():
