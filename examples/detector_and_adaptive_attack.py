@@ -77,8 +77,7 @@ threshold = threshold_at_fpr(clean_scores, 0.05)
 
 def score(images):
   """Scores images, float32[B]; above 0 a picture is flagged."""
-  scores = detector.score(None, classifier, measured.state, images)
-  return scores - threshold
+  return measured.fitted(images) - threshold
 
 
 # %% [markdown]

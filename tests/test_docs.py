@@ -17,7 +17,16 @@ PAGES = {
 ON_PAGES = set(re.findall(r'automodule:: ([\w.]+)', ' '.join(PAGES.values())))
 # What users do not call: the workings of experiments, caches and borders, and
 # reports, which are written by what measures.
-INTERNAL = {'experiment', 'hosts', 'inputs', 'reports', 'storage', 'units'}
+INTERNAL = {
+  'contracts',
+  'hosts',
+  'inputs',
+  'reports',
+  'runs',
+  'specs',
+  'storage',
+  'units',
+}
 
 
 def _described(module):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxadv
-from jaxadv import attacks, defences, norms, types
+from jaxadv import attacks, defences, detectors, norms, types
 from jaxadv.classifier import from_function, from_linen
 from jaxadv.models.chain import Chain, PoolHead
 from tests.detectors import cases
@@ -98,6 +98,9 @@ def test_examples_run(name, on_linear, on_networks):
     'key': jax.random.key(0),
     **{each: getattr(attacks, each) for each in attacks.__all__},
     **{each: getattr(defences, each) for each in defences.__all__},
+    **{each: getattr(detectors, each) for each in detectors.__all__},
+    'tells_apart': lambda params, *_: params,
+    'deceives': lambda params, *_: params,
     'linf_ball': norms.linf_ball,
     **(on_networks if about_detectors else on_linear),
   }

@@ -109,7 +109,8 @@ def fit(
     DataError: If a picture holds NaN.
 
   Example:
-    >>> fitted = fit(key, network_detector(), None, train, valid)
+    >>> detector = network_detector(image_size=16)
+    >>> fitted = fit(key, detector, None, train, valid)
     >>> scores = fitted(images)
   """
   check_detector(detector)
