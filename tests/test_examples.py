@@ -34,6 +34,7 @@ def test_they_open_as_notebooks(path):
       assert head == '' and text
 
 
+@pytest.mark.slow
 def test_attack_my_flax_model(run):
   names = run('attack_my_flax_model.py')
   curve = names['curve']
@@ -48,6 +49,7 @@ def test_attack_my_flax_model(run):
   assert (names['predicted'] != names['test'].labels[names['rows']]).all()
 
 
+@pytest.mark.slow
 def test_detector_and_adaptive_attack(run):
   names = run('detector_and_adaptive_attack.py')
   assert names['evaluation'].attack_success_rate > 0.4
@@ -56,6 +58,7 @@ def test_detector_and_adaptive_attack(run):
   assert passed['oblivious'] < 0.05 < 0.15 < passed['adaptive']
 
 
+@pytest.mark.slow
 def test_robustness_report(run):
   names = run('robustness_report.py')
   plain, trained = (

@@ -65,6 +65,7 @@ def free_port():
     return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_hosts_find_what_one_finds(tmp_path):
   worker, address = ('-m', 'tests.hosts_worker'), f'localhost:{free_port()}'
   one = [start(4, *worker, tmp_path / 'one')]
@@ -82,6 +83,7 @@ def test_two_hosts_find_what_one_finds(tmp_path):
   assert not list((tmp_path / 'two' / 'cache').glob('*/*.partial'))
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_run_on_two_hosts_gives_the_rows_of_one(tmp_path):
   one, two = tmp_path / 'one', tmp_path / 'two'

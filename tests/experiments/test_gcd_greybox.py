@@ -239,5 +239,5 @@ def test_noise_alone_finds_pictures_near_a_boundary(
     baseline_detectors.tws_criterion(inputs, 'noise', 0.01, 'test', kind, 100)
     for kind in ('clean', attack)
   )
-  found = report.auc_estimate(inputs, attack, clean, attacked).value
+  found = report.attack_auc(inputs, attack, clean, attacked).value
   assert abs(found - expected) < tolerance

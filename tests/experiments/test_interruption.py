@@ -8,6 +8,9 @@ import pytest
 
 from tests.experiments.conftest import NETWORKS
 
+# Real kills of real processes.
+pytestmark = pytest.mark.slow
+
 SMALL = (
   '--exp=unseen_transfer',
   *NETWORKS,

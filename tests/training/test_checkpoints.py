@@ -64,6 +64,7 @@ def run_child(directory, kill_after, out):
   )
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed_to_the_bit(tmp_path):
   whole, parts = tmp_path / 'whole.npz', tmp_path / 'parts.npz'
   assert run_child(tmp_path / 'a', 0, whole).stdout.split() == list('12345')
