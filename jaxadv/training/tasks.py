@@ -41,7 +41,7 @@ class Task(NamedTuple):
       optimizer and may be called more than once; the rest of the `TrainState`
       but `step` is the update's to replace. `losses` has by name float32[B],
       or float32[] of the whole batch; the history has the mean of each over
-      the rows of an epoch where `mask`, bool[B], holds, as 'train_' and the
+      the rows of an epoch where `mask`, bool[B], holds, as `train_...` of the
       name, and the training stops if one is not finite.
     measure: `(params, batch_stats, examples) -> {'loss': float32[B], ...}` in
       inference mode; anything else with a row an example may be added.
