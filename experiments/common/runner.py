@@ -60,7 +60,8 @@ class CellCode(NamedTuple):
 
   Attributes:
     run: `(inputs, cell, report_progress) -> result`; `report_progress` is
-      called with a few words and the share done.
+      called with a few words and the share done. A rerun calls it again for
+      the cells of its shard, so what takes long is kept in the cache.
     pack: `result -> {name: array}`.
     unpack: The way back.
   """

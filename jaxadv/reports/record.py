@@ -74,6 +74,7 @@ class Table:
   metric: str
   row_labels: tuple[str, ...]
   column: str
+  _: dataclasses.KW_ONLY
   split: str = ''
   columns: tuple[str, ...] = ()
   filters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
