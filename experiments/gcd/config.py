@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from experiments.common.options import (
@@ -324,7 +324,9 @@ class Config(Options):
     if 'step_size' in usual:
       usual['step_size'] = WHITE_STEP * usual['epsilon']
     usual |= _WHITE[self.variant].get(attack.removesuffix('_t'), {})
-    return _with_given(attack, usual, self.white_attacks)
+    return _with_given(
+      attack, usual, self.white_attacks, lambda radius, _: WHITE_STEP * radius
+    )
 
   def training_settings(self, attack: str) -> dict[str, Any]:
     """Gives those in adversarial training.
@@ -372,12 +374,16 @@ def _read_specs(
 
 
 def _with_given(
-  attack: str, usual: Mapping[str, Any], specs: tuple[str, ...]
+  attack: str,
+  usual: Mapping[str, Any],
+  specs: tuple[str, ...],
+  step: Callable[[float, int], Any] = usual_step,
 ) -> dict[str, Any]:
   """Puts what is given of an attack over what is usual.
 
   Given of the untargeted attack it holds of the targeted one, too, and the
-  other way round. A step that is not given follows what is.
+  other way round. A step that is not given follows what is, by `step` of radius
+  and number.
   """
   given = _read_specs('--attacks', specs, ATTACKS)
   base = attack.removesuffix('_t')
@@ -388,9 +394,7 @@ def _with_given(
     k for k in ('epsilon', 'num_steps') if settings.get(k) != usual.get(k)
   }
   if 'step_size' in usual and 'step_size' not in own and changed:
-    settings['step_size'] = usual_step(
-      settings['epsilon'], settings['num_steps']
-    )
+    settings['step_size'] = step(settings['epsilon'], settings['num_steps'])
   return settings
 
 
