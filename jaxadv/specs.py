@@ -73,13 +73,15 @@ def split(spec: str) -> list[tuple[str, str]]:
     UserError: If a part is no pair.
   """
   name, *parts = spec.split(':')
-  pairs = []
+  pairs: list[tuple[str, str]] = []
   for part in parts:
     key, equals, text = part.partition('=')
     if not equals:
       raise UserError(
         f'{spec!r} has {part!r}; hyperparameters are given as {name}:KEY=VALUE'
       )
+    if key in dict(pairs):
+      raise UserError(f'{spec!r} gives {key} twice')
     pairs.append((key, text))
   return pairs
 

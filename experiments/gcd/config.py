@@ -308,6 +308,11 @@ class Config(Options):
     return self.attack_settings('pgd')['epsilon']
 
   @property
+  def white_epsilon(self) -> float:
+    """The radius of PGD in the white box."""
+    return self.white_settings('pgd')['epsilon']
+
+  @property
   def radii(self) -> tuple[str, ...]:
     """The radii of PixelDefend in levels of 255."""
     own = {*PURIFIED_RADII, math.ceil(255 * self.epsilon - 1e-6)}

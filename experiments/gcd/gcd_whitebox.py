@@ -229,7 +229,7 @@ def success_rows(inputs: RunInputs, outcomes: Outcomes) -> list[Row]:
       and attack_run.divisor == 1
       and attack_run.active != 'DET_org'
     ):
-      epsilon = f'{attack_run.share * inputs.config.epsilon:.3g}'
+      epsilon = f'{attack_run.share * inputs.config.white_epsilon:.3g}'
       budget = {
         'role': 'budget',
         'guard': attack_run.active,
@@ -545,7 +545,7 @@ def lagging(
       for attack_run in (larger, smaller)
     )
     if larger.active == active and few.sum() < many.sum():
-      radii = [t.share * inputs.config.epsilon for t in (larger, smaller)]
+      radii = [t.share * inputs.config.white_epsilon for t in (larger, smaller)]
       say(
         'pgd',
         f'PGD-U on {active} has success on {few.sum()} of {len(few)} pictures '
@@ -646,7 +646,7 @@ def tables(inputs: RunInputs) -> list[Table]:
       ('guard',),
       'epsilon',
       columns=tuple(
-        f'{share * inputs.config.epsilon:.3g}' for share in (*SHARES, 1)
+        f'{share * inputs.config.white_epsilon:.3g}' for share in (*SHARES, 1)
       ),
       filters={'role': 'budget'},
       note='What is found within a smaller budget counts within a larger one.',

@@ -52,7 +52,10 @@ def curves_of(inputs: RunInputs, outcomes: Outcomes) -> dict[str, np.ndarray]:
       # DET_org is not tried on smaller budgets.
       for active in SHOWN:
         points = sorted(
-          (attack_run.share * inputs.config.epsilon, outcome.success.sum())
+          (
+            attack_run.share * inputs.config.white_epsilon,
+            outcome.success.sum(),
+          )
           for attack_run, outcome in own.items()
           if attack_run.active == active
         )

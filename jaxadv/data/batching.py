@@ -37,10 +37,14 @@ def map_batches(
     What the function gives of all rows, in NumPy arrays of N rows.
 
   Raises:
-    UserError: If there is no row or `batch_size` is below 1.
+    UserError: If there is no row, `batch_size` is below 1, or columns or
+      results differ in their number of rows.
     DataError: If memory does not suffice; names a smaller batch size.
   """
   n = next(len(column) for column in columns if column is not None)
+  lengths = [len(column) for column in columns if column is not None]
+  if len(set(lengths)) > 1:
+    raise UserError(f'the columns have {lengths} rows; give as many of each')
   if batch_size < 1 or not n:
     raise UserError(
       f'batch_size is {batch_size}, of {n} rows; both must be at least 1'
@@ -60,4 +64,9 @@ def map_batches(
       rows = np.arange(start, start + batch_size) % n
       results = function(*(take(column, rows) for column in columns))
       parts.append(hosts.fetch(results))
+      if any(np.shape(x)[:1] != (batch_size,) for x in jax.tree.leaves(parts)):
+        raise UserError(
+          f'the function gives {jax.tree.map(np.shape, parts[-1])} of '
+          f'{batch_size} rows; it has to give as many rows'
+        )
     return jax.tree.map(lambda *part: np.concatenate(part)[:n], *parts)

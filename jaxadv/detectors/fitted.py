@@ -22,7 +22,8 @@ from jaxadv.types import Batch, Detector, Images, Keys, PyTree, Scores
   data_fields=['classifier', 'state'],
   meta_fields=['detector'],
 )
-@dataclasses.dataclass(frozen=True)
+# Told apart as an object: arrays have no hash, which `jit` asks for.
+@dataclasses.dataclass(frozen=True, eq=False)
 class FittedDetector:
   """Maps images to scores; built by `fit`, `measure` or `load`.
 

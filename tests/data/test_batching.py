@@ -52,6 +52,11 @@ def test_no_rows_and_no_batch_are_refused_and_memory_is_explained():
   with pytest.raises(UserError, match='of 0 rows'):
     map_batches(jnp.sum, ROWS[:0], batch_size=2)
 
+  with pytest.raises(UserError, match=r'columns have \[11, 5\] rows'):
+    map_batches(jnp.add, ROWS, ROWS[:5], batch_size=4)
+  with pytest.raises(UserError, match='gives .3,. of 4 rows'):
+    map_batches(lambda rows: rows.mean(0), ROWS, batch_size=4)
+
   def exhausted(rows):
     raise RuntimeError('RESOURCE_EXHAUSTED: out of memory')
 
