@@ -253,7 +253,7 @@ class Config(Options):
         'white_attacks': self.white_settings,
         'training_attacks': self.training_settings,
       }[name]
-      written = tuple(write_spec(n, settings(n)) for n in specs)
+      written = tuple(_written(f'--{name}', n, settings) for n in specs)
       object.__setattr__(self, name, written)
     if not self.attacks:
       raise UserError('--attacks is empty; give at least one')
@@ -378,6 +378,22 @@ def _read_specs(
   return found
 
 
+def _written(
+  flag: str, attack: str, settings: Callable[[str], dict[str, Any]]
+) -> str:
+  """Writes an attack out, after building it, which computes nothing.
+
+  Raises:
+    UserError: If a hyperparameter is out of range.
+  """
+  try:
+    own = settings(attack)
+    build_attack(attack, own)
+  except (TypeError, ValueError, ArithmeticError) as error:
+    raise UserError(f'{flag} has {attack}: {error}') from error
+  return write_spec(attack, own)
+
+
 def _with_given(
   attack: str,
   usual: Mapping[str, Any],
@@ -392,7 +408,7 @@ def _with_given(
   """
   given = _read_specs('--attacks', specs, ATTACKS)
   base = attack.removesuffix('_t')
-  names = [n for n in (attack, base, f'{base}_t') if n in given]
+  names = [n for n in (attack, base, f'{base}_t') if given.get(n)]
   own = given[names[0]] if names else {}
   settings = {**usual, **own}
   changed = {
