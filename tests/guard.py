@@ -2,7 +2,7 @@
 
 For changes that are to move code and not results:
 
-  python tests/guard.py COMMIT            # quick, about 20 minutes a side
+  python tests/guard.py COMMIT            # the quick variants
   python tests/guard.py COMMIT --tiny     # as small as in the tests
   python tests/guard.py COMMIT --inside=0.95   # where arithmetic changes
 

@@ -9,8 +9,6 @@ import numpy as np
 from jaxadv.metrics.estimates import Estimate, auc_estimate
 from jaxadv.reports import Table
 
-CLEAN_TITLE = 'Clean against clean: ought to be 50'
-
 
 def clean_against_clean(scores: np.ndarray, sources: np.ndarray) -> Estimate:
   """Compares every other clean picture with the rest: nothing to tell.
@@ -28,7 +26,7 @@ def clean_against_clean(scores: np.ndarray, sources: np.ndarray) -> Estimate:
 def clean_table(metric: str, row_label: str) -> Table:
   """Lays out the rows of `clean_against_clean`, of the role 'control'."""
   return Table(
-    CLEAN_TITLE,
+    'Clean against clean: ought to be 50',
     metric,
     (row_label,),
     'pictures',

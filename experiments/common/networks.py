@@ -110,7 +110,7 @@ def published_network(
     module,
     classifier,
     fingerprint([module, classifier.variables, classifier.preprocess]),
-    share_correct(classifier, pictures, batch_size)
+    float(np.mean(correct(classifier, pictures, batch_size)))
     if fits and batch_size
     else None,
     batch_norm=any(bool(leaf.any()) for leaf in means),
@@ -167,10 +167,3 @@ def correct(
   logits = predict(classifier, pictures.images, batch_size)
   # Decides which pictures are attacked: the same on every host.
   return hosts.agree(logits.argmax(-1) == pictures.labels)
-
-
-def share_correct(
-  classifier: Callable, pictures: Pictures, batch_size: int
-) -> float:
-  """Measures the accuracy, in [0, 1]."""
-  return float(np.mean(correct(classifier, pictures, batch_size)))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -148,7 +147,8 @@ def numbers(flag: str, value: Any, within: str) -> tuple[float, ...]:
   Raises:
     UserError: If one is no number or lies outside, or a list is empty.
   """
-  left, low, high, right = _INTERVAL.fullmatch(within).groups()  # type: ignore[union-attr]
+  left, right = within[0], within[-1]
+  low, high = within[1:-1].split(', ')
   many = isinstance(value, tuple)
   try:
     found = tuple(map(read_number, value)) if many else (float(value),)
@@ -170,9 +170,6 @@ def numbers(flag: str, value: Any, within: str) -> tuple[float, ...]:
   if high == 'inf':
     allowed = f'be {low} or more' if left == '[' else f'be above {low}'
   raise UserError(f'{flag} is {value}; it must {allowed}')
-
-
-_INTERVAL = re.compile(r'([\[(])([\d.]+), ([\d.]+|inf)([\])])')
 
 
 def result_config(config: Options) -> dict[str, Any]:

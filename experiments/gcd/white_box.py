@@ -330,7 +330,7 @@ def plain_attack(
     return attacks.fgsm(share * settings['epsilon'])
   name = attack.removesuffix('_t')
   if name != 'pgd':
-    made = build_attack(attack, config.white_settings(attack))
+    made = build_attack(attack, settings)
     return shortened(made, divisor) if name == 'ddn' else made
   # A row rests at its first success: where two losses pull, steps that follow
   # would often lose it again.

@@ -58,15 +58,20 @@ def map_batches(
     part = None if column is None else column[rows]
     return part if sharding is None else hosts.put(part, sharding)
 
-  parts = []
+  parts: list[Any] = []
   with explain_out_of_memory(batch_size):
     for start in range(0, n, batch_size):
       rows = np.arange(start, start + batch_size) % n
       results = function(*(take(column, rows) for column in columns))
-      parts.append(hosts.fetch(results))
-      if any(np.shape(x)[:1] != (batch_size,) for x in jax.tree.leaves(parts)):
+      leaves = jax.tree.leaves(results)
+      if any(np.shape(leaf)[:1] != (batch_size,) for leaf in leaves):
         raise UserError(
-          f'the function gives {jax.tree.map(np.shape, parts[-1])} of '
+          f'the function gives {jax.tree.map(np.shape, results)} of '
           f'{batch_size} rows; it has to give as many rows'
         )
+      # The device computes this batch while the last one is fetched.
+      if parts:
+        parts[-1] = hosts.fetch(parts[-1])
+      parts.append(results)
+    parts[-1] = hosts.fetch(parts[-1])
     return jax.tree.map(lambda *part: np.concatenate(part)[:n], *parts)

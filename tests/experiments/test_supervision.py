@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.connection import attack_supervision
-from experiments.connection import attack_supervision as supervision
+from experiments.connection import supervision_report as supervision
 from experiments.connection.matrix import CellScores
 from jaxadv.errors import UserError
 from jaxadv.metrics.intervals import percentile_interval
@@ -139,7 +139,7 @@ def test_gains_are_paired():
 
 def test_packed_results_come_back():
   made = result(lambda a, b: 0.7, lambda c, b: 0.8)
-  back = supervision.unpack(supervision.pack(made))
+  back = attack_supervision.unpack(attack_supervision.pack(made))
   assert back.single.trained == NAMES and back.single.tested == TESTED
   assert back.logits.keys() == made.logits.keys()
   for category, logits in made.logits.items():
