@@ -331,10 +331,14 @@ def usual_step(epsilon: Radius, num_steps: int) -> Radius:
   Returns:
     The length, of the kind of `epsilon`.
 
+  Raises:
+    UserError: If `num_steps` is no whole number of at least 1.
+
   References:
     Madry et al., Towards Deep Learning Models Resistant to Adversarial
     Attacks, 2018, https://arxiv.org/abs/1706.06083, section 5.
   """
+  check_whole('num_steps', num_steps, 1)
   return _PATH_FACTOR * epsilon / num_steps
 
 

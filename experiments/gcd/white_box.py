@@ -38,7 +38,7 @@ from jaxadv.detectors.entropy_ensemble import (
 )
 from jaxadv.errors import DataError
 from jaxadv.metrics import roc
-from jaxadv.norms import l2, linf_ball
+from jaxadv.norms import l2
 from jaxadv.training import mesh
 from jaxadv.types import Attack, AttackResult, Detector, PyTree, picture_keys
 from jaxadv.units import to_float
@@ -326,22 +326,15 @@ def plain_attack(
     divisor: By which the number of steps of PGD and DDN is divided.
   """
   settings = config.white_settings(attack)
-  if attack == 'fgsm':
-    return attacks.fgsm(share * settings['epsilon'])
+  for key in {'epsilon', 'step_size'} & settings.keys():
+    settings[key] = share * settings[key]
   name = attack.removesuffix('_t')
-  if name != 'pgd':
-    made = build_attack(attack, settings)
-    return shortened(made, divisor) if name == 'ddn' else made
-  # A row rests at its first success: where two losses pull, steps that follow
-  # would often lose it again.
-  ball = attacks.pgd(
-    linf_ball(share * settings['epsilon']),
-    share * settings['step_size'],
-    settings['num_steps'],
-    targeted=attack.endswith('_t'),
-    early_stop=True,
-  )
-  return shortened(ball, divisor)
+  if name == 'pgd':
+    # A row rests at its first success: where two losses pull, steps that follow
+    # would often lose it again.
+    settings = {'early_stop': True} | settings
+  made = build_attack(attack, settings)
+  return shortened(made, divisor) if name in ('pgd', 'ddn') else made
 
 
 class _Shortened(NamedTuple):

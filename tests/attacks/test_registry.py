@@ -40,6 +40,7 @@ def test_specs_are_read_in_the_kinds_of_their_defaults(spec, name, hyper):
     ('pgd:ball=1', 'no hyperparameter ball'),
     ('ddn:num_restarts=2', 'no hyperparameter num_restarts'),
     ('pgd:num_steps', 'KEY=VALUE'),
+    ('pgd:num_steps=2:num_steps=3', 'gives num_steps twice'),
     ('pgd:num_steps=2.5', 'whole number'),
     ('pgd:epsilon=8/0', 'number'),
     ('pgd:epsilon=far', 'number'),

@@ -51,6 +51,14 @@ def test_fit_gives_what_the_detector_learns_and_asks_any_function():
   np.testing.assert_allclose(fitted(IMAGES), function(IMAGES).max(axis=-1))
 
 
+def test_a_fitted_detector_can_be_compiled_itself():
+  classifier = from_function(lambda weights, images: images, jnp.zeros(2))
+  fitted = FittedDetector(BRIGHTNESS, classifier, jnp.float32(0.25))
+  np.testing.assert_allclose(
+    jax.jit(fitted)(IMAGES), IMAGES.mean((1, 2, 3)) - 0.25, rtol=1e-5
+  )
+
+
 def test_new_weights_do_not_retrace():
   score = chex.assert_max_traces(BRIGHTNESS.score, n=1)
   detector = BRIGHTNESS._replace(score=score)

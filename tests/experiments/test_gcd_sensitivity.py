@@ -135,6 +135,10 @@ def test_a_minimal_norm_attack_teaches_by_its_successes_only():
     ({'attacks': ('pgd:epsilon=a',)}, "epsilon is 'a' but must be a number"),
     ({'attacks': ('pgd:steps=3',)}, 'did you mean num_steps'),
     ({'attacks': ('pgd:targeted=true',)}, 'pgd_t is the targeted pgd'),
+    ({'attacks': ('pgd:num_steps=0',)}, '--attacks has pgd: num_steps'),
+    ({'attacks': ('fgsm:epsilon=nan',)}, '--attacks has fgsm: epsilon'),
+    ({'white_attacks': ('ddn:gamma=2',)}, '--white_attacks has ddn: gamma'),
+    ({'training_attacks': ('pgd:step_size=-1',)}, '--training_attacks has pgd'),
     ({'training_attacks': ('fgsm',)}, 'choose from pgd, ddn'),
     ({'betas': ('a',)}, "--betas is 'a'"),
     ({'alphas': ('0.5', '1.5')}, '[0, 1]'),
@@ -157,6 +161,25 @@ def test_what_cannot_be_is_refused(flags, said):
   with pytest.raises(UserError) as error:
     config_module.Config(**flags)
   assert said in str(error.value)
+
+
+def test_what_is_given_of_an_attack_holds_of_both_its_goals():
+  half = {'epsilon': 0.5, 'num_steps': 6}
+  for given in (
+    ('pgd:epsilon=0.5:num_steps=6', 'pgd_t'),
+    ('pgd', 'pgd_t:epsilon=0.5:num_steps=6'),
+  ):
+    config = config_module.Config(attacks=given)
+    for name in 'pgd', 'pgd_t':
+      assert half.items() <= config.attack_settings(name).items()
+  apart = config_module.Config(attacks=('pgd:epsilon=0.5', 'pgd_t:epsilon=0.1'))
+  assert apart.attack_settings('pgd_t')['epsilon'] == 0.1
+
+
+def test_the_white_box_has_a_radius_of_its_own():
+  config = config_module.Config(white_attacks=('pgd:epsilon=0.15',))
+  assert (config.epsilon, config.white_epsilon) == (0.3, 0.15)
+  assert config.white_settings('pgd')['step_size'] == pytest.approx(0.015)
 
 
 def test_variants_know_their_data():

@@ -27,7 +27,7 @@ from experiments.gcd.white_outcomes import (
   nested,
   rate_rows,
 )
-from jaxadv.attacks import ddn, pgd
+from jaxadv.attacks import ddn, make, pgd
 from jaxadv.classifier import from_function
 from jaxadv.data.sources import Pictures
 from jaxadv.errors import UserError
@@ -401,3 +401,20 @@ def test_cells_are_the_attacks_and_the_probes():
 def test_every_training_defends_a_picture():
   with pytest.raises(UserError, match='--white_pictures is 2.*--num_seeds=3'):
     dataclasses.replace(get_config(), white_pictures=2)
+
+
+def test_the_plain_attack_is_the_one_that_was_given():
+  given = 'pgd:epsilon=0.2:random_start=false:early_stop=false'
+  config = dataclasses.replace(CONFIG, white_attacks=(given,))
+  images = jax.random.uniform(jax.random.key(0), (6, *SHAPE))
+  bright = images[:, 0, 0, 0] > 0.5
+  rows = (
+    picture_keys(jax.random.key(1), np.arange(6)),
+    linear_guard().classifier,
+  )
+  run = lambda attack: jax.jit(attack)(*rows, images, bright.astype(int)).images
+  found = run(white_box.plain_attack(config, 'pgd', 0.5))
+  wanted = make(given, epsilon=0.1, step_size=0.01, num_steps=200)
+  np.testing.assert_allclose(found, run(wanted), atol=1e-6)
+  usual = run(white_box.plain_attack(CONFIG, 'pgd', 0.5))
+  assert np.abs(found - usual).max() > 1e-3
